@@ -1,0 +1,295 @@
+"""What can happen to a study, and what the study answers.
+
+An **event** is a fact that came from outside: a worker is free, a trial reported, a searcher answered.
+A **decision** is what the study wants done about it. ``StudyState.handle(event)`` is the only door
+through which a study changes, so the list of its events *is* the study: fed again, they give the same
+decisions. Both unions are closed, frozen, and JSON both ways (:func:`to_json`, :func:`from_json`).
+
+Times are seconds since the study began, without the time it lay interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from lightning_hpo.core.trial import Checkpoint, Config
+from lightning_hpo.errors import StudyCorrupt
+
+
+class Verdict(str, enum.Enum):
+    """What a trial does after a report."""
+
+    CONTINUE = "continue"
+    PAUSE = "pause"
+    STOP = "stop"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Outcome(str, enum.Enum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"
+    """The script ended by itself."""
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    """The script raised."""
+    LOST = "lost"
+    """The process vanished: killed, out of memory, hung, node gone."""
+    INTERRUPTED = "interrupted"
+    """The user interrupted the study."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+# ----------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker is free."""
+
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Suggested:
+    """A configuration was chosen for a new trial: the answer to :class:`SuggestionWanted`, or a trial attached from outside."""
+
+    time: float
+    trial_id: int
+    config: Config | None
+    """Values of the searched hyperparameters; None: the searcher has nothing left to propose."""
+    origin: str
+    reason: str
+    bracket_weights: tuple[float, ...] | None = None
+    """New probabilities of the brackets (Hyper-Tune); None leaves them."""
+    searcher_state: dict[str, Any] | None = None
+    """JSON data which the searcher gets back with the next request; None leaves it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """A process for the trial exists."""
+
+    time: float
+    trial_id: int
+    attempt: int
+    pid: int | None = None
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A trial reported the metric after ``resource`` units."""
+
+    time: float
+    trial_id: int
+    attempt: int
+    resource: int
+    value: float
+    """In the user's sign; may be NaN or infinite."""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """A checkpoint was written and verified."""
+
+    time: float
+    trial_id: int
+    attempt: int
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRemoved:
+    """The trial's checkpoint is gone (deleted to save space, or found damaged)."""
+
+    time: float
+    trial_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """The process of an attempt is gone."""
+
+    time: float
+    trial_id: int
+    attempt: int
+    outcome: Outcome
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRequested:
+    """Pause this running trial at its next report (Ctrl-C, no disk space, preemption)."""
+
+    time: float
+    trial_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyContinued:
+    """The study was opened again: attempts that were running are gone."""
+
+    time: float
+
+
+Event: TypeAlias = (
+    WorkerReady
+    | Suggested
+    | AttemptStarted
+    | Reported
+    | CheckpointSaved
+    | CheckpointRemoved
+    | AttemptEnded
+    | PauseRequested
+    | StudyContinued
+)
+
+# -------------------------------------------------------------------------------------- decisions
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Train a new trial."""
+
+    trial_id: int
+    config: Config
+    """Searched values and constants."""
+    milestone: int
+    """First resource level at which it will be judged."""
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on with a paused or lost trial."""
+
+    trial_id: int
+    config: Config
+    from_resource: int
+    """Resource of the checkpoint to load, 0 to train from scratch."""
+    milestone: int
+    attempt: int = 1
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SuggestionWanted:
+    """Ask the searcher for the configuration of a new trial, then feed :class:`Suggested`."""
+
+    trial_id: int
+    bracket: int
+    milestone: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The answer to a report."""
+
+    trial_id: int
+    verdict: Verdict
+    reason: str
+    completed: bool = False
+    """The trial has reached ``max_t``; it may end by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing to start now: ask again after the next event."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing will be started any more."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropCheckpoint:
+    """The trial's checkpoint will not be needed again."""
+
+    trial_id: int
+    checkpoint: Checkpoint
+    reason: str
+
+
+Decision: TypeAlias = Start | Resume | SuggestionWanted | Told | Idle | Finish | DropCheckpoint
+
+_EVENTS: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (
+        WorkerReady, Suggested, AttemptStarted, Reported, CheckpointSaved, CheckpointRemoved,
+        AttemptEnded, PauseRequested, StudyContinued,
+    )
+}  # fmt: skip
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """The event as JSON data. Non-finite floats become the strings ``nan``, ``inf``, ``-inf``."""
+    data: dict[str, Any] = {"event": type(event).__name__}
+    for f in dataclasses.fields(event):
+        value = getattr(event, f.name)
+        if value is None or value == f.default:
+            continue
+        if isinstance(value, enum.Enum):
+            value = value.value
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        data[f.name] = _portable(value)
+    return data
+
+
+def from_json(data: dict[str, Any]) -> Event:
+    """The event that :func:`to_json` wrote.
+
+    Raises:
+        StudyCorrupt: if the data is not an event of this version.
+    """
+    try:
+        cls = _EVENTS[data["event"]]
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {k: v for k, v in data.items() if k in known}
+        if cls is Reported:
+            values["value"] = float(values["value"])
+            values["metrics"] = {k: float(v) for k, v in values.get("metrics", {}).items()}
+        elif cls is CheckpointSaved:
+            values["checkpoint"] = Checkpoint(**values["checkpoint"])
+        elif cls is AttemptEnded:
+            values["outcome"] = Outcome(values["outcome"])
+        elif cls is Suggested:
+            values.setdefault("config", None)
+            if values.get("bracket_weights") is not None:
+                values["bracket_weights"] = tuple(values["bracket_weights"])
+        event: Event = cls(**values)
+        return event
+    except (KeyError, TypeError, ValueError) as problem:
+        raise StudyCorrupt(
+            f"This is not an event of a study: {str(data)[:200]} ({problem}). "
+            "Open the study with the version that wrote it, or restore its backup."
+        ) from problem
+
+
+def _portable(value: Any) -> Any:
+    """JSON has no NaN and no infinity; numpy scalars are not JSON either."""
+    if isinstance(value, float):
+        return value if value - value == 0.0 else str(value)
+    if isinstance(value, dict):
+        return {k: _portable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_portable(v) for v in value]
+    return value

@@ -1,0 +1,134 @@
+"""What a searcher gets and gives.
+
+A searcher is a pure function: ``suggest(view, request)`` depends on the view, the request and the seed
+alone. What it wants to remember (fitted parameters, counters) goes into :attr:`Suggestion.state` and
+comes back as :attr:`SearchView.state`; it is stored with the study, so a searcher that was killed and
+started anew proposes what the old one would have proposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.trial import Config
+
+
+class Observation(NamedTuple):
+    """A value the searcher may learn from. ``value`` is minimised: the metric, negated for ``mode="max"``; always finite."""
+
+    trial_id: int
+    resource: int
+    value: float
+
+
+class Pending(NamedTuple):
+    """A value that is being computed: the trial runs towards ``resource``."""
+
+    trial_id: int
+    resource: int
+
+
+@dataclass(frozen=True, slots=True)
+class SuggestRequest:
+    """For which trial a configuration is wanted."""
+
+    trial_id: int
+    bracket: int = 0
+    milestone: int = 1
+    """First level at which the new trial will be judged."""
+    slot: Slot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in a rung of synchronous Hyperband; differential evolution needs it to find parents."""
+
+    level: int
+    target: int | None
+    """Trial that holds the same slot of the previous bracket, if any."""
+    parents: tuple[int, ...]
+    """Trials from which mutation draws its three parents; may be too few."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A searcher's answer."""
+
+    config: Config
+    """Values of the searched hyperparameters, no constants."""
+    reason: str
+    """One line for people: ``EI 0.031 at rung 9, from 41 observations``."""
+    origin: str = "random"
+    """``random``, ``grid``, ``model``, ``evolution``."""
+    bracket_weights: tuple[float, ...] | None = None
+    state: dict[str, Any] | None = field(default=None, compare=False)
+
+
+class SearchView(Protocol):
+    """Read-only view of a study, as a searcher sees it. Observations follow ``searcher_data``."""
+
+    @property
+    def space(self) -> SearchSpace: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def max_t(self) -> int: ...
+
+    @property
+    def rung_levels(self) -> tuple[int, ...]:
+        """Levels below ``max_t``, increasing; empty for FIFO."""
+
+    @property
+    def default_bracket_weights(self) -> tuple[float, ...]: ...
+
+    @property
+    def observations(self) -> Sequence[Observation]:
+        """In the order of arrival. FIFO: one per completed trial, its last report."""
+
+    @property
+    def pending(self) -> Sequence[Pending]:
+        """In the order of registration."""
+
+    @property
+    def failed(self) -> Set[int]: ...
+
+    @property
+    def configs(self) -> Mapping[int, Config]:
+        """Every trial's searched values, by trial id."""
+
+    @property
+    def initial_configs(self) -> Sequence[Config]:
+        """``points_to_evaluate``, completed; they are proposed before a searcher is asked."""
+
+    @property
+    def taken(self) -> Set[str]:
+        """Match keys (``SearchSpace.match_key``) of every configuration of a trial."""
+
+    @property
+    def taken_by_failed(self) -> Set[str]:
+        """Match keys of the configurations of failed trials."""
+
+    @property
+    def state(self) -> Mapping[str, Any] | None:
+        """What this searcher put into its last suggestion's ``state``."""
+
+    def curve(self, trial_id: int) -> Mapping[int, float]:
+        """Every finite report of the trial: resource -> value to be minimised."""
+
+    def epoch_cost(self, trial_id: int) -> float | None:
+        """Seconds per unit of resource the trial has needed so far, None if unknown."""
+
+
+class Searcher(Protocol):
+    """Proposes configurations."""
+
+    def suggest(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
+        """The configuration for a new trial; None if nothing is left to propose.
+
+        Called after the study's initial configurations are used up. Must not change ``view``.
+        """
