@@ -1,0 +1,54 @@
+"""Scheduler by the options of a study."""
+
+from __future__ import annotations
+
+from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.rungs import rung_levels
+from lightning_hpo.core.schedulers.base import Scheduler
+from lightning_hpo.core.schedulers.fifo import Fifo
+from lightning_hpo.core.schedulers.hyperband import AsynchronousHyperband, CostPromotion, PromotionAsha, StoppingAsha
+from lightning_hpo.core.schedulers.median import MedianStopping
+from lightning_hpo.core.schedulers.pasha import Pasha
+from lightning_hpo.core.schedulers.synchronous import DifferentialEvolutionHyperband, SyncHyperband
+from lightning_hpo.errors import OptionError
+
+_HYPERBAND: dict[str, type[AsynchronousHyperband]] = {
+    "stopping": StoppingAsha,
+    "promotion": PromotionAsha,
+    "pasha": Pasha,
+    "cost_promotion": CostPromotion,
+}
+
+
+def make_scheduler(options: StudyOptions) -> Scheduler:
+    """The scheduler of ``options.algorithm``.
+
+    Raises:
+        OptionError: if options are missing or contradict each other.
+    """
+    kind = ALGORITHMS[options.algorithm].scheduler
+    if kind == "fifo":
+        return Fifo(options.max_t)
+    if options.max_t is None:
+        raise OptionError(
+            f"algorithm={options.algorithm} needs to know how far a trial can be trained. "
+            "Set max_t to the largest number of epochs, the Trainer's max_epochs."
+        )
+    if kind == "median":
+        return MedianStopping(options.max_t, options.grace_period or 1)
+    if kind in ("sync_hyperband", "dehb"):
+        cls = SyncHyperband if kind == "sync_hyperband" else DifferentialEvolutionHyperband
+        return cls(options.max_t, options.grace_period or 1, options.reduction_factor or 3, options.brackets)
+    levels = rung_levels(
+        options.max_t, options.grace_period, options.reduction_factor, options.rung_increment, options.rung_levels
+    )
+    if ALGORITHMS[options.algorithm].searcher == "hypertune" and not levels:
+        raise OptionError(f"Hyper-Tune needs at least two levels, max_t={options.max_t} gives one. Raise max_t.")
+    return _HYPERBAND[options.effective_type](
+        options.max_t,
+        levels,
+        options.brackets or 1,
+        options.rung_system_per_bracket,
+        options.min_rung_entries,
+        options.late_reports,
+    )

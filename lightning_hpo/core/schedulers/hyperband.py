@@ -1,0 +1,231 @@
+"""Asynchronous Hyperband: stopping, promotion (ASHA) and cost-aware promotion.
+
+Source: Li et al., arXiv:1810.05934 (ASHA); Klein et al., arXiv:2003.10865 (stopping and promotion variants).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lightning_hpo.core.brackets import default_distribution, milestones, num_brackets
+from lightning_hpo.core.events import Verdict
+from lightning_hpo.core.rungs import Rung
+from lightning_hpo.core.schedulers.base import Promotion, Ruling, Scheduler
+from lightning_hpo.errors import ReportError
+
+
+@dataclass(slots=True)
+class _Job:
+    """Where a trial stands: its bracket, its next milestone, and the resource from which it was resumed."""
+
+    bracket: int
+    milestone: int
+    resume_from: int = 0
+    cost: float = 0.0
+
+
+class AsynchronousHyperband(Scheduler):
+    """What stopping and promotion have in common: rungs, brackets, and one job per trial.
+
+    Args:
+        max_t: resource at which a trial is complete. No rung: trials are not compared there.
+        levels: rung levels below ``max_t`` (:func:`lightning_hpo.core.rungs.rung_levels`).
+        brackets: number of brackets, cut to ``len(levels) + 1``.
+        rung_system_per_bracket: False: all trials compete at every level they have as a milestone; True: only within their bracket.
+        min_entries: see :class:`~lightning_hpo.core.rungs.Rung`.
+        late_reports: what a report does that jumped over a milestone. ``"count"``: it counts for the highest milestone it passed;
+            ``"lost"``: the milestone is lost for the trial (stopping) or the report is an error (promotion).
+    """
+
+    def __init__(
+        self,
+        max_t: int,
+        levels: Sequence[int],
+        brackets: int = 1,
+        rung_system_per_bracket: bool = False,
+        min_entries: str = "ratio",
+        late_reports: str = "count",
+    ) -> None:
+        self.max_t: int = max_t
+        self.levels = tuple(levels)
+        self.num_brackets = num_brackets(brackets, levels)
+        self.bracket_weights = default_distribution(self.levels, max_t, self.num_brackets)
+        self.rung_system_per_bracket = rung_system_per_bracket
+        self._late_reports = late_reports
+        starts = range(self.num_brackets) if rung_system_per_bracket else (0,)
+        self._systems = [self._make_system(milestones(levels, max_t, s), min_entries) for s in starts]
+        self._jobs: dict[int, _Job] = {}
+
+    @staticmethod
+    def _make_system(ladder: Sequence[int], min_entries: str) -> dict[int, Rung]:
+        return {a: Rung(a, b, min_entries) for a, b in zip(ladder, ladder[1:], strict=False)}
+
+    def system_of(self, bracket: int) -> int:
+        """Number of the rung system in which trials of the bracket compete."""
+        return bracket if self.rung_system_per_bracket else 0
+
+    def rungs(self, system: int = 0) -> dict[int, Rung]:
+        """Level -> rung of one system, lowest level first."""
+        return self._systems[system]
+
+    @property
+    def num_systems(self) -> int:
+        return len(self._systems)
+
+    def first_milestone(self, bracket: int) -> int:
+        return milestones(self.levels, self.max_t, bracket)[0]
+
+    def start(self, trial_id: int, bracket: int) -> int:
+        self._jobs[trial_id] = _Job(bracket, self.first_milestone(bracket))
+        return self._jobs[trial_id].milestone
+
+    def _next_level(self, level: int) -> int:
+        return next((r for r in self.levels if r > level), self.max_t)
+
+    def _reached(self, job: _Job, resource: int) -> int | None:
+        """The milestone this report counts for: the highest level of the trial's bracket that it has reached and not been judged at."""
+        level = max((r for r in self.levels[job.bracket :] if job.milestone <= r <= resource), default=None)
+        if level is None or level == resource or self._late_reports == "count":
+            return level
+        return None
+
+    def _complete(self) -> Ruling:
+        return Ruling(Verdict.STOP, f"trained to max_t={self.max_t}", level=self.max_t, completed=True)
+
+
+class StoppingAsha(AsynchronousHyperband):
+    """A trial that is not among the best at a milestone is stopped; nothing is ever paused."""
+
+    def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
+        if resource >= self.max_t:
+            return self._complete()
+        job = self._jobs[trial_id]
+        level = self._reached(job, resource)
+        if level is None:
+            if resource >= job.milestone:
+                job.milestone = self._next_level(resource)
+                return Ruling(Verdict.CONTINUE, f"jumped over a rung, next at {job.milestone}", job.milestone)
+            return Ruling(Verdict.CONTINUE, f"not at a rung; next at {job.milestone}")
+        rung = self._systems[self.system_of(job.bracket)][level]
+        rung.add(trial_id, value)
+        job.milestone = self._next_level(level)
+        if not math.isfinite(value):
+            return Ruling(Verdict.STOP, f"the metric is {value} at rung {level}", level=level)
+        place = f"rank {rung.rank(value)} of {len(rung)} at rung {level}"
+        passed = rung.passes(value)
+        if passed is None:
+            return Ruling(Verdict.CONTINUE, f"{place}: too few trials to judge", job.milestone, level)
+        if passed:
+            return Ruling(Verdict.CONTINUE, f"{place}: among the best {rung.quantile:.0%}", job.milestone, level)
+        return Ruling(Verdict.STOP, f"{place}: not among the best {rung.quantile:.0%}", level=level)
+
+
+class PromotionAsha(AsynchronousHyperband):
+    """A trial pauses at its milestone; whenever a worker is free, the best paused trial of the highest possible rung goes on."""
+
+    def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
+        if resource >= self.max_t:
+            return self._complete()
+        job = self._jobs[trial_id]
+        if cost is not None:
+            job.cost = cost
+        if resource <= job.resume_from:
+            return Ruling(Verdict.CONTINUE, f"repeats what is known up to {job.resume_from}")
+        if resource < job.milestone:
+            return Ruling(Verdict.CONTINUE, f"not at a rung; next at {job.milestone}")
+        level = self._reached(job, resource)
+        if level is None:
+            raise ReportError(
+                f"Trial {trial_id} reported at {resource} without a report at its milestone {job.milestone}. "
+                "Report after every unit of resource, or choose rung levels at which the metric is reported."
+            )
+        rung = self._systems[self.system_of(job.bracket)][level]
+        rung.add(trial_id, value)
+        if not math.isfinite(value):
+            return Ruling(Verdict.STOP, f"the metric is {value} at rung {level}", level=level)
+        return Ruling(Verdict.PAUSE, f"rank {rung.rank(value)} of {len(rung)} at rung {level}", level=level)
+
+    def promote(self, bracket: int, is_paused: Callable[[int], bool]) -> Promotion | None:
+        system = self.system_of(bracket)
+        for level, rung in reversed(self._systems[system].items()):
+            if not self._may_promote_from(system, level):
+                continue
+            trial_id = self._promotable(rung, is_paused)
+            if trial_id is None:
+                continue
+            value = rung.value_of(trial_id)
+            rung.mark_promoted(trial_id)
+            job = self._jobs[trial_id]
+            job.resume_from, job.milestone = level, rung.next_level
+            reason = f"rank {rung.rank(value)} of {len(rung)} at rung {level}"
+            return Promotion(trial_id, level, rung.next_level, reason)
+        return None
+
+    def _may_promote_from(self, system: int, level: int) -> bool:
+        return True
+
+    def _promotable(self, rung: Rung, is_paused: Callable[[int], bool]) -> int | None:
+        return rung.best_promotable(is_paused)
+
+    def _rung_of(self, trial_id: int) -> Rung | None:
+        """The rung in which the trial waits."""
+        job = self._jobs.get(trial_id)
+        if job is None:
+            return None
+        rungs = self._systems[self.system_of(job.bracket)].values()
+        return next((rung for rung in reversed(rungs) if trial_id in rung), None)
+
+    def may_promote(self, trial_id: int) -> bool:
+        rung = self._rung_of(trial_id)
+        return rung is not None and math.isfinite(rung.value_of(trial_id))
+
+    def promise(self, trial_id: int) -> float:
+        rung = self._rung_of(trial_id)
+        return 1.0 if rung is None else rung.rank(rung.value_of(trial_id)) / len(rung)
+
+
+class CostPromotion(PromotionAsha):
+    """Promotion with quantiles of cost instead of counts.
+
+    Entries are taken best first while the sum of their costs stays within ``q`` of the rung's total; the first of them that was
+    not promoted is the candidate. A trial's cost is the total it has spent to reach the level.
+    """
+
+    def __init__(
+        self,
+        max_t: int,
+        levels: Sequence[int],
+        brackets: int = 1,
+        rung_system_per_bracket: bool = False,
+        min_entries: str = "ratio",
+        late_reports: str = "count",
+    ) -> None:
+        super().__init__(max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports)
+        self._costs: dict[tuple[int, int], float] = {}
+
+    def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
+        if cost is None:
+            raise ReportError(
+                f"Trial {trial_id} reported no cost at {resource}, which type=cost_promotion needs. "
+                "Report a cost, or use type=promotion."
+            )
+        ruling = super().report(trial_id, resource, value, cost)
+        if ruling.level is not None:
+            self._costs[trial_id, ruling.level] = cost
+        return ruling
+
+    def _promotable(self, rung: Rung, is_paused: Callable[[int], bool]) -> int | None:
+        if len(rung) < 2:
+            return None
+        allowed = rung.quantile * sum(self._costs[e.trial_id, rung.level] for e in rung.ranked())
+        waiting = {e.trial_id for e in rung.waiting()}
+        spent = 0.0
+        for entry in rung.ranked():
+            spent += self._costs[entry.trial_id, rung.level]
+            if spent > allowed or math.isinf(entry.value):
+                return None
+            if entry.trial_id in waiting and is_paused(entry.trial_id):
+                return entry.trial_id
+        return None

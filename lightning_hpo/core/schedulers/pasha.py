@@ -1,0 +1,142 @@
+"""PASHA: promotion under a ceiling that grows while the ranking of the best trials is not stable.
+
+Source: Bohdal et al., arXiv:2207.06940, soft ranking with automatically estimated epsilon (sections 4.2 and 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lightning_hpo.core.rungs import Rung
+from lightning_hpo.core.schedulers.base import Ruling
+from lightning_hpo.core.schedulers.hyperband import PromotionAsha
+
+
+class Pasha(PromotionAsha):
+    """Promotion type with a growing ceiling; options as for :class:`PromotionAsha`."""
+
+    def __init__(
+        self,
+        max_t: int,
+        levels: Sequence[int],
+        brackets: int = 1,
+        rung_system_per_bracket: bool = False,
+        min_entries: str = "ratio",
+        late_reports: str = "count",
+    ) -> None:
+        super().__init__(max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports)
+        self._ceilings = [_Ceiling(rungs, max_t) for rungs in self._systems]
+
+    def ceiling(self, system: int = 0) -> int:
+        """Largest resource to which trials of the system are promoted at present."""
+        return self._ceilings[system].resource
+
+    def epsilon(self, system: int = 0) -> float:
+        """Difference of values below which two trials count as equally good."""
+        return self._ceilings[system].epsilon
+
+    def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
+        ruling = super().report(trial_id, resource, value, cost)
+        if resource < self.max_t:
+            self._ceilings[self.system_of(self._jobs[trial_id].bracket)].update(trial_id, resource, value)
+        return ruling
+
+    def repeat(self, trial_id: int, resource: int, value: float) -> None:
+        if resource < self.max_t:
+            self._ceilings[self.system_of(self._jobs[trial_id].bracket)].update(trial_id, resource, value)
+
+    def _may_promote_from(self, system: int, level: int) -> bool:
+        return level < self._ceilings[system].resource
+
+
+class _Ceiling:
+    """Ceiling and noise estimate of one rung system."""
+
+    def __init__(self, rungs: dict[int, Rung], max_t: int) -> None:
+        self._rungs = list(rungs.values())
+        self._max_t = max_t
+        self._top = min(2, len(self._rungs))
+        self.resource = max_t if len(self._rungs) < 2 else self._rungs[self._top - 1].level
+        self.epsilon = 0.0
+        self._curves: dict[int, dict[int, float]] = {}
+        self._largest_epoch = 0
+        self._window = (0, 0)
+        self._gaps: dict[tuple[int, int], float] = {}
+
+    def update(self, trial_id: int, epoch: int, value: float) -> None:
+        curve = self._curves.setdefault(trial_id, {})
+        is_new = epoch not in curve
+        curve[epoch] = value
+        self._largest_epoch = max(self._largest_epoch, epoch)
+        if len(self._rungs) < 2 or self.resource >= self._max_t:
+            return
+        self._update_epsilon(trial_id if is_new else None)
+        self._grow_unless_stable()
+
+    def _update_epsilon(self, trial_id: int | None) -> None:
+        top, below = self._rungs[self._top - 1].level, self._rungs[self._top - 2].level
+        window = (min(below, self._largest_epoch), min(top, self._largest_epoch))
+        if window != self._window:
+            # The epochs that count have moved: every pair has to be looked at again.
+            self._window = window
+            self._gaps.clear()
+            ids = sorted(i for i, curve in self._curves.items() if self._last_in_window(curve) is not None)
+            for n, first in enumerate(ids):
+                for second in ids[n + 1 :]:
+                    self._compare(first, second)
+        elif trial_id is not None and self._last_in_window(self._curves[trial_id]) is not None:
+            for other in self._curves:
+                if other != trial_id:
+                    self._compare(min(trial_id, other), max(trial_id, other))
+        if self._gaps:
+            self.epsilon = float(np.percentile(list(self._gaps.values()), 90))
+
+    def _last_in_window(self, curve: dict[int, float]) -> int | None:
+        low, high = self._window
+        return next((e for e in range(high, low, -1) if e in curve), None)
+
+    def _compare(self, first: int, second: int) -> None:
+        """Keep the pair's difference if its curves crossed at least twice before their last common epoch of the window."""
+        a, b = self._curves[first], self._curves[second]
+        low, high = self._window
+        last = next((e for e in range(high, low, -1) if e in a and e in b), None)
+        if last is None:
+            return
+        order = a[last] > b[last]
+        crossed = False
+        for epoch in range(last - 1, 0, -1):
+            if epoch not in a or epoch not in b:
+                continue
+            if (a[epoch] > b[epoch]) != order:
+                crossed = True
+            elif crossed:
+                self._gaps[first, second] = abs(a[last] - b[last])
+                return
+        self._gaps.pop((first, second), None)
+
+    def _grow_unless_stable(self) -> None:
+        top, below = self._rungs[self._top - 1], self._rungs[self._top - 2]
+        if not len(top) or not len(below) or self._is_stable(top, below):
+            return
+        if self._top < len(self._rungs):
+            self._top += 1
+            self.resource = self._rungs[self._top - 1].level
+        else:
+            self.resource = self._max_t
+
+    def _is_stable(self, top: Rung, below: Rung) -> bool:
+        """Is the i-th trial of the upper rung within epsilon of the i-th of the lower one, for every i?"""
+        above = [e.trial_id for e in top.ranked()]
+        under = [e for e in below.ranked() if e.trial_id in top]
+        epsilon = self.epsilon if len(under) >= 2 else 0.0
+        for i, trial_id in enumerate(above[: len(under)]):
+            first = last = i
+            while first > 0 and abs(under[first - 1].value - under[i].value) <= epsilon:
+                first -= 1
+            while last + 1 < len(under) and abs(under[last + 1].value - under[i].value) <= epsilon:
+                last += 1
+            if all(e.trial_id != trial_id for e in under[first : last + 1]):
+                return False
+        return True

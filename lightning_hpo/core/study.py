@@ -1,0 +1,614 @@
+"""The study as a state machine: events in, decisions out.
+
+:meth:`StudyState.handle` is the only door through which a study changes. It has no clock, no files and
+no generator state, so the events of a study, fed again, give the same study: that is how a study is
+continued after a crash, simulated, and tested.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
+
+from lightning_hpo.core.brackets import draw_bracket
+from lightning_hpo.core.events import (
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointRemoved,
+    CheckpointSaved,
+    Decision,
+    DropCheckpoint,
+    Event,
+    Finish,
+    Idle,
+    Outcome,
+    PauseRequested,
+    Reported,
+    Resume,
+    Start,
+    StudyContinued,
+    Suggested,
+    SuggestionWanted,
+    Told,
+    Verdict,
+    WorkerReady,
+)
+from lightning_hpo.core.observations import SearcherData
+from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.schedulers.base import Ruling
+from lightning_hpo.core.schedulers.factory import make_scheduler
+from lightning_hpo.core.searcher import Observation, Pending, SuggestRequest
+from lightning_hpo.core.seeds import Stream, generator
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.stopping import Progress
+from lightning_hpo.core.trial import Config, Trial, TrialStatus
+from lightning_hpo.errors import ReportError, StudyError
+
+
+class StudyState:
+    """Everything a study knows.
+
+    Args:
+        space: what is searched.
+        options: how.
+
+    Attributes:
+        trials: every trial by id; ids are 0, 1, 2, ... in the order of their start.
+        ended: why nothing will be started any more, None while the study goes on.
+    """
+
+    def __init__(self, space: SearchSpace, options: StudyOptions) -> None:
+        self.space = space
+        self.options = options
+        self.scheduler = make_scheduler(options)
+        self.data = SearcherData(
+            options.effective_searcher_data,
+            self.scheduler.levels,
+            self.scheduler.max_t,
+            options.register_pending_myopic,
+            self.scheduler.learns_at_completion,
+        )
+        self.trials: dict[int, Trial] = {}
+        self.progress = Progress()
+        self.ended: str | None = None
+        self.initial_configs: Sequence[Config] = space.complete(options.points_to_evaluate)
+        self.searcher_state: dict[str, Any] | None = None
+        self.taken: dict[str, int] = {}
+        """Match key of every trial's configuration -> the first trial that had it."""
+        self._failed: set[int] = set()
+        self._waiting: list[int] = []
+        self._live: set[int] = set()
+        """Trials with a process."""
+        self._batch_left = 0
+        self._jobs = 0
+        """Starts and resumes so far: the counter of the bracket draws."""
+        self._bracket_weights = self.scheduler.bracket_weights
+        self._wanted: SuggestionWanted | None = None
+        self._initial_used = 0
+        self._is_exhausted = False
+        self._pause_requests: dict[int, str] = {}
+        self._verdicts: dict[int, Told] = {}
+        self._best_any: tuple[float, int, int] | None = None
+        self._best_full: tuple[float, int, int] | None = None
+        self._spent_checkpoints: set[int] = set()
+        """Final trials that still have a checkpoint."""
+        self._first_errors: list[str] = []
+        self._has_success = False
+        self._clock: dict[int, float] = {}
+        self._busy_seconds: dict[int, float] = {}
+        self._handlers: dict[type, Callable[[Any], list[Decision]]] = {
+            Suggested: self._on_suggested,
+            AttemptStarted: self._on_started,
+            Reported: self._on_reported,
+            CheckpointSaved: self._on_checkpoint_saved,
+            CheckpointRemoved: self._on_checkpoint_removed,
+            AttemptEnded: self._on_ended,
+            PauseRequested: self._on_pause_requested,
+            StudyContinued: self._on_continued,
+        }
+
+    # ------------------------------------------------------------------------------------ the door
+
+    def handle(self, event: Event, *, is_replay: bool = False) -> list[Decision]:
+        """Take in a fact; returns what is to be done about it.
+
+        Args:
+            event: what happened.
+            is_replay: the event comes from a journal: it was within the limits then, so limits (number of trials, stop
+                criterion, batches), which may have been changed since, are not applied to it.
+
+        Raises:
+            ReportError: if the event speaks of a trial that does not exist, or reports an impossible resource.
+        """
+        self.progress.time = max(self.progress.time, event.time)
+        if isinstance(event, WorkerReady):
+            return [self._next_job(event, is_replay)]
+        decisions = self._handlers[type(event)](event)
+        return decisions + self._spent()
+
+    # ---------------------------------------------------------------------------------- questions
+
+    def view(self) -> StudyView:
+        """What a searcher may see."""
+        return StudyView(self)
+
+    def request(self, wanted: SuggestionWanted) -> SuggestRequest:
+        """The request to the searcher that belongs to a decision."""
+        return SuggestRequest(wanted.trial_id, wanted.bracket, wanted.milestone, self.scheduler.slot())
+
+    def next_request(self) -> SuggestRequest | None:
+        """The request that would come next, to be answered ahead of time; None if none can come."""
+        if self._wanted is not None or not self._may_start(is_replay=False) or self._initial_left:
+            return None
+        bracket = self._draw_bracket()
+        return SuggestRequest(
+            len(self.trials), bracket, self.scheduler.first_milestone(bracket), self.scheduler.slot()
+        )
+
+    @property
+    def live(self) -> Set[int]:
+        """Trials that have a worker."""
+        return self._live
+
+    @property
+    def bracket_weights(self) -> tuple[float, ...]:
+        return self._bracket_weights
+
+    @property
+    def best_any(self) -> tuple[int, int, float] | None:
+        """``(trial_id, resource, value)`` of the best report at any resource; None before the first finite report."""
+        return None if self._best_any is None else self._public(self._best_any)
+
+    @property
+    def best_full(self) -> tuple[int, int, float] | None:
+        """The same among reports at ``max_t``, or of trials that ended by themselves."""
+        return None if self._best_full is None else self._public(self._best_full)
+
+    def _public(self, best: tuple[float, int, int]) -> tuple[int, int, float]:
+        value, trial_id, resource = best
+        return trial_id, resource, self.criterion(value)
+
+    def criterion(self, value: float) -> float:
+        """The value that is minimised inside; its own inverse."""
+        return value if self.options.mode == "min" else -value
+
+    def trial(self, trial_id: int) -> Trial:
+        """Raises ReportError if there is no such trial."""
+        try:
+            return self.trials[trial_id]
+        except KeyError:
+            raise ReportError(
+                f"There is no trial {trial_id}; the study has {len(self.trials)}. Report with an id that ask() returned."
+            ) from None
+
+    # ------------------------------------------------------------------------------- starting jobs
+
+    def _next_job(self, event: WorkerReady, is_replay: bool) -> Decision:
+        if not is_replay:
+            closing = self._closing_reason()
+            if closing is not None:
+                return Finish(closing)
+            if not self.options.asynchronous and not self._batch_left:
+                if self._live:
+                    return Idle("the batch is not complete")
+                self._batch_left = self.options.n_workers
+        job = self._resume_waiting() or self._promote() or self._start_new(is_replay)
+        if isinstance(job, (Start, Resume)):
+            self._batch_left = max(self._batch_left - 1, 0)
+            self._clock[job.trial_id] = event.time
+            return job
+        if job is not None:
+            return job
+        if self._live:
+            return Idle("waiting for running trials")
+        self.ended = self._why_nothing_is_left()
+        return Finish(self.ended)
+
+    def _closing_reason(self) -> str | None:
+        if self.ended is None:
+            self.ended = self.options.stop.reason(self.progress)
+        return self.ended
+
+    def _why_nothing_is_left(self) -> str:
+        if self._is_exhausted:
+            return "every configuration has been tried"
+        if self.options.n_trials is not None and len(self.trials) >= self.options.n_trials:
+            return f"all {self.options.n_trials} trials are done"
+        return "nothing is left to start"
+
+    def _resume_waiting(self) -> Resume | None:
+        if not self._waiting:
+            return None
+        trial = self.trials[self._waiting.pop(0)]
+        return self._resumed(trial)
+
+    def _promote(self) -> Resume | None:
+        promotion = self.scheduler.promote(self._draw_bracket(), self._is_paused)
+        if promotion is None:
+            return None
+        trial = self.trials[promotion.trial_id]
+        trial.milestone = promotion.milestone
+        trial.reason = promotion.reason
+        self.data.resume(trial.id, promotion.from_resource, promotion.milestone)
+        return self._resumed(trial)
+
+    def _resumed(self, trial: Trial) -> Resume:
+        trial.attempt += 1
+        trial.status = TrialStatus.RUNNING
+        trial.resume_from = trial.checkpoint.resource if trial.checkpoint else 0
+        self._jobs += 1
+        self._live.add(trial.id)
+        self._verdicts.pop(trial.id, None)
+        return Resume(
+            trial.id,
+            self.space.with_constants(trial.config),
+            trial.resume_from,
+            trial.milestone,
+            trial.attempt,
+            trial.checkpoint,
+        )
+
+    def _is_paused(self, trial_id: int) -> bool:
+        return self.trials[trial_id].status is TrialStatus.PAUSED
+
+    def _draw_bracket(self) -> int:
+        return draw_bracket(
+            self._bracket_weights, generator(self.options.random_seed, Stream.BRACKET, self._jobs)
+        )
+
+    @property
+    def _initial_left(self) -> bool:
+        return self._initial_used < len(self.initial_configs)
+
+    def _may_start(self, is_replay: bool) -> bool:
+        if self._is_exhausted or not self.scheduler.may_start():
+            return False
+        limit = self.options.n_trials
+        return is_replay or limit is None or len(self.trials) < limit
+
+    def _start_new(self, is_replay: bool) -> Decision | None:
+        if self._wanted is not None:
+            return Idle("waiting for the searcher")
+        if not self._may_start(is_replay):
+            return None
+        bracket = self._draw_bracket()
+        if self._initial_left:
+            config = self.initial_configs[self._initial_used]
+            self._initial_used += 1
+            return self._start(config, bracket, "initial", "one of the first configurations to evaluate")
+        self._wanted = SuggestionWanted(len(self.trials), bracket, self.scheduler.first_milestone(bracket))
+        return self._wanted
+
+    def _start(self, config: Config, bracket: int, origin: str, reason: str) -> Start:
+        trial_id = len(self.trials)
+        milestone = self.scheduler.start(trial_id, bracket)
+        self.trials[trial_id] = Trial(
+            trial_id, config, bracket, milestone, origin, reason, started_at=self.progress.time
+        )
+        self.taken.setdefault(self.space.match_key(config), trial_id)
+        self.data.start(trial_id, milestone)
+        self._jobs += 1
+        self._live.add(trial_id)
+        self._clock[trial_id] = self.progress.time
+        self.progress.started += 1
+        if self.options.n_trials is not None and len(self.trials) >= self.options.n_trials:
+            self.scheduler.close()
+        return Start(trial_id, self.space.with_constants(config), milestone)
+
+    # --------------------------------------------------------------------------------------- events
+
+    def _on_suggested(self, event: Suggested) -> list[Decision]:
+        wanted, self._wanted = self._wanted, None
+        if event.bracket_weights is not None:
+            self._bracket_weights = event.bracket_weights
+        if event.searcher_state is not None:
+            self.searcher_state = event.searcher_state
+        if event.config is None:
+            self._is_exhausted = True
+            self.scheduler.close()
+            return []
+        if event.trial_id != len(self.trials):
+            raise StudyError(
+                f"The next trial is {len(self.trials)}, not {event.trial_id}. Answer suggestions in the order in which they are wanted."
+            )
+        bracket = 0 if wanted is None else wanted.bracket
+        self._batch_left = max(self._batch_left - 1, 0)
+        return [self._start(dict(event.config), bracket, event.origin, event.reason)]
+
+    def _on_started(self, event: AttemptStarted) -> list[Decision]:
+        trial = self.trial(event.trial_id)
+        if event.attempt == trial.attempt:
+            self._clock[trial.id] = event.time
+        return []
+
+    def _on_reported(self, event: Reported) -> list[Decision]:
+        trial = self.trial(event.trial_id)
+        if isinstance(event.resource, bool) or not isinstance(event.resource, int) or event.resource < 1:
+            raise ReportError(
+                f"Trial {trial.id} reported at resource {event.resource!r}. Report after 1, 2, 3, ... units of resource."
+            )
+        if event.attempt != trial.attempt or trial.status is not TrialStatus.RUNNING:
+            return [self._late(trial, event.attempt)]
+        if event.resource in trial.curve:
+            return [self._repeated(trial, event)]
+        self._account(trial, event)
+        ruling = self.scheduler.report(trial.id, event.resource, self.criterion(event.value), trial.cost or event.cost)
+        told = self._rule(trial, event, ruling)
+        self._verdicts[trial.id] = told
+        return [told]
+
+    def _late(self, trial: Trial, attempt: int) -> Told:
+        """A report after the decision: it changes nothing, the decision stands."""
+        if attempt == trial.attempt and trial.id in self._verdicts:
+            return self._verdicts[trial.id]
+        paused = trial.status in (TrialStatus.PAUSED, TrialStatus.PAUSING)
+        return Told(trial.id, Verdict.PAUSE if paused else Verdict.STOP, f"the trial is {trial.status}")
+
+    def _repeated(self, trial: Trial, event: Reported) -> Told:
+        """What is known is not judged again; the first value stands."""
+        self.scheduler.repeat(trial.id, event.resource, self.criterion(trial.curve[event.resource]))
+        done = self.scheduler.max_t is not None and event.resource >= self.scheduler.max_t
+        if trial.id in self._pause_requests and not done:
+            return self._pause_as_requested(trial)
+        return Told(trial.id, Verdict.CONTINUE, f"repeats what is known at {event.resource}", completed=done)
+
+    def _account(self, trial: Trial, event: Reported) -> None:
+        trial.curve[event.resource] = event.value
+        trial.metrics = dict(event.metrics)
+        self._busy_seconds[trial.id] = self._busy_seconds.get(trial.id, 0.0) + max(
+            event.time - self._clock.get(trial.id, event.time), 0.0
+        )
+        self._clock[trial.id] = event.time
+        if event.cost is not None:
+            self.progress.cost += max(event.cost - trial.cost, 0.0)
+            trial.cost = max(trial.cost, event.cost)
+        self.progress.add_report({self.options.metric: event.value, **event.metrics})
+        criterion = self.criterion(event.value)
+        if math.isfinite(criterion) and (self._best_any is None or criterion < self._best_any[0]):
+            self._best_any = (criterion, trial.id, event.resource)
+
+    def _rule(self, trial: Trial, event: Reported, ruling: Ruling) -> Told:
+        value = self.criterion(event.value)
+        continues = ruling.verdict is Verdict.CONTINUE and not ruling.completed
+        self.data.report(trial.id, event.resource, value, ruling.level, ruling.milestone, continues)
+        if ruling.milestone is not None:
+            trial.milestone = ruling.milestone
+        if ruling.completed:
+            self._note_full(trial, event.resource)
+            if self.scheduler.learns_at_completion:
+                self.data.complete(trial.id, event.resource, value)
+            return Told(trial.id, ruling.verdict, ruling.reason, completed=True)
+        if ruling.verdict is Verdict.PAUSE:
+            trial.status = TrialStatus.PAUSING
+        elif ruling.verdict is Verdict.STOP:
+            trial.status = TrialStatus.STOPPING
+        elif trial.id in self._pause_requests:
+            return self._pause_as_requested(trial)
+        return Told(trial.id, ruling.verdict, ruling.reason)
+
+    def _pause_as_requested(self, trial: Trial) -> Told:
+        trial.status = TrialStatus.PAUSING
+        told = Told(trial.id, Verdict.PAUSE, self._pause_requests[trial.id])
+        self._verdicts[trial.id] = told
+        return told
+
+    def _note_full(self, trial: Trial, resource: int) -> None:
+        criterion = self.criterion(trial.curve[resource])
+        if math.isfinite(criterion) and (self._best_full is None or criterion < self._best_full[0]):
+            self._best_full = (criterion, trial.id, resource)
+
+    def _on_checkpoint_saved(self, event: CheckpointSaved) -> list[Decision]:
+        trial = self.trial(event.trial_id)
+        if event.attempt != trial.attempt:
+            return []
+        old, trial.checkpoint = trial.checkpoint, event.checkpoint
+        if old is None or old.path == event.checkpoint.path:
+            return []
+        return [DropCheckpoint(trial.id, old, "a newer checkpoint is saved")]
+
+    def _on_checkpoint_removed(self, event: CheckpointRemoved) -> list[Decision]:
+        self.trial(event.trial_id).checkpoint = None
+        self._spent_checkpoints.discard(event.trial_id)
+        return []
+
+    def _on_pause_requested(self, event: PauseRequested) -> list[Decision]:
+        if self.trial(event.trial_id).status is TrialStatus.RUNNING:
+            self._pause_requests[event.trial_id] = event.reason
+        return []
+
+    def _on_ended(self, event: AttemptEnded) -> list[Decision]:
+        trial = self.trial(event.trial_id)
+        if event.attempt != trial.attempt or trial.id not in self._live:
+            return []
+        self._live.discard(trial.id)
+        requested = self._pause_requests.pop(trial.id, None)
+        if event.error:
+            trial.error = event.error
+        if self._is_trained_to_the_end(trial):
+            self._complete(trial)
+        elif trial.status is TrialStatus.PAUSING:
+            if requested is not None and trial.resource < trial.milestone:
+                self._wait(trial)
+            else:
+                trial.status = TrialStatus.PAUSED
+        elif trial.status is TrialStatus.STOPPING:
+            self._finish(trial, TrialStatus.STOPPED)
+        elif event.outcome is Outcome.COMPLETED:
+            self._complete_early(trial)
+        elif event.outcome is Outcome.STOPPED:
+            self._give_up(trial, TrialStatus.STOPPED)
+        elif event.outcome is Outcome.FAILED:
+            self._fail(trial)
+        elif event.outcome is Outcome.LOST:
+            trial.failures += 1
+            if trial.failures > self.options.max_retries:
+                self._fail(trial)
+            else:
+                self._wait(trial)
+        else:
+            self._wait(trial)
+        return []
+
+    def _is_trained_to_the_end(self, trial: Trial) -> bool:
+        return self.scheduler.max_t is not None and trial.resource >= self.scheduler.max_t
+
+    def _complete(self, trial: Trial) -> None:
+        self._has_success = True
+        self.progress.completed += 1
+        self._finish(trial, TrialStatus.COMPLETED)
+
+    def _complete_early(self, trial: Trial) -> None:
+        if not trial.curve:
+            trial.error = trial.error or "the script ended without a single report"
+            self._fail(trial)
+            return
+        last = trial.resource
+        self.data.complete(trial.id, last, self.criterion(trial.curve[last]))
+        self._note_full(trial, last)
+        self.scheduler.fail(trial.id)
+        self._complete(trial)
+
+    def _fail(self, trial: Trial) -> None:
+        self._failed.add(trial.id)
+        self.progress.failed += 1
+        self._give_up(trial, TrialStatus.FAILED)
+        if not self._has_success and not any(t.curve for t in self.trials.values()):
+            self._first_errors.append((trial.error or "unknown error").strip().splitlines()[-1])
+            limit = self.options.max_failures_in_a_row
+            if len(self._first_errors) >= limit and len(set(self._first_errors[-limit:])) == 1:
+                self.ended = f"the first {len(self._first_errors)} trials failed with the same error: {self._first_errors[-1]}"
+
+    def _give_up(self, trial: Trial, status: TrialStatus) -> None:
+        self.data.drop_pending(trial.id)
+        self.scheduler.fail(trial.id)
+        self._finish(trial, status)
+
+    def _finish(self, trial: Trial, status: TrialStatus) -> None:
+        trial.status = status
+        trial.ended_at = self.progress.time
+        self.progress.finished += 1
+        if trial.checkpoint is not None:
+            self._spent_checkpoints.add(trial.id)
+
+    def _wait(self, trial: Trial) -> None:
+        trial.status = TrialStatus.WAITING
+        self._waiting.append(trial.id)
+
+    def _on_continued(self, event: StudyContinued) -> list[Decision]:
+        self._wanted = None
+        self._batch_left = 0
+        self.ended = None
+        for trial_id in sorted(self._live):
+            trial = self.trials[trial_id]
+            self._on_ended(AttemptEnded(event.time, trial_id, trial.attempt, Outcome.INTERRUPTED))
+        return []
+
+    # ------------------------------------------------------------------------------------ retention
+
+    def _spent(self) -> list[Decision]:
+        """Checkpoints of final trials that are not the best one's."""
+        best = None if self._best_any is None else self._best_any[1]
+        spent = [i for i in sorted(self._spent_checkpoints) if i != best]
+        decisions: list[Decision] = []
+        for trial_id in spent:
+            self._spent_checkpoints.discard(trial_id)
+            checkpoint = self.trials[trial_id].checkpoint
+            if checkpoint is not None:
+                decisions.append(DropCheckpoint(trial_id, checkpoint, f"the trial is {self.trials[trial_id].status}"))
+        return decisions
+
+    # ------------------------------------------------------------------------------------ invariants
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if the state contradicts itself; for tests."""
+        for i, trial in self.trials.items():
+            assert i == trial.id
+            assert trial.status.occupies_worker == (i in self._live), (i, trial.status)
+            assert (trial.status is TrialStatus.WAITING) == (i in self._waiting), (i, trial.status)
+            assert (i in self._failed) == (trial.status is TrialStatus.FAILED), (i, trial.status)
+        assert list(self.trials) == list(range(len(self.trials)))
+        assert len(self._waiting) == len(set(self._waiting))
+        running = {i for i, t in self.trials.items() if t.status is TrialStatus.RUNNING}
+        waiting = set(self._waiting)
+        assert {p.trial_id for p in self.data.pending()} <= running | waiting
+        observed = {(o.trial_id, o.resource) for o in self.data.observations()}
+        assert not observed & set(self.data.pending())
+        assert self.progress.started == len(self.trials)
+        finals = [t.status for t in self.trials.values() if t.status.is_final]
+        assert self.progress.finished == len(finals)
+        assert self.progress.completed == sum(s is TrialStatus.COMPLETED for s in finals)
+
+
+class StudyView:
+    """A searcher's view (:class:`lightning_hpo.core.searcher.SearchView`) of a study."""
+
+    def __init__(self, state: StudyState) -> None:
+        self._state = state
+
+    @property
+    def space(self) -> SearchSpace:
+        return self._state.space
+
+    @property
+    def seed(self) -> int:
+        return self._state.options.random_seed
+
+    @property
+    def max_t(self) -> int:
+        state = self._state
+        return state.scheduler.max_t or max((t.resource for t in state.trials.values()), default=1) or 1
+
+    @property
+    def rung_levels(self) -> tuple[int, ...]:
+        return self._state.scheduler.levels
+
+    @property
+    def default_bracket_weights(self) -> tuple[float, ...]:
+        return self._state.scheduler.bracket_weights
+
+    @property
+    def observations(self) -> Sequence[Observation]:
+        return self._state.data.observations()
+
+    @property
+    def pending(self) -> Sequence[Pending]:
+        return self._state.data.pending()
+
+    @property
+    def failed(self) -> Set[int]:
+        return self._state._failed
+
+    @property
+    def configs(self) -> Mapping[int, Config]:
+        return {i: t.config for i, t in self._state.trials.items()}
+
+    @property
+    def initial_configs(self) -> Sequence[Config]:
+        return self._state.initial_configs
+
+    @property
+    def taken(self) -> Set[str]:
+        return self._state.taken.keys()
+
+    @property
+    def taken_by_failed(self) -> Set[str]:
+        state = self._state
+        return {state.space.match_key(state.trials[i].config) for i in state._failed}
+
+    @property
+    def state(self) -> Mapping[str, Any] | None:
+        return self._state.searcher_state
+
+    def curve(self, trial_id: int) -> Mapping[int, float]:
+        state = self._state
+        curve = state.trials[trial_id].curve
+        return {r: state.criterion(v) for r, v in curve.items() if math.isfinite(v)}
+
+    def epoch_cost(self, trial_id: int) -> float | None:
+        state = self._state
+        resource = state.trials[trial_id].resource
+        if not resource:
+            return None
+        spent = state.trials[trial_id].cost or state._busy_seconds.get(trial_id, 0.0)
+        return spent / resource if spent > 0 else None

@@ -1,0 +1,290 @@
+"""The journal: an append-only list of events in one SQLite file.
+
+The study *is* its events: opening a journal and folding over them gives the state. One launcher writes,
+guarded by an advisory lock that the kernel releases when the process dies; readers never block it (WAL).
+Everything is JSON text: opening a journal executes no code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lightning_hpo.core.events import Event, from_json, to_json
+from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked, StudyNotFound
+
+FILE_NAME = "study.db"
+LOCK_NAME = "study.lock"
+SCHEMA = 1
+_BUSY_S = 60.0
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, trial INTEGER, data TEXT NOT NULL);
+"""
+
+
+class Journal:
+    """The events of one study on disk.
+
+    Use :meth:`create`, :meth:`open` or :meth:`read`; close it, or use it in a ``with`` statement.
+    """
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: _Lock | None) -> None:
+        self.folder = folder
+        self._connection = connection
+        self._lock = lock
+        row = connection.execute("SELECT count(*), max(number) FROM event").fetchone()
+        self._count = int(row[1] or 0)
+
+    # ------------------------------------------------------------------------------------- opening
+
+    @classmethod
+    def exists(cls, folder: str | os.PathLike[str]) -> bool:
+        return (Path(folder) / FILE_NAME).exists()
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], header: dict[str, Any]) -> Journal:
+        """A new journal.
+
+        Args:
+            folder: the study folder; made if needed, readable by its owner only.
+            header: JSON data: what the study needs besides its events.
+
+        Raises:
+            StudyError: if there is a study already, or the folder cannot be written.
+            StudyLocked: if another process works on it.
+        """
+        path = Path(folder)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as problem:
+            raise _unwritable(path, problem) from problem
+        lock = _Lock(path)
+        try:
+            if cls.exists(path):
+                raise StudyError(f"There is a study in {path} already. Continue it, or choose another folder.")
+            connection = _connect(path / FILE_NAME)
+            with _transaction(connection):
+                for statement in _TABLES.strip().splitlines():
+                    connection.execute(statement)
+                rows = [("schema", SCHEMA), *header.items()]
+                connection.executemany("INSERT INTO header VALUES (?, ?)", [(k, json.dumps(v)) for k, v in rows])
+            return cls(path, connection, lock)
+        except sqlite3.OperationalError as problem:
+            lock.release()
+            raise _unwritable(path, problem) from problem
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Journal:
+        """The journal of a study that is to go on; nobody else can write to it until it is closed.
+
+        Raises:
+            StudyNotFound: if there is none.
+            StudyLocked: if another process works on it.
+            StudyCorrupt: if the file is damaged or comes from a newer version.
+        """
+        path = Path(folder)
+        _require(path)
+        lock = _Lock(path)
+        try:
+            connection = _connect(path / FILE_NAME)
+            _check(path, connection)
+            return cls(path, connection, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Journal:
+        """A reader: it does not block the launcher and cannot change anything.
+
+        Raises:
+            StudyNotFound, StudyCorrupt: as :meth:`open`.
+        """
+        path = Path(folder)
+        _require(path)
+        try:
+            connection = sqlite3.connect(
+                f"{(path / FILE_NAME).resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None
+            )
+            _check(path, connection)
+            return cls(path, connection, None)
+        except sqlite3.DatabaseError as problem:
+            raise _corrupt(path, problem) from problem
+
+    # -------------------------------------------------------------------------------------- content
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return {k: json.loads(v) for k, v in self._connection.execute("SELECT name, value FROM header")}
+
+    def set_header(self, **values: Any) -> None:
+        """Replace entries of the header."""
+        with _transaction(self._connection):
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO header VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()]
+            )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Write events in one transaction; when this returns, they are on disk.
+
+        Raises:
+            StudyError: if they cannot be written (disk full, folder gone).
+        """
+        if not events:
+            return
+        rows = []
+        for event in events:
+            self._count += 1
+            data = to_json(event)
+            rows.append((self._count, data.pop("event"), data.get("trial_id"), json.dumps(data, separators=(",", ":"))))
+        try:
+            with _transaction(self._connection):
+                self._connection.executemany("INSERT INTO event VALUES (?, ?, ?, ?)", rows)
+        except sqlite3.Error as problem:
+            self._count -= len(rows)
+            raise StudyError(
+                f"The study in {self.folder} cannot be written: {problem}. "
+                "Make room on the disk or restore the folder, then give the same command again to continue."
+            ) from problem
+
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """Events in the order of writing, from number ``after + 1`` on.
+
+        Raises:
+            StudyCorrupt: if the file is damaged.
+        """
+        try:
+            for number, kind, data in self._connection.execute(
+                "SELECT number, kind, data FROM event WHERE number > ? ORDER BY number", (after,)
+            ):
+                after += 1
+                if number != after:
+                    raise _corrupt(self.folder, f"event {after} is missing")
+                yield from_json({"event": kind, **json.loads(data)})
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as problem:
+            raise _corrupt(self.folder, problem) from problem
+
+    def backup(self, target: str | os.PathLike[str]) -> None:
+        """Copy the journal, also while it is written to; an earlier copy is replaced at once or not at all."""
+        temporary = Path(f"{os.fspath(target)}.tmp")
+        with contextlib.closing(sqlite3.connect(temporary)) as copy:
+            self._connection.backup(copy)
+        os.replace(temporary, target)
+
+    def close(self) -> None:
+        self._connection.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Lock:
+    """An advisory lock on a file beside the journal; it vanishes with the process that holds it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK_NAME
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise _unwritable(folder, problem) from problem
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._fd, 500, 0).decode(errors="replace").strip() or "an unknown process"
+            os.close(self._fd)
+            raise StudyLocked(
+                f"The study in {folder} is being worked on by {holder}. "
+                "Wait until it ends or stop it, or look at the study with: lightning-hpo status"
+            ) from None
+        since = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        with contextlib.suppress(OSError):
+            os.chmod(path, 0o600)
+        return connection
+    except sqlite3.OperationalError:
+        connection.close()
+        raise
+    except sqlite3.DatabaseError as problem:
+        connection.close()
+        raise _corrupt(path.parent, problem) from problem
+
+
+def _check(folder: Path, connection: sqlite3.Connection) -> None:
+    try:
+        if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise _corrupt(folder, "its pages are damaged")
+        row = connection.execute("SELECT value FROM header WHERE name='schema'").fetchone()
+    except sqlite3.DatabaseError as problem:
+        raise _corrupt(folder, problem) from problem
+    if row is None:
+        raise _corrupt(folder, "it has no header")
+    schema = json.loads(row[0])
+    if schema > SCHEMA:
+        raise StudyCorrupt(
+            f"The study in {folder} was written by a newer version (schema {schema}, this one knows {SCHEMA}). "
+            "Upgrade hydra-lightning-hpo to open it."
+        )
+
+
+def _require(folder: Path) -> None:
+    if not Journal.exists(folder):
+        raise StudyNotFound(f"There is no study in {folder} (no {FILE_NAME}). Give the folder of a study.")
+
+
+def _unwritable(folder: Path, problem: Exception) -> StudyError:
+    return StudyError(f"The study folder {folder} cannot be written: {problem}. Choose a folder you may write to.")
+
+
+def _corrupt(folder: Path, problem: object) -> StudyCorrupt:
+    return StudyCorrupt(
+        f"The study in {folder} cannot be read: {problem}. "
+        f"Copy its backup {FILE_NAME}.bak over {FILE_NAME}, or recover it with: sqlite3 {FILE_NAME} .recover"
+    )

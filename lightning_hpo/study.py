@@ -1,0 +1,360 @@
+"""Ask and tell: a study without processes, Hydra or Lightning."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning_hpo.core.events import (
+    AttemptEnded,
+    CheckpointSaved,
+    Event,
+    Outcome,
+    Reported,
+    Resume,
+    Start,
+    StudyContinued,
+    Suggested,
+    SuggestionWanted,
+    Told,
+    Verdict,
+    WorkerReady,
+)
+from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.searcher import Searcher, SuggestRequest
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import Checkpoint, Config, Trial
+from lightning_hpo.errors import ReportError, StudyMismatch
+from lightning_hpo.searchers import make_searcher
+
+if TYPE_CHECKING:
+    from lightning_hpo.runtime.journal import Journal
+
+_CHANGEABLE = ("n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row", "asynchronous")
+"""Options that may differ when a study is continued: they say how long and how wide, not what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incumbent:
+    """A trial that is best in some sense, with the report that makes it so."""
+
+    trial_id: int
+    config: Config
+    resource: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best trial of a study, in both senses of the word."""
+
+    at_full_resource: Incumbent | None
+    """Among trials trained to ``max_t``, or that ended by themselves."""
+    at_any_resource: Incumbent | None
+    """Among all reports: the luckiest of many noisy values, also of trials that were paused or stopped early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The configuration to use."""
+
+    trial_id: int
+    config: Config
+    mean: float
+    """Expected value of the metric at ``max_t``, in the user's sign."""
+    std: float
+    """Standard deviation of that expectation."""
+
+
+class Study:
+    """A study driven by hand: :meth:`ask`, train, :meth:`tell`.
+
+    The searcher runs inline, in the calling thread; its results repeat with the same ``random_seed``.
+    """
+
+    def __init__(self, state: StudyState, journal: Journal | None = None) -> None:
+        self._state = state
+        self._journal = journal
+        self._searcher: Searcher = make_searcher(
+            ALGORITHMS[state.options.algorithm].searcher, state.options.searcher
+        )
+        self._zero = time.monotonic() - state.progress.time
+
+    # -------------------------------------------------------------------------------------- opening
+
+    @classmethod
+    def create(
+        cls,
+        space: SearchSpace | Mapping[str, Any],
+        *,
+        metric: str,
+        mode: str = "min",
+        algorithm: str = "default",
+        path: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Study:
+        """A new study, or the study in ``path`` continued.
+
+        Args:
+            space: name -> domain or constant.
+            metric: name of the value told.
+            mode: ``min`` or ``max``.
+            algorithm: scheduler and searcher by name.
+            path: folder in which the study is kept; without one it lives in memory.
+            **options: see :class:`lightning_hpo.core.options.StudyOptions`.
+
+        Raises:
+            OptionError, SpaceError: if an option or the space cannot be used.
+            StudyLocked, StudyMismatch: if the study in ``path`` is in use, or was made with other settings.
+        """
+        parsed = space if isinstance(space, SearchSpace) else SearchSpace.parse(space)
+        checked = StudyOptions.from_mapping({"metric": metric, "mode": mode, "algorithm": algorithm, **options})
+        state = StudyState(parsed, checked)
+        if path is None:
+            return cls(state)
+        from lightning_hpo.runtime.journal import Journal
+
+        if Journal.exists(path):
+            journal = Journal.open(path)
+            try:
+                check_same_study(journal.header, parsed, checked)
+                return cls._continued(state, journal)
+            except BaseException:
+                journal.close()
+                raise
+        return cls(state, Journal.create(path, study_header(parsed, checked)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Study:
+        """The study in the folder, with the settings it was created with.
+
+        Raises:
+            StudyNotFound, StudyLocked, StudyCorrupt: if it cannot be opened.
+        """
+        from lightning_hpo.runtime.journal import Journal
+
+        journal = Journal.open(path)
+        try:
+            return cls._continued(state_from_header(journal.header), journal)
+        except BaseException:
+            journal.close()
+            raise
+
+    @classmethod
+    def _continued(cls, state: StudyState, journal: Journal) -> Study:
+        for event in journal.events():
+            state.handle(event, is_replay=True)
+        study = cls(state, journal)
+        study._handle(StudyContinued(state.progress.time))
+        return study
+
+    def close(self) -> None:
+        """Let others continue the study; a study in memory needs no closing."""
+        if self._journal is not None:
+            self._journal.close()
+
+    # ---------------------------------------------------------------------------------- ask and tell
+
+    def ask(self) -> Start | Resume | None:
+        """What a free worker is to do: start a trial, resume a paused one, or nothing now.
+
+        A resumed trial goes on after ``from_resource``; where its state cannot be kept it may also be trained from scratch:
+        reports up to ``from_resource`` are ignored then.
+        """
+        ready = WorkerReady(self._now())
+        (decision,) = self._state.handle(ready)
+        if isinstance(decision, SuggestionWanted):
+            self._record(ready)
+            request = self._state.request(decision)
+            decisions = self._handle(self._suggested(request))
+            started = [d for d in decisions if isinstance(d, Start)]
+            return started[0] if started else None
+        if isinstance(decision, (Start, Resume)):
+            self._record(ready)
+            return decision
+        return None
+
+    def tell(
+        self,
+        trial_id: int,
+        resource: int,
+        value: float,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        cost: float | None = None,
+    ) -> Verdict:
+        """Report the metric of a trial after ``resource`` units; returns ``continue``, ``pause`` or ``stop``.
+
+        Args:
+            trial_id: from :meth:`ask`.
+            resource: 1, 2, 3, ...; what was told before is ignored.
+            value: the metric, in the user's sign; NaN and infinities are the worst value.
+            metrics: other values to keep.
+            cost: total the trial has cost so far.
+
+        Raises:
+            ReportError: for an unknown trial or an impossible resource.
+        """
+        trial = self._state.trial(trial_id)
+        number = _number(value, trial_id)
+        event = Reported(self._now(), trial_id, trial.attempt, resource, number, dict(metrics or {}), cost)
+        told = next(d for d in self._handle(event) if isinstance(d, Told))
+        if told.completed:
+            self._end(trial, Outcome.COMPLETED)
+        elif told.verdict is Verdict.PAUSE:
+            # Whoever trains keeps the state of the trial; the study only notes how far it got.
+            kept = Checkpoint(resource, "", "", 0)
+            self._handle(CheckpointSaved(self._now(), trial_id, trial.attempt, kept))
+            self._end(trial, Outcome.PAUSED)
+        elif told.verdict is Verdict.STOP:
+            self._end(trial, Outcome.STOPPED)
+        return told.verdict
+
+    def complete(self, trial_id: int) -> None:
+        """The trial ended by itself; its last report is its result. Nothing happens if it was stopped, paused or complete already."""
+        self._end(self._state.trial(trial_id), Outcome.COMPLETED)
+
+    def fail(self, trial_id: int, error: str = "it failed") -> None:
+        """The trial cannot go on; its configuration will not be proposed again."""
+        self._end(self._state.trial(trial_id), Outcome.FAILED, error)
+
+    def attach(self, config: Mapping[str, Any]) -> int:
+        """Start a trial with a configuration chosen outside; returns its id.
+
+        Raises:
+            SpaceError: if the configuration is not of the study's space.
+        """
+        space = self._state.space
+        checked = space.check(space.searched(config))
+        trial_id = len(self._state.trials)
+        self._handle(Suggested(self._now(), trial_id, checked, "attached", "chosen outside the study"))
+        return trial_id
+
+    # -------------------------------------------------------------------------------------- results
+
+    @property
+    def space(self) -> SearchSpace:
+        return self._state.space
+
+    @property
+    def options(self) -> StudyOptions:
+        return self._state.options
+
+    @property
+    def trials(self) -> Mapping[int, Trial]:
+        """Every trial by id. Read-only: changes are not part of the study."""
+        return self._state.trials
+
+    def best(self) -> Best:
+        """The best trial at full resource and the best at any, which are seldom the same."""
+        return Best(self._incumbent(self._state.best_full), self._incumbent(self._state.best_any))
+
+    def recommend(self) -> Recommendation:
+        """The configuration to use: the best expected value at ``max_t``, noise taken into account.
+
+        Not the luckiest report: the lowest of many noisy values is lower than what the configuration gives when it is trained again.
+
+        Raises:
+            ReportError: before the first finite report.
+        """
+        from lightning_hpo.searchers.recommend import recommend
+
+        if self._state.best_any is None:
+            raise ReportError("No trial has reported a finite value yet. Tell the study some results first.")
+        trial_id, config, mean, std = recommend(self._state.view(), self._state.options.searcher)
+        return Recommendation(trial_id, self._state.space.with_constants(config), self._state.criterion(mean), std)
+
+    # -------------------------------------------------------------------------------------- details
+
+    def _incumbent(self, found: tuple[int, int, float] | None) -> Incumbent | None:
+        if found is None:
+            return None
+        trial_id, resource, value = found
+        config = self._state.space.with_constants(self._state.trials[trial_id].config)
+        return Incumbent(trial_id, config, resource, value)
+
+    def _suggested(self, request: SuggestRequest) -> Suggested:
+        suggestion = self._searcher.suggest(self._state.view(), request)
+        if suggestion is None:
+            return Suggested(self._now(), request.trial_id, None, "none", "nothing is left to propose")
+        return Suggested(
+            self._now(),
+            request.trial_id,
+            suggestion.config,
+            suggestion.origin,
+            suggestion.reason,
+            suggestion.bracket_weights,
+            suggestion.state,
+        )
+
+    def _end(self, trial: Trial, outcome: Outcome, error: str | None = None) -> None:
+        if trial.id in self._state.live:
+            self._handle(AttemptEnded(self._now(), trial.id, trial.attempt, outcome, error))
+
+    def _handle(self, event: Event) -> list[Any]:
+        decisions = self._state.handle(event)
+        self._record(event)
+        return decisions
+
+    def _record(self, event: Event) -> None:
+        if self._journal is not None:
+            self._journal.append([event])
+
+    def _now(self) -> float:
+        return time.monotonic() - self._zero
+
+
+def load_study(path: str | os.PathLike[str]) -> Study:
+    """The study in a folder, to look at or to continue: :meth:`Study.load`."""
+    return Study.load(path)
+
+
+def study_header(space: SearchSpace, options: StudyOptions) -> dict[str, Any]:
+    """What a journal keeps besides events."""
+    return {"space": space.to_json(), "options": options.to_json()}
+
+
+def state_from_header(header: Mapping[str, Any]) -> StudyState:
+    """The state before the first event."""
+    return StudyState(SearchSpace.from_json(header["space"]), StudyOptions.from_mapping(header["options"]))
+
+
+def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: StudyOptions) -> None:
+    """Refuse to continue a study with settings that would change what it means.
+
+    Raises:
+        StudyMismatch: naming every difference.
+    """
+    old, new = header["options"], options.to_json()
+    changes = [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in _CHANGEABLE and old.get(name) != new.get(name)
+    ]
+    if header["space"] != space.to_json():
+        changes.append(f"space: {header['space']} -> {space.to_json()}")
+    if changes:
+        raise StudyMismatch(
+            "The study was created with other settings:\n  " + "\n  ".join(changes) + "\n"
+            "Use the settings it was created with, or start a new study in another folder."
+        )
+
+
+def _number(value: Any, trial_id: int) -> float:
+    if isinstance(value, (bool, complex, str, bytes)) or value is None:
+        number = None
+    else:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = None
+    if number is None:
+        raise ReportError(
+            f"Trial {trial_id} reported {value!r} of type {type(value).__name__}, which is not a number. "
+            "Tell a float or a tensor with one element."
+        )
+    return number
