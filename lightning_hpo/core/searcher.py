@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import Config
+
+if TYPE_CHECKING:  # the options reach this module, and Hydra reads them in every program: no numpy then
+    from lightning_hpo.core.space import SearchSpace
 
 
 class Observation(NamedTuple):

@@ -1,0 +1,169 @@
+"""The options below ``hydra.launcher``: those of the study, and where and how it runs.
+
+Hydra holds them as an untyped mapping that takes unknown keys, so that a typing error reaches :func:`read_options`,
+which answers with a suggestion, and not Hydra's own message. Every program that uses Hydra imports this module: it must
+stay light.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_hpo.core.options import ALGORITHMS, SearcherOptions, StudyOptions
+from lightning_hpo.core.stopping import StopCriterion
+from lightning_hpo.errors import OptionError, did_you_mean
+
+PREFIX = "hydra.launcher"
+"""Where the options stand in Hydra's configuration."""
+
+MAX_RESOURCE_ATTRS = ("trainer.max_epochs", "max_epochs", "epochs")
+"""Keys of the job's configuration that are read for ``max_t``, in this order, if ``max_resource_attr`` is not set."""
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+_CHOICES = {
+    "resource": ("epoch", "validation"),
+    "backend": ("local", "ray"),
+    "start_method": ("auto", "fork", "forkserver", "spawn"),
+}
+_LEAST = {"ranks_per_trial": 1, "n_workers": 1, "gpus_per_trial": 0, "epoch_timeout": 0, "trial_timeout": 0}
+
+
+@dataclass(frozen=True)
+class LauncherOptions(StudyOptions):
+    """Options of ``hydra/launcher=hpo``: those of a study and those of a run. None: chosen as the comment says."""
+
+    random_seed: int | None = None  # type: ignore[assignment]
+    """Seed of everything random; default: drawn, printed and stored with the study."""
+    n_workers: int | None = None  # type: ignore[assignment]
+    """Trials at a time; default: one per GPU slot, without GPUs one per CPU core."""
+    space: dict[str, Any] = field(default_factory=dict)
+    """Richer domains than Hydra's grammar has: {model.width: {domain: logfinrange, lower: 16, upper: 512, size: 6}}."""
+    max_resource_attr: str | None = None
+    """Key of the job's configuration that holds max_t; default: the first of trainer.max_epochs, max_epochs, epochs."""
+    resource: str = "epoch"
+    """What is counted as resource: epoch, or validation for training by steps."""
+    study: str | None = None
+    """Folder of a study to continue; default: hydra.sweep.dir."""
+    backend: str = "local"
+    """Where trials run: local or ray."""
+    gpus_per_trial: float | None = None
+    """2, 1, 0.5, 0.25, ... or 0; default: 1 if there are GPUs."""
+    devices: list[Any] | None = None
+    """GPUs to use, as in CUDA_VISIBLE_DEVICES; default: all that are visible."""
+    ranks_per_trial: int = 1
+    """Processes of one trial that the launcher starts (distributed training)."""
+    start_method: str = "auto"
+    """How trial processes begin: auto, fork, forkserver or spawn."""
+    epoch_timeout: float | None = None
+    """Seconds without a report after which a trial counts as hung; default: never."""
+    trial_timeout: float | None = None
+    """Seconds an attempt may run; default: no limit."""
+    max_disk: int | float | str | None = None
+    """Space for checkpoints, such as 20GB; default: no limit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                near = did_you_mean(str(value), allowed)
+                raise OptionError(f"{name}={value!r} is unknown.{near} Choose one of {', '.join(allowed)}.")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise OptionError(f"{name}={value!r} is out of range. Set {name} to a value of at least {least}.")
+        gpus = self.gpus_per_trial
+        if gpus is not None and gpus > 0 and not _is_whole(gpus if gpus >= 1 else 1 / gpus):
+            raise OptionError(
+                f"gpus_per_trial={gpus!r} does not divide GPUs evenly. "
+                "Set gpus_per_trial to a whole number, or to 0.5, 0.25, 0.2, ... to share one GPU."
+            )
+        _ = self.disk_limit
+
+    @property
+    def disk_limit(self) -> int | None:
+        """``max_disk`` in bytes: GB is 1000 ** 3, GiB is 1024 ** 3; None without limit."""
+        if self.max_disk is None:
+            return None
+        match = _SIZE.fullmatch(str(self.max_disk))
+        if match is None:
+            raise OptionError(
+                f"max_disk={self.max_disk!r} is not a size. Set max_disk to one like 500MB, 20GB or 1.5TiB."
+            )
+        number, unit, binary = match.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " "))
+
+    def study_options(self, random_seed: int, n_workers: int, max_t: int | None) -> StudyOptions:
+        """The part that belongs to the study, with what has been found out about the run."""
+        names = [f.name for f in dataclasses.fields(StudyOptions)]
+        found = {"random_seed": random_seed, "n_workers": n_workers, "max_t": max_t}
+        return StudyOptions(**{name: getattr(self, name) for name in names} | found)
+
+
+def default_node() -> dict[str, Any]:
+    """Every option with its default, as plain data for Hydra's ConfigStore.
+
+    What some algorithm presets is None here, so that a user's value is always told from the default.
+    """
+    presets = {name for algorithm in ALGORITHMS.values() for name in algorithm.presets}
+    search = {name for algorithm in ALGORITHMS.values() for name in algorithm.search}
+    node = {"metric": None} | _defaults(LauncherOptions, presets)
+    node["searcher"] = _defaults(SearcherOptions, search)
+    node["stop"] = _defaults(StopCriterion, set())
+    return node
+
+
+def read_options(mapping: Mapping[str, Any]) -> LauncherOptions:
+    """The options below ``hydra.launcher``, checked.
+
+    Args:
+        mapping: plain data; entries that begin with an underscore are Hydra's.
+
+    Raises:
+        OptionError: for an unknown name, a wrong type or a value out of range, or if the metric is not set.
+    """
+    defaults = default_node()
+    given = _given(mapping, defaults)
+    for part in ("searcher", "stop"):
+        value = mapping.get(part)
+        if isinstance(value, Mapping):
+            given[part] = _given(value, defaults[part])
+        elif value is not None:
+            entry = f"{PREFIX}.{part}.{next(iter(defaults[part]))}"
+            raise OptionError(f"{PREFIX}: {part}={value!r} is not a mapping. Set its entries, such as {entry}=...")
+    try:
+        options = LauncherOptions.from_mapping(given)
+    except OptionError as problem:
+        raise OptionError(f"{PREFIX}: {problem}") from None
+    return options
+
+
+def _defaults(cls: type, preset: set[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        factory = f.default_factory
+        value = f.default if factory is dataclasses.MISSING else factory()
+        if value is not dataclasses.MISSING:
+            values[f.name] = None if f.name in preset else value
+    return values
+
+
+def _given(mapping: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from the default; what Hydra needs for itself is left out."""
+    return {
+        name: value
+        for name, value in mapping.items()
+        if not str(name).startswith("_") and not (name in defaults and _same(value, defaults[name]))
+    }
+
+
+def _same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and bool(value == default)
+
+
+def _is_whole(number: float) -> bool:
+    return abs(number - round(number)) < 1e-9

@@ -1,0 +1,233 @@
+"""Hydra's override grammar becomes a search space, and configurations become overrides again."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_hpo.core.space import (
+    SearchSpace,
+    choice,
+    logfinrange,
+    logordinal,
+    lograndint,
+    loguniform,
+    ordinal,
+    randint,
+    reverseloguniform,
+    uniform,
+)
+from lightning_hpo.errors import SpaceError
+from lightning_hpo.integrations.hydra_space import format_value, read_space
+
+
+def space_of(*arguments: str) -> SearchSpace:
+    return read_space(None, arguments).space
+
+
+def parsed(override: str) -> object:
+    return OverridesParser.create().parse_override(override).value()
+
+
+class TestTheGrammar:
+    @pytest.mark.parametrize(
+        ("text", "domain"),
+        [
+            ("interval(0,0.5)", uniform(0.0, 0.5)),
+            ("interval(1,8)", uniform(1.0, 8.0)),
+            ("tag(log,interval(1e-4,1e-1))", loguniform(1e-4, 1e-1)),
+            ("tag(reverselog,interval(0.5,0.99))", reverseloguniform(0.5, 0.99)),
+            ("int(interval(1,8))", randint(1, 8)),
+            ("tag(log,int(interval(16,512)))", lograndint(16, 512)),
+            ("choice(relu,gelu)", choice(["relu", "gelu"])),
+            ("relu,gelu", choice(["relu", "gelu"])),
+            ("'a, b','c'", choice(["a, b", "c"])),
+            ("choice(true,false)", choice([True, False])),
+            ("choice(16,32,48)", choice([16, 32, 48])),
+            ("choice([64,32],[128])", choice([[64, 32], [128]])),
+            ("choice({a:1},{a:2})", choice([{"a": 1}, {"a": 2}])),
+            ("tag(ordinal,choice(16,32,48))", ordinal([16, 32, 48])),
+            ("tag(log,choice(16,32,64))", logordinal([16, 32, 64])),
+            ("range(1,8)", ordinal([1, 2, 3, 4, 5, 6, 7])),
+            ("range(0,1,0.25)", ordinal([0.0, 0.25, 0.5, 0.75])),
+            ("range(5,1,-2)", ordinal([3, 5])),
+            ("shuffle(range(3))", ordinal([0, 1, 2])),
+        ],
+    )
+    def test_every_range_has_its_domain(self, text, domain):
+        assert space_of(f"x={text}") == SearchSpace({"x": domain})
+
+    def test_an_integer_among_floats_is_a_float(self):
+        assert space_of("x=0.5,1") == SearchSpace({"x": choice([0.5, 1.0])})
+
+    def test_values_without_a_common_type_are_searched_by_the_way_they_are_written(self):
+        sweep = read_space(None, ["clip=0.5,null,'a b'"])
+        assert sweep.space == SearchSpace({"clip": choice(["0.5", "null", "'a b'"])})
+        assert [parsed(*sweep.overrides({"clip": c})) for c in ("0.5", "null", "'a b'")] == [0.5, None, "a b"]
+
+    def test_every_option_of_a_group_is_a_category_of_a_glob(self):
+        class Options:
+            def get_group_options(self, group, results_filter):
+                return {"model": ["cnn", "mlp", "mlp_deep"]}[group]
+
+        assert read_space(Options(), ["model=glob(mlp*)"]).space == SearchSpace({"model": choice(["mlp", "mlp_deep"])})
+
+    def test_hyperparameters_keep_the_order_of_the_command_line(self):
+        assert space_of("z=1,2", "k=3", "a=interval(0,1)").names == ("z", "a")
+
+
+class TestWhereTheSpaceIsWritten:
+    def test_the_command_line_wins_over_the_params_of_the_sweeper(self):
+        sweep = read_space(
+            None, ["lr=interval(0,1)", "act=relu"], params={"lr": "1,2", "act": "relu,gelu", "width": "range(2,5)"}
+        )
+        assert sweep.space == SearchSpace({"lr": uniform(0.0, 1.0), "width": ordinal([2, 3, 4])})
+        assert sweep.overrides({"lr": 0.25, "width": 3}) == ["lr=0.25", "act=relu", "width=3"]
+
+    def test_params_may_hold_plain_yaml_values(self):
+        sweep = read_space(None, ["x=1,2"], params={"lr": 0.1, "sizes": [1, 2], "clip": None, "on": True})
+        assert sweep.fixed == ("lr=0.1", "sizes=[1,2]", "clip=null", "on=true")
+
+    def test_richer_domains_come_from_the_launcher_flat_or_nested(self):
+        width = {"domain": "logfinrange", "lower": 16, "upper": 512, "size": 6, "cast_int": True}
+        expected = SearchSpace({"model.width": logfinrange(16, 512, 6, cast_int=True)})
+        assert read_space(None, [], domains={"model.width": width}).space == expected
+        assert read_space(None, [], domains={"model": {"width": width}}).space == expected
+
+    def test_a_value_on_the_command_line_ends_the_search_for_it_and_the_user_is_told(self):
+        domains = {"width": {"domain": "randint", "lower": 1, "upper": 9}}
+        sweep = read_space(None, ["width=4", "lr=1,2"], domains=domains)
+        assert sweep.space.names == ("lr",)
+        assert any("width" in note and "command line" in note for note in sweep.notes)
+
+    def test_the_prefix_that_adds_a_key_is_kept(self):
+        sweep = read_space(None, ["+a=1,2", "++b=3,4", "c=5,6"], params={"+c": "7,8"})
+        assert sweep.space.names == ("c", "a", "b")
+        assert sweep.overrides({"a": 2, "b": 3, "c": 6}) == ["+c=6", "+a=2", "++b=3"]
+
+    def test_a_group_may_have_a_package(self):
+        sweep = read_space(None, ["db@source=choice(mysql,sqlite)"])
+        assert sweep.space.names == ("db@source",)
+        assert sweep.overrides({"db@source": "sqlite"}) == ["db@source=sqlite"]
+
+    def test_what_is_not_searched_reaches_every_trial_as_it_was_written(self):
+        fixed = ['name="a, b"', "~trainer.logger", "x=${y}", "sizes=[1, 2]"]
+        assert read_space(None, [*fixed, "lr=1,2"]).overrides({"lr": 2}) == [*fixed, "lr=2"]
+
+
+class TestWhatTheUserIsTold:
+    @pytest.mark.parametrize("name", ["seed", "trainer.seed", "+random_seed"])
+    def test_a_seed_with_several_values_is_a_hyperparameter(self, name):
+        (note,) = read_space(None, [f"{name}=1,2,3"]).notes
+        assert name.lstrip("+") in note
+        assert "hyperparameter" in note
+
+    def test_shuffling_is_for_grids(self):
+        (note,) = read_space(None, ["x=shuffle(range(3))"]).notes
+        assert "shuffle" in note
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("tag(log,interval(0,1))", "0"),
+            ("interval(2,1)", "2"),
+            ("tag(lgo,interval(1,2))", "'log'"),
+            ("tag(ordinal,interval(1,2))", "ordinal"),
+            ("tag(log,reverselog,interval(0.1,0.2))", "exclude"),
+            ("range(3,3)", "0 values"),
+            ("range(1,5,0)", "step"),
+            ("range(1,100000)", r"int\(interval"),
+            ("choice(a,a)", "twice"),
+            ("interval(0,inf)", "inf"),
+        ],
+    )
+    def test_the_error_shows_the_override_and_what_is_wrong(self, text, message):
+        with pytest.raises(SpaceError, match=message) as caught:
+            space_of(f"model.x={text}", "y=1,2")
+        assert str(caught.value).startswith(f"model.x={text}: ")
+
+    def test_a_sweep_without_a_range_gets_an_example(self):
+        with pytest.raises(SpaceError, match=r"model\.lr=tag\(log,interval\(1e-4,1e-1\)\)"):
+            space_of("x=3")
+
+    def test_a_glob_without_options(self):
+        class Nothing:
+            def get_group_options(self, group, results_filter):
+                return []
+
+        with pytest.raises(SpaceError, match="nothing to choose"):
+            read_space(Nothing(), ["model=glob(x*)"])
+
+    def test_hydra_itself_is_not_searched(self):
+        with pytest.raises(SpaceError, match=r"hydra\.job\.name"):
+            read_space(None, ["x=1,2"], params={"hydra.job.name": "a,b"})
+
+    def test_a_domain_with_a_typing_error(self):
+        with pytest.raises(SpaceError, match=r"'w'.*'logfinrange'"):
+            read_space(None, [], domains={"w": {"domain": "logfinrage", "lower": 1, "upper": 2, "size": 2}})
+
+    def test_a_constant_among_the_domains(self):
+        with pytest.raises(SpaceError, match=r"hydra\.launcher\.space\.w is 3"):
+            read_space(None, [], domains={"w": 3})
+
+    def test_a_configuration_that_is_not_complete(self):
+        with pytest.raises(SpaceError, match="b"):
+            read_space(None, ["a=1,2", "b=3,4"]).overrides({"a": 1})
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=12)
+keys = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True).filter(
+    lambda key: key.lower() not in {"null", "true", "false", "nan", "inf"}
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
+values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3), max_leaves=6)
+
+
+class TestValuesAsOverrides:
+    @given(values)
+    def test_hydra_reads_back_the_same_value_of_the_same_type(self, value):
+        result = parsed(f"x={format_value(value)}")
+        assert (repr(result), type(result)) == (repr(value), type(value))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "null",
+            "True",
+            "nan",
+            "1",
+            "1e-3",
+            "",
+            " a ",
+            "a,b",
+            "it's",
+            'say "x"',
+            "\\",
+            "a\\'b",
+            "[1]",
+            "{a:1}",
+            "x=y",
+            "${z}",
+        ],
+    )
+    def test_strings_that_look_like_something_else_stay_strings(self, text):
+        assert parsed(f"x={format_value(text)}") == text
+
+    def test_ordinary_names_are_not_quoted(self):
+        assert format_value("conf/mlp_2.yaml") == "conf/mlp_2.yaml"
+
+    def test_floats_keep_every_digit(self):
+        assert format_value(0.1 + 0.2) == "0.30000000000000004"
+        assert parsed(f"x={format_value(5e-324)}") == 5e-324
+        assert math.isinf(parsed(f"x={format_value(-math.inf)}"))
+
+    @pytest.mark.parametrize("value", [{"it's": 1}, {"": 1}, {1.5, 2}, object()])
+    def test_what_the_grammar_cannot_say_is_refused(self, value):
+        with pytest.raises(SpaceError):
+            format_value(value)
