@@ -8,7 +8,7 @@
 ``rungs_and_last``            as ``all``, but a trial's observation is dropped when its next one arrives, unless it was at a milestone
 ============================  =====================================================================================
 
-With ``register_pending_myopic`` (not for ``rungs``) only the next unit of resource is pending.
+With ``register_pending_myopic`` (no effect on ``rungs``) only the next unit of resource is pending.
 Source: Klein et al., arXiv:2003.10865, section 3 (pending evaluations are part of the model).
 """
 
@@ -44,15 +44,11 @@ class SearcherData:
     ) -> None:
         if kind not in KINDS:
             raise OptionError(f"searcher_data={kind!r} is unknown. Choose one of {', '.join(KINDS)}.")
-        if myopic and kind == "rungs":
-            raise OptionError(
-                "register_pending_myopic has no meaning with searcher_data=rungs. Set searcher_data=all or rungs_and_last."
-            )
         self._kind = kind
         self._levels = sorted(levels)
         self._observed_levels = frozenset([*levels, *([max_t] if max_t else [])])
         self._max_t = max_t
-        self._myopic = myopic
+        self._myopic = myopic and kind != "rungs"
         self._at_completion = at_completion
         self._observations: dict[tuple[int, int], float] = {}
         self._pending: dict[tuple[int, int], None] = {}

@@ -70,7 +70,7 @@ class StudyState:
             self.scheduler.learns_at_completion,
         )
         self.trials: dict[int, Trial] = {}
-        self.progress = Progress()
+        self.progress = Progress(options.metric)
         self.ended: str | None = None
         self.initial_configs: Sequence[Config] = space.complete(options.points_to_evaluate)
         self.searcher_state: dict[str, Any] | None = None

@@ -101,7 +101,7 @@ class Replay:
     def report(self, event):
         _, trial_id, epoch, value, expected, *more = event
         trial = self.study.trials[trial_id]
-        (told,) = self.study.handle(Reported(0.0, trial_id, trial.attempt, epoch, value))
+        told = self.study.handle(Reported(0.0, trial_id, trial.attempt, epoch, value))[0]
         assert told.verdict.name == expected
         if more:
             assert isinstance(self.study.scheduler, Pasha)

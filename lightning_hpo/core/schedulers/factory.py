@@ -15,7 +15,6 @@ from lightning_hpo.errors import OptionError
 _HYPERBAND: dict[str, type[AsynchronousHyperband]] = {
     "stopping": StoppingAsha,
     "promotion": PromotionAsha,
-    "pasha": Pasha,
     "cost_promotion": CostPromotion,
 }
 
@@ -44,7 +43,7 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
     )
     if ALGORITHMS[options.algorithm].searcher == "hypertune" and not levels:
         raise OptionError(f"Hyper-Tune needs at least two levels, max_t={options.max_t} gives one. Raise max_t.")
-    return _HYPERBAND[options.effective_type](
+    common = (
         options.max_t,
         levels,
         options.brackets or 1,
@@ -52,3 +51,6 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
         options.min_rung_entries,
         options.late_reports,
     )
+    if options.effective_type == "pasha":
+        return Pasha(*common, mode=options.mode)
+    return _HYPERBAND[options.effective_type](*common)

@@ -15,7 +15,13 @@ from lightning_hpo.core.schedulers.hyperband import PromotionAsha
 
 
 class Pasha(PromotionAsha):
-    """Promotion type with a growing ceiling; options as for :class:`PromotionAsha`."""
+    """Promotion type with a growing ceiling.
+
+    Args:
+        max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports: as for :class:`PromotionAsha`.
+        mode: the sense of the metric before it was turned into a value to be minimised. It decides how two trials with equal
+            values are ordered when their curves are compared (the later trial first for ``max``), as in the reference implementation.
+    """
 
     def __init__(
         self,
@@ -25,9 +31,10 @@ class Pasha(PromotionAsha):
         rung_system_per_bracket: bool = False,
         min_entries: str = "ratio",
         late_reports: str = "count",
+        mode: str = "min",
     ) -> None:
         super().__init__(max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports)
-        self._ceilings = [_Ceiling(rungs, max_t) for rungs in self._systems]
+        self._ceilings = [_Ceiling(rungs, max_t, later_first=mode == "max") for rungs in self._systems]
 
     def ceiling(self, system: int = 0) -> int:
         """Largest resource to which trials of the system are promoted at present."""
@@ -54,7 +61,8 @@ class Pasha(PromotionAsha):
 class _Ceiling:
     """Ceiling and noise estimate of one rung system."""
 
-    def __init__(self, rungs: dict[int, Rung], max_t: int) -> None:
+    def __init__(self, rungs: dict[int, Rung], max_t: int, later_first: bool) -> None:
+        self._later_first = later_first
         self._rungs = list(rungs.values())
         self._max_t = max_t
         self._top = min(2, len(self._rungs))
@@ -70,7 +78,7 @@ class _Ceiling:
         is_new = epoch not in curve
         curve[epoch] = value
         self._largest_epoch = max(self._largest_epoch, epoch)
-        if len(self._rungs) < 2 or self.resource >= self._max_t:
+        if len(self._rungs) < 2:
             return
         self._update_epsilon(trial_id if is_new else None)
         self._grow_unless_stable()
@@ -100,6 +108,8 @@ class _Ceiling:
     def _compare(self, first: int, second: int) -> None:
         """Keep the pair's difference if its curves crossed at least twice before their last common epoch of the window."""
         a, b = self._curves[first], self._curves[second]
+        if self._later_first:
+            a, b = b, a
         low, high = self._window
         last = next((e for e in range(high, low, -1) if e in a and e in b), None)
         if last is None:
