@@ -7,11 +7,12 @@ and the seed. :func:`make_searcher` finds one by name; only the Gaussian process
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from lightning_hpo.core.options import SearcherOptions
-from lightning_hpo.core.searcher import Searcher
+from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, SuggestRequest
 from lightning_hpo.errors import OptionError, did_you_mean
 
 SEARCHERS: dict[str, str] = {
@@ -42,4 +43,22 @@ def make_searcher(name: str, options: SearcherOptions | Mapping[str, Any] | None
     checked = options if isinstance(options, SearcherOptions) else SearcherOptions.from_mapping(options or {})
     module, _, cls = SEARCHERS[name].partition(":")
     searcher: Searcher = getattr(importlib.import_module(f"{__name__}.{module}"), cls)(checked)
-    return searcher
+    return _Logged(searcher, name) if checked.debug_log else searcher
+
+
+class _Logged:
+    """Logs what a searcher knew and what it answered (``debug_log``)."""
+
+    def __init__(self, searcher: Searcher, name: str) -> None:
+        self._searcher = searcher
+        self._name = name
+        self._log = logging.getLogger(__name__)
+
+    def suggest(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
+        suggestion = self._searcher.suggest(view, request)
+        self._log.info(
+            "%s, trial %d in bracket %d: %d observations, %d pending, %d failed -> %s",
+            self._name, request.trial_id, request.bracket, len(view.observations), len(view.pending), len(view.failed),
+            "nothing left" if suggestion is None else f"{suggestion.config} ({suggestion.reason})",
+        )  # fmt: skip
+        return suggestion

@@ -82,10 +82,15 @@ def test_pending_trials_change_nothing():
 def test_features_are_logarithmic_where_the_domain_is_and_inside_the_unit_interval():
     space = SearchSpace(
         {
-            "log": loguniform(1e-4, 1.0), "int": randint(8, 128), "logint": lograndint(1, 1000), 
-            "c": choice(["a", "b", "c"]), "o": ordinal([1, 2, 8, 9]), "f": finrange(0.0, 1.0, 5), "fi": finrange(0, 8, 5, cast_int=True),
+            "log": loguniform(1e-4, 1.0),
+            "int": randint(8, 128),
+            "logint": lograndint(1, 1000),
+            "c": choice(["a", "b", "c"]),
+            "o": ordinal([1, 2, 8, 9]),
+            "f": finrange(0.0, 1.0, 5),
+            "fi": finrange(0, 8, 5, cast_int=True),
         }
-    )  # fmt: skip
+    )
     features = FeatureMap(space)
     config = {"log": 1e-2, "int": 8, "logint": 1000, "c": "b", "o": 8, "f": 0.25, "fi": 8}
     # Integers own cells of equal width, so the 1st of 121 has its centre at 1/242.

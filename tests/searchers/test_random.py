@@ -96,3 +96,10 @@ def test_random_grid_and_densities_do_not_import_torch():
         f"for name in {light}: make_searcher(name, {{}})\nsys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_debug_log_says_what_was_proposed_and_why(caplog):
+    with caplog.at_level("INFO", logger="lightning_hpo.searchers"):
+        proposals("random", View(TINY), 1, debug_log=True)
+    assert "random, trial 0 in bracket 0: 0 observations, 0 pending, 0 failed -> {'a': " in caplog.text
+    assert "(random search)" in caplog.text

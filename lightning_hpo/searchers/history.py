@@ -1,0 +1,136 @@
+"""What a model is fitted to: observations and pending evaluations of a view, as arrays."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightning_hpo.core.options import SearcherOptions
+from lightning_hpo.core.searcher import SearchView
+
+
+@dataclass(frozen=True)
+class Points:
+    """Encoded configurations at resource levels, one row per observation or pending evaluation."""
+
+    trial_ids: tuple[int, ...]
+    resources: tuple[int, ...]
+    inputs: np.ndarray
+    """(n, width)"""
+
+    @classmethod
+    def of(cls, view: SearchView, places: Sequence[tuple[int, int]]) -> Points:
+        """The points of ``(trial, resource)`` pairs."""
+        trials = tuple(trial for trial, _ in places)
+        distinct = {trial: i for i, trial in enumerate(dict.fromkeys(trials))}
+        encoded = view.space.encode_many([view.configs[trial] for trial in distinct])
+        rows = encoded[[distinct[trial] for trial in trials]] if trials else encoded
+        return cls(trials, tuple(resource for _, resource in places), rows)
+
+    def __len__(self) -> int:
+        return len(self.trial_ids)
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything a model may learn from."""
+
+    observed: Points
+    values: np.ndarray
+    """(n,) values to be minimised."""
+    pending: Points
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def counts(self) -> Counter[int]:
+        """Number of observations by resource."""
+        return Counter(self.observed.resources)
+
+
+def single_fidelity(view: SearchView) -> History:
+    """One observation per trial, whatever its resource: every resource is set to 1."""
+    values = {o.trial_id: o.value for o in view.observations}
+    pending = dict.fromkeys(p.trial_id for p in view.pending if p.trial_id not in values)
+    return _history(view, {(trial, 1): value for trial, value in values.items()}, [(trial, 1) for trial in pending])
+
+
+def multi_fidelity(view: SearchView, at_levels_only: bool) -> History:
+    """Observations and pending evaluations at their resources, or those at rung levels and ``max_t`` only."""
+    levels = {*view.rung_levels, view.max_t}
+    values = {
+        (o.trial_id, o.resource): o.value for o in view.observations if not at_levels_only or o.resource in levels
+    }
+    places = ((p.trial_id, p.resource) for p in view.pending if not at_levels_only or p.resource in levels)
+    return _history(view, values, [place for place in places if place not in values])
+
+
+def learning_curves(view: SearchView) -> History:
+    """Whole curves: per trial its reports at 1, 2, .. up to the first gap, and pending ones right behind them."""
+    values: dict[tuple[int, int], float] = {}
+    lengths: dict[int, int] = {}
+    for trial in dict.fromkeys([*(o.trial_id for o in view.observations), *(p.trial_id for p in view.pending)]):
+        curve = view.curve(trial)
+        contiguous = itertools.takewhile(lambda r: r in curve and r <= view.max_t, itertools.count(1))  # noqa: B023
+        lengths[trial] = 0
+        for resource in contiguous:
+            values[trial, resource] = curve[resource]
+            lengths[trial] = resource
+    goals = {trial: max(p.resource for p in view.pending if p.trial_id == trial) for trial in _pending_trials(view)}
+    pending = [(trial, r) for trial, goal in goals.items() for r in range(lengths[trial] + 1, goal + 1)]
+    return _history(view, values, pending)
+
+
+def _pending_trials(view: SearchView) -> list[int]:
+    return list(dict.fromkeys(p.trial_id for p in view.pending))
+
+
+def _history(view: SearchView, values: dict[tuple[int, int], float], pending: list[tuple[int, int]]) -> History:
+    numbers = np.fromiter(values.values(), float, len(values))
+    return History(Points.of(view, list(values)), numbers, Points.of(view, pending))
+
+
+def too_early(view: SearchView, options: SearcherOptions) -> str | None:
+    """Why the model cannot be used yet, None if it can.
+
+    Configurations count when they are suggested, not when they are observed: failed and pending ones count too.
+    """
+    needed = options.num_init_random
+    if needed is None:
+        needed = 6 if view.rung_levels else 3
+    known = len(view.taken)
+    if known < needed:
+        return f"random: configuration {known + 1} of the first {needed}"
+    return None if view.observations else "random: nothing is observed yet"
+
+
+def needs_refit(
+    state: Mapping[str, Any] | None, options: SearcherOptions, num_observations: int, num_at_max_t: int
+) -> bool:
+    """Whether the parameters are fitted anew or those of the last fit are kept.
+
+    Args:
+        state: what the last fit left: ``num_observations`` and ``num_at_max_t`` at that time; None before the first.
+        options: ``opt_skip_init_length``, ``opt_skip_period``, ``opt_skip_num_max_resource``.
+        num_observations: size of the data, before any reduction.
+        num_at_max_t: observations at ``max_t`` among them.
+
+    Unchanged data never need a fit. Changed data do, until one fit has seen ``opt_skip_init_length`` observations.
+    Afterwards a fit is due when the data have grown by ``opt_skip_period``, or with ``opt_skip_num_max_resource`` when
+    another trial has reached ``max_t``. The growth is counted from the last fit, so no due fit can be missed.
+    """
+    if state is None:
+        return True
+    grown = num_observations - int(state["num_observations"])
+    if grown == 0:
+        return False
+    if int(state["num_observations"]) < options.opt_skip_init_length:
+        return True
+    if options.opt_skip_num_max_resource:
+        return num_at_max_t != int(state["num_at_max_t"])
+    return not 0 < grown < options.opt_skip_period
