@@ -1,0 +1,449 @@
+"""Checkpoints that survive a crash at any instant, and their store.
+
+A checkpoint is written to a temporary name in its own folder, flushed to disk, read back, and only then
+renamed; the folder's entry is flushed too. Whoever finds the final name finds a whole file. It is recorded
+with its SHA-256, and nothing is loaded whose hash differs.
+
+The launcher alone deletes. It never leaves the study folder: every deletion walks down from the folder's
+own file descriptor and refuses symbolic links on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+from lightning_hpo.core.trial import Checkpoint
+from lightning_hpo.errors import CheckpointError
+
+FOLDER = "checkpoints"
+"""Folder of a trial's checkpoints, inside the trial's folder."""
+
+_TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{12}\.partial$")
+_CHECKPOINT = re.compile(r"^resource-[1-9][0-9]*\.ckpt$")
+_CHUNK = 1 << 20
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_WITHOUT_LINKS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Writable(Protocol):
+    """What a checkpoint's bytes are written to, in order."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is now on disk."""
+
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+def checkpoint_path(trial_folder: Path, resource: int) -> Path:
+    """Where the checkpoint of a trial at a resource level lies."""
+    return trial_folder / FOLDER / f"resource-{resource}.ckpt"
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def write_durably(path: Path, write: Callable[[Writable], None]) -> Written:
+    """Write a zip file, as ``torch.save`` makes them, so that ``path`` never holds half of it.
+
+    Args:
+        path: final name. Its folder is made if need be, with access for the user alone.
+        write: writes the bytes, from first to last.
+
+    Raises:
+        CheckpointError: if it cannot be written (the message says how much room is missing) or
+            cannot be read back. ``path`` is as before then, and no temporary file is left.
+    """
+    temporary = temporary_path(path)
+    hashing: _HashingWriter | None = None
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            hashing = _HashingWriter(file)
+            write(hashing)
+            hashing.finish(path)
+            file.flush()
+            os.fsync(file.fileno())
+        _check_zip(temporary, hashing.size)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as problem:
+        raise _cannot_write(path, problem, hashing.size if hashing else 0) from problem
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return Written(hashing.digest(), hashing.size)
+
+
+def temporary_path(path: Path) -> Path:
+    """A fresh temporary name beside ``path``, which :meth:`CheckpointStore.sweep` recognises."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+
+
+def publish(temporary: Path, path: Path) -> Written:
+    """Make durable what somebody else wrote to a temporary name (a file, or a folder with shards), then rename it.
+
+    Raises:
+        CheckpointError: if there is nothing, or it cannot be read back or renamed.
+    """
+    try:
+        if not temporary.exists():
+            raise FileNotFoundError(errno.ENOENT, "nothing was written")
+        for file in _files_below(temporary):
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        if temporary.is_dir():
+            _sync_folder(temporary)
+            if path.is_dir():
+                shutil.rmtree(path)
+        written = measure(temporary)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as problem:
+        raise _cannot_write(path, problem, 0) from problem
+    return written
+
+
+class _HashingWriter:
+    """Hashes what is written. After a failure it goes on counting, to learn how much room is missing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._failure: OSError | None = None
+        self.size = 0
+
+    def write(self, data: bytes, /) -> int:
+        self.size += len(data)
+        if self._failure is None:
+            self._hash.update(data)
+            try:
+                self._file.write(data)
+            except OSError as problem:
+                self._failure = problem
+                with contextlib.suppress(OSError):
+                    self._file.truncate(0)
+        return len(data)
+
+    def flush(self) -> None:
+        if self._failure is None:
+            self._file.flush()
+
+    def finish(self, path: Path) -> None:
+        if self._failure is not None:
+            raise _cannot_write(path, self._failure, self.size) from self._failure
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _no_room(path: Path, needed: int) -> CheckpointError:
+    free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
+    return CheckpointError(
+        f"The disk is full: {path} needs {_readable(needed)}, free are {_readable(free)}, "
+        f"missing are {_readable(max(needed - free, 1))}. "
+        "Free that much room, or limit the checkpoints of paused trials with hydra.launcher.max_disk."
+    )
+
+
+def _cannot_write(path: Path, problem: OSError, needed: int) -> CheckpointError:
+    if problem.errno in _NO_ROOM:
+        return _no_room(path, needed)
+    return CheckpointError(
+        f"The checkpoint {path} cannot be written: {problem.strerror or problem}. "
+        "Make its folder writable for the user who runs the study."
+    )
+
+
+def _check_zip(path: Path, size: int) -> None:
+    found = path.stat().st_size
+    if found != size:
+        raise CheckpointError(
+            f"{path} should have {size} bytes and has {found}. "
+            "Check the file system, or move the study to another disk."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.namelist()
+    except zipfile.BadZipFile as problem:
+        raise _not_a_checkpoint(path, str(problem)) from problem
+    if not entries:
+        raise _not_a_checkpoint(path, "it is empty")
+
+
+def _not_a_checkpoint(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not a whole checkpoint: {reason}. Save checkpoints in torch's zip format.")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as problem:
+        # Some network file systems cannot flush a folder; the rename is atomic there all the same.
+        if problem.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------ verification
+
+
+def measure(path: Path) -> Written:
+    """SHA-256 and size of a file, or of a folder: the hash of its files' relative paths and hashes, sorted.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if not path.is_dir():
+        return _measure_file(path)
+    total = hashlib.sha256()
+    size = 0
+    for file in _files_below(path):
+        written = _measure_file(file)
+        total.update(f"{file.relative_to(path).as_posix()}\0{written.sha256}\n".encode())
+        size += written.size
+    return Written(total.hexdigest(), size)
+
+
+def verify(path: Path, sha256: str) -> None:
+    """
+    Raises:
+        CheckpointError: if the file is missing or is not the one with this hash.
+    """
+    try:
+        found = measure(path).sha256
+    except OSError as problem:
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be read: {problem.strerror or problem}. "
+            "Restore it, or let the trial start again from the beginning."
+        ) from problem
+    if found != sha256:
+        raise CheckpointError(
+            f"The checkpoint {path} is not the one that was saved: its SHA-256 is {found}, recorded is {sha256}. "
+            "Restore it, or let the trial start again from the beginning."
+        )
+
+
+def _measure_file(path: Path) -> Written:
+    digest = hashlib.sha256()
+    size = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return Written(digest.hexdigest(), size)
+
+
+def _files_below(path: Path) -> list[Path]:
+    """The file itself, or every file below the folder, sorted; links are not followed."""
+    if not path.is_dir():
+        return [path]
+    files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+    return sorted(file for file in files if not file.is_symlink())
+
+
+# ------------------------------------------------------------------------------------------- store
+
+
+class CheckpointStore:
+    """The checkpoints of a study: where they are, how much room they take, which may go.
+
+    The store remembers nothing: what is recorded is in the study's state. Paths of checkpoints are relative
+    to the study folder, with forward slashes.
+
+    Args:
+        study_folder: nothing outside it is ever touched.
+        max_disk: bytes that the checkpoints of all trials may take together; None for no limit.
+    """
+
+    def __init__(self, study_folder: Path, max_disk: int | None = None) -> None:
+        self.study_folder = study_folder.resolve()
+        self.max_disk = max_disk
+
+    def path(self, checkpoint: Checkpoint) -> Path:
+        """The checkpoint's absolute path.
+
+        Raises:
+            CheckpointError: if it would lie outside the study folder.
+        """
+        return self.study_folder.joinpath(*_parts(checkpoint.path))
+
+    def relative(self, trial_folder: Path, checkpoint: Checkpoint) -> Checkpoint:
+        """A checkpoint as its trial announced it (path relative to the trial's folder), relative to the study folder.
+
+        Raises:
+            CheckpointError: if it would lie outside the study folder.
+        """
+        try:
+            prefix = trial_folder.resolve().relative_to(self.study_folder)
+        except ValueError as problem:
+            raise _outside(str(trial_folder)) from problem
+        path = prefix.joinpath(*_parts(checkpoint.path)).as_posix()
+        return Checkpoint(checkpoint.resource, path, checkpoint.sha256, checkpoint.size)
+
+    def is_usable(self, checkpoint: Checkpoint) -> bool:
+        """Whether the file is there and is the one that was recorded. Reads all of it."""
+        try:
+            verify(self.path(checkpoint), checkpoint.sha256)
+        except CheckpointError:
+            return False
+        return True
+
+    def newest_usable(self, checkpoints: Collection[Checkpoint]) -> Checkpoint | None:
+        """The one with the most resource that is whole; None: the trial must start from the beginning."""
+        for checkpoint in sorted(checkpoints, key=lambda c: c.resource, reverse=True):
+            if self.is_usable(checkpoint):
+                return checkpoint
+        return None
+
+    def remove(self, checkpoint: Checkpoint) -> bool:
+        """Delete the checkpoint; False if it was gone already.
+
+        Raises:
+            CheckpointError: if the path leaves the study folder or a symbolic link is on it.
+        """
+        parts = _parts(checkpoint.path)
+        try:
+            with self._opened(parts[:-1]) as folder:
+                return _remove_entry(folder, parts[-1])
+        except FileNotFoundError:
+            return False
+        except OSError as problem:
+            raise CheckpointError(
+                f"The checkpoint {checkpoint.path!r} in {self.study_folder} is not deleted: {problem.strerror}. "
+                "Replace symbolic links inside the study folder by what they point to."
+            ) from problem
+
+    def over_budget(
+        self, paused: Mapping[int, Checkpoint], promise: Callable[[int], float], used: int = 0
+    ) -> list[int]:
+        """Which paused trials must give up their checkpoints to keep within ``max_disk``.
+
+        Args:
+            paused: trial id -> its checkpoint.
+            promise: of a trial id, larger is more promising; NaN counts as least.
+            used: bytes of checkpoints that may not go.
+
+        Returns:
+            Trial ids, least promising first; of equals the larger checkpoint goes first.
+        """
+        if self.max_disk is None:
+            return []
+        excess = used + sum(checkpoint.size for checkpoint in paused.values()) - self.max_disk
+        leaving = []
+        for trial_id in sorted(paused, key=lambda t: (_least_if_nan(promise(t)), -paused[t].size, -t)):
+            if excess <= 0:
+                break
+            leaving.append(trial_id)
+            excess -= paused[trial_id].size
+        return leaving
+
+    def sweep(self, trial_folders: Iterable[Path], recorded: Collection[Checkpoint]) -> list[str]:
+        """Delete what a crash left behind: temporary files, and checkpoints that were never recorded.
+
+        Only names of this module are considered, ``checkpoints/resource-*.ckpt`` and its temporary names.
+        Call it while no trial runs.
+
+        Returns:
+            The deleted paths, relative to the study folder.
+
+        Raises:
+            CheckpointError: if a trial's folder lies outside the study folder.
+        """
+        keep = {checkpoint.path for checkpoint in recorded}
+        deleted = []
+        for trial_folder in trial_folders:
+            try:
+                below = (*trial_folder.absolute().relative_to(self.study_folder).parts, FOLDER)
+            except ValueError as problem:
+                raise _outside(str(trial_folder)) from problem
+            with contextlib.suppress(OSError), self._opened(below) as folder:
+                for name in sorted(os.listdir(folder)):
+                    path = "/".join((*below, name))
+                    stray = _TEMPORARY.match(name) or (_CHECKPOINT.match(name) and path not in keep)
+                    if stray and _remove_entry(folder, name):
+                        deleted.append(path)
+        return deleted
+
+    def free_bytes(self) -> int:
+        """Room left on the study's disk."""
+        return shutil.disk_usage(self.study_folder).free
+
+    @contextlib.contextmanager
+    def _opened(self, parts: Collection[str]) -> Iterator[int]:
+        """Descriptor of a folder below the study folder, reached without following any link."""
+        descriptor = os.open(self.study_folder, _WITHOUT_LINKS)
+        try:
+            for part in parts:
+                below = os.open(part, _WITHOUT_LINKS, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = below
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _remove_entry(folder: int, name: str) -> bool:
+    try:
+        mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+        if stat.S_ISLNK(mode):
+            raise OSError(errno.ELOOP, "it is a symbolic link")
+        if stat.S_ISDIR(mode):
+            below = os.open(name, _WITHOUT_LINKS, dir_fd=folder)
+            try:
+                for inner in os.listdir(below):
+                    _remove_entry(below, inner)
+            finally:
+                os.close(below)
+            os.rmdir(name, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
+        raise _outside(path)
+    return parts
+
+
+def _outside(path: str) -> CheckpointError:
+    return CheckpointError(f"{path!r} is not inside the study folder. Keep checkpoints where the trials write them.")
+
+
+def _least_if_nan(promise: float) -> float:
+    return promise if promise == promise else float("-inf")
+
+
+def _readable(size: int) -> str:
+    value = float(size)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000.0:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000.0
+    return f"{value:.1f} TB"
