@@ -1,0 +1,349 @@
+"""Mean and covariance functions over (configuration, fidelity), in the fused form of :mod:`lightning_hpo.surrogates.fused`.
+
+One class per structure; :mod:`lightning_hpo.surrogates.kernels` has the same functions as gpytorch modules. A covariance
+answers three questions for a batch of ``S`` parameter vectors: the moments of ``n`` points (with pullback, for the
+fit), the prior variance at one fidelity, and the covariance between query configurations at one fidelity and the
+points (with pullback to the query, for the acquisition).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_hpo.surrogates import parameters as p
+from lightning_hpo.surrogates.fused import decay_table, matern52, pull_distances, warp
+
+Gradients = dict[str, Tensor]
+
+
+class Points(NamedTuple):
+    """``n`` points over ``m`` distinct configurations and ``L`` distinct fidelities."""
+
+    x: Tensor
+    """``(m, d)``"""
+    config: Tensor
+    """``(n,)``"""
+    rho: Tensor
+    """``(L,)``"""
+    level: Tensor
+    """``(n,)``"""
+
+    @classmethod
+    def of(cls, x: Tensor, rho: Tensor) -> Points:
+        """One configuration per point (``(n, d)``), fidelities ``(n,)``."""
+        levels, level = torch.unique(rho, return_inverse=True)
+        return cls(x, torch.arange(len(x), device=x.device), levels, level)
+
+    def then(self, other: Points) -> Points:
+        """These points followed by others."""
+        levels, level = torch.unique(torch.cat([self.rho[self.level], other.rho[other.level]]), return_inverse=True)
+        config = torch.cat([self.config, other.config + len(self.x)])
+        return Points(torch.cat([self.x, other.x]), config, levels, level)
+
+
+class Moments(NamedTuple):
+    """Mean ``(S, n)`` and covariance ``(S, n, n)`` of the latent function at points."""
+
+    mean: Tensor
+    covariance: Tensor
+    pullback: Callable[[Tensor, Tensor], Gradients]
+    """From gradients with respect to mean and (symmetric) covariance to gradients of the natural parameters."""
+
+
+class Query(NamedTuple):
+    """Prior moments at one fidelity, and the covariance with the points."""
+
+    mean: Tensor
+    """``()``"""
+    variance: Tensor
+    """``()``: prior variance."""
+    cross: Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
+    """Configurations ``(B, d)`` -> covariance ``(B, n)`` and its pullback to ``(B, d)``."""
+
+
+class Inputs:
+    """Warps some coordinates and divides by length scales.
+
+    Args:
+        dimension: number ``d`` of coordinates.
+        warped: which coordinates are warped.
+        ard: one length scale per coordinate, or one in all.
+        prefix: of the length scale's name.
+        warp_prefix: of the names of the warping's parameters.
+    """
+
+    def __init__(
+        self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True, prefix: str = "", warp_prefix: str = "warp"
+    ) -> None:  # fmt: skip
+        self.dimension = dimension
+        self.warped = list(warped)
+        self.ard = ard
+        self.name = f"{prefix}lengthscale"
+        self.warp_names = (f"{warp_prefix}_a", f"{warp_prefix}_b")
+        own = p.lengthscale(dimension if ard else 1, self.name)
+        self.parameters = (own, *p.warping(len(self.warped), warp_prefix)) if self.warped else (own,)
+
+    def scaled(self, natural: p.Natural, x: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Gradients]]]:
+        """``(n, d)`` -> ``(S, n, d)`` and a pullback to ``x`` and the parameters."""
+        lengthscale = natural[self.name].unsqueeze(-2)
+        if self.warped:
+            x = x.expand(natural.batch, -1, -1).clone()
+            a, b = (natural[name] for name in self.warp_names)
+            x[..., self.warped], pull_warp = warp(x[..., self.warped], a, b)
+        z = (x - 0.5) / lengthscale
+
+        def pullback(g: Tensor) -> tuple[Tensor, Gradients]:
+            g_scale = -(g * z).sum(-2) / lengthscale.squeeze(-2)
+            gradients = {self.name: g_scale if self.ard else g_scale.sum(-1, keepdim=True)}
+            g_x = g / lengthscale
+            if self.warped:
+                g_x = g_x.expand_as(z).clone()
+                g_x[..., self.warped], *rest = pull_warp(g_x[..., self.warped])
+                gradients |= dict(zip(self.warp_names, rest, strict=True))
+            return g_x, gradients
+
+        return z, pullback
+
+
+class Covariance(ABC):
+    """A mean and covariance function with its parameters, the noise excluded."""
+
+    parameters: tuple[p.Parameter, ...]
+
+    @abstractmethod
+    def moments(self, natural: p.Natural, points: Points) -> Moments:
+        """Moments at points, for ``S`` parameter vectors."""
+
+    @abstractmethod
+    def query(self, natural: p.Natural, points: Points, rho: Tensor) -> Query:
+        """Query at fidelity ``rho`` (``()``), for one parameter vector (``S = 1``)."""
+
+
+class _Table(NamedTuple):
+    """Mean ``(S, L)``, and per Matérn term a factor ``(S, L, L)``, and a summand ``(S, L, L)`` or none."""
+
+    mean: Tensor
+    scales: tuple[Tensor, ...]
+    shift: Tensor | None
+    pullback: Callable[[Tensor, tuple[Tensor, ...], Tensor | None], Gradients]
+
+
+class Product(Covariance):
+    """``sum_t matern_t(x, x') scale_t(rho, rho') + shift(rho, rho')``: Matérn-5/2 over configurations, tables over levels.
+
+    Subclasses give the tables. As such it is the single-fidelity model: one term, its scale the output scale.
+    """
+
+    same_config_only = False
+    """Whether ``shift`` links only points of the same configuration."""
+
+    def __init__(self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True) -> None:
+        self.terms = [Inputs(dimension, warped, ard)]
+        self.parameters = (*self.terms[0].parameters, p.outputscale(), p.mean())
+
+    def table(self, natural: p.Natural, rho: Tensor) -> _Table:
+        """The tables over levels ``(L,)``."""
+        n = len(rho)
+        scale = natural["outputscale"].unsqueeze(-1).expand(-1, n, n)
+
+        def pullback(g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None) -> Gradients:
+            return {"mean": g_mean.sum(1, keepdim=True), "outputscale": g_scales[0].sum((1, 2)).unsqueeze(-1)}
+
+        return _Table(natural["mean"].expand(-1, n), (scale,), None, pullback)
+
+    def moments(self, natural: p.Natural, points: Points) -> Moments:
+        x, config, rho, level = points
+        n, m, n_levels = len(config), len(x), len(rho)
+        table = self.table(natural, rho)
+        by_level = (level[:, None] * n_levels + level).reshape(-1)
+        by_config = None
+        if n != m or not torch.equal(config, torch.arange(n, device=config.device)):
+            by_config = (config[:, None] * m + config).reshape(-1)
+
+        def spread(t: Tensor, index: Tensor | None) -> Tensor:
+            return t if index is None else t.flatten(1)[:, index].unflatten(1, (n, n))
+
+        def at_levels(t: Tensor) -> Tensor:
+            return t if n_levels == 1 else spread(t, by_level)
+
+        indicator = (level[:, None] == torch.arange(n_levels, device=level.device)).to(x)
+        linked = None
+        if self.same_config_only:  # compare coordinates: a pending point may repeat an observed configuration
+            linked = (x.unsqueeze(1) == x).all(-1).to(x)[config][:, config]
+        covariance: Tensor | None = None
+        terms = []
+        for inputs, scale in zip(self.terms, table.scales, strict=True):
+            z, pull_inputs = inputs.scaled(natural, x)
+            correlation, slope = matern52(z)
+            correlation, scale_n = spread(correlation, by_config), at_levels(scale)
+            part = correlation * scale_n
+            covariance = part if covariance is None else covariance.add_(part)
+            terms.append((z, pull_inputs, correlation, slope, scale_n))
+        assert covariance is not None
+        if table.shift is not None:
+            shift = at_levels(table.shift)
+            covariance += shift if linked is None else shift * linked
+
+        def pullback(g_mean: Tensor, g_covariance: Tensor) -> Gradients:
+            def to_levels(g: Tensor) -> Tensor:
+                return indicator.mT @ g @ indicator
+
+            g_scales = []
+            gradients: Gradients = {}
+            for z, pull_inputs, correlation, slope, scale_n in terms:
+                g_scales.append(to_levels(g_covariance * correlation))
+                g = g_covariance * scale_n
+                if by_config is not None:
+                    g = g.new_zeros(len(g), m * m).index_add_(1, by_config, g.flatten(1)).unflatten(1, (m, m))
+                gradients |= pull_inputs(pull_distances(g.mul_(slope), z))[1]
+            g_shift = None
+            if table.shift is not None:
+                g_shift = to_levels(g_covariance if linked is None else g_covariance * linked)
+            return gradients | table.pullback(g_mean @ indicator, tuple(g_scales), g_shift)
+
+        return Moments(table.mean[:, level], covariance, pullback)
+
+    def query(self, natural: p.Natural, points: Points, rho: Tensor) -> Query:
+        x, config, levels, level = points
+        table = self.table(natural, torch.cat([levels, rho.reshape(1)]))
+        scales = [scale[0, -1] for scale in table.scales]
+        shift = None if table.shift is None else table.shift[0, -1]
+        variance = torch.stack([s[-1] for s in scales]).sum() + (0.0 if shift is None else shift[-1])
+        scaled = [(inputs, inputs.scaled(natural, x)[0][0]) for inputs in self.terms]
+
+        def cross(query: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            total = query.new_zeros(len(query), len(config))
+            pulls = []
+            for (inputs, z), scale in zip(scaled, scales, strict=True):
+                zq, pull_inputs = inputs.scaled(natural, query)
+                correlation, slope = matern52(zq[0], z)
+                total += correlation[:, config] * scale[level]
+                pulls.append((pull_inputs, slope, zq, z, scale))
+            if shift is not None:
+                if self.same_config_only:
+                    total += (query.unsqueeze(1) == x).all(-1)[:, config] * shift[level]
+                else:
+                    total += shift[level]
+
+            def pullback(g: Tensor) -> Tensor:
+                g_query = torch.zeros_like(query)
+                for pull_inputs, slope, zq, z, scale in pulls:
+                    by_config = torch.zeros_like(slope).index_add_(1, config, g * scale[level])
+                    g_query += pull_inputs(pull_distances(by_config * slope, zq[0], z).unsqueeze(0))[0][0]
+                return g_query
+
+            return total, pullback
+
+        return Query(table.mean[0, -1], variance, cross)
+
+
+class ExponentialDecay(Product):
+    """Exponential decay with random rate: see :func:`~lightning_hpo.surrogates.fused.decay_table`.
+
+    Args:
+        delta: 0 (sum), 1, or None for a free parameter (combined).
+    """
+
+    def __init__(
+        self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True, delta: float | None = 0.0
+    ) -> None:
+        super().__init__(dimension, warped, ard)
+        self.delta = delta
+        self.parameters += p.decay()
+        if delta is None:
+            self.parameters += (p.Parameter("delta", 0.5, 0.0, 1.0, log=False),)
+
+    def table(self, natural: p.Natural, rho: Tensor) -> _Table:
+        mean, outputscale = natural["mean"], natural["outputscale"].unsqueeze(-1)
+        delta = natural["delta"] if self.delta is None else torch.full_like(mean, self.delta)
+        decay, pull_decay = decay_table(rho, natural["alpha"], natural["mean_lambda"], natural["gamma"], delta, mean)
+
+        def pullback(g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None) -> Gradients:
+            assert g_shift is not None
+            gradients = pull_decay(g_mean, g_scales[0] * outputscale, g_shift)
+            if self.delta is not None:
+                del gradients["delta"]
+            return gradients | {"outputscale": (g_scales[0] * decay.scale).sum((1, 2)).unsqueeze(-1)}
+
+        return _Table(decay.mean, (outputscale * decay.scale,), decay.shift, pullback)
+
+
+class FreezeThaw(ExponentialDecay):
+    """Exponential decay with an own random rate for every configuration (Swersky, Snoek, Adams 2014)."""
+
+    same_config_only = True
+
+
+class CrossValidation(Product):
+    """``k(x, x') + k_residual(x, x') / max(r, r')``: the metric at resource ``r`` is the mean over ``r`` folds.
+
+    The residual has one length scale and no warping.
+
+    Args:
+        num_folds: largest resource.
+    """
+
+    def __init__(self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True, num_folds: int = 5) -> None:
+        super().__init__(dimension, warped, ard)
+        self.num_folds = num_folds
+        self.terms.append(Inputs(dimension, (), ard=False, prefix="residual_"))
+        self.parameters += (*self.terms[1].parameters, p.outputscale(name="residual_outputscale"))
+
+    def table(self, natural: p.Natural, rho: Tensor) -> _Table:
+        base = super().table(natural, rho)
+        folds = rho * self.num_folds + 0.5
+        inverse = 1.0 / torch.maximum(folds[:, None], folds)
+
+        def pullback(g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None) -> Gradients:
+            residual = {"residual_outputscale": (g_scales[1] * inverse).sum((1, 2)).unsqueeze(-1)}
+            return base.pullback(g_mean, g_scales[:1], None) | residual
+
+        scale = natural["residual_outputscale"].unsqueeze(-1) * inverse
+        return _Table(base.mean, (*base.scales, scale), None, pullback)
+
+
+class MaternOverFidelity(Covariance):
+    """One Matérn-5/2 over configuration and fidelity together; optionally the fidelity is warped."""
+
+    def __init__(self, dimension: int, warped: tuple[int, ...] = (), warp_fidelity: bool = False) -> None:
+        self.inputs = Inputs(dimension + 1, (*warped, dimension) if warp_fidelity else warped)
+        self.parameters = (*self.inputs.parameters, p.outputscale(), p.mean())
+
+    @staticmethod
+    def _join(x: Tensor, rho: Tensor) -> Tensor:
+        return torch.cat([x, rho.expand(len(x)).unsqueeze(-1)], -1)
+
+    def moments(self, natural: p.Natural, points: Points) -> Moments:
+        n = len(points.config)
+        rows = self._join(points.x[points.config], points.rho[points.level])
+        z, pull_inputs = self.inputs.scaled(natural, rows)
+        correlation, slope = matern52(z)
+        scale = natural["outputscale"].unsqueeze(-1)
+
+        def pullback(g_mean: Tensor, g_covariance: Tensor) -> Gradients:
+            gradients = pull_inputs(pull_distances(g_covariance * slope * scale, z))[1]
+            g_scale = (g_covariance * correlation).sum((1, 2)).unsqueeze(-1)
+            return gradients | {"mean": g_mean.sum(1, keepdim=True), "outputscale": g_scale}
+
+        return Moments(natural["mean"].expand(-1, n), correlation * scale, pullback)
+
+    def query(self, natural: p.Natural, points: Points, rho: Tensor) -> Query:
+        rows = self._join(points.x[points.config], points.rho[points.level])
+        z = self.inputs.scaled(natural, rows)[0][0]
+        scale = natural["outputscale"][0, 0]
+
+        def cross(query: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            zq, pull_inputs = self.inputs.scaled(natural, self._join(query, rho))
+            correlation, slope = matern52(zq[0], z)
+
+            def pullback(g: Tensor) -> Tensor:
+                return pull_inputs(pull_distances(g * slope * scale, zq[0], z).unsqueeze(0))[0][0, :, :-1]
+
+            return correlation * scale, pullback
+
+        return Query(natural["mean"][0, 0], scale, cross)
