@@ -42,6 +42,9 @@ if TYPE_CHECKING:
         logfinrange as logfinrange,
     )
     from lightning_hpo.core.space import (
+        logordinal as logordinal,
+    )
+    from lightning_hpo.core.space import (
         lograndint as lograndint,
     )
     from lightning_hpo.core.space import (
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
     )
     from lightning_hpo.core.space import (
         randint as randint,
+    )
+    from lightning_hpo.core.space import (
+        reverseloguniform as reverseloguniform,
     )
     from lightning_hpo.core.space import (
         uniform as uniform,

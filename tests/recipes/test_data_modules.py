@@ -61,7 +61,7 @@ class TestDigits:
         images = torch.cat([data.train_set.tensors[0], data.val_set.tensors[0]])
         labels = torch.cat([data.train_set.tensors[1], data.val_set.tensors[1]])
         assert images.shape == (1797, 64) and images.min() == 0 and images.max() == 1
-        # Images a class of the test set of "Optical Recognition of Handwritten Digits" (UCI), as its description counts.
+        # Images a class, as the description of UCI's "Optical Recognition of Handwritten Digits" counts its test set.
         assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
     def test_the_split_is_the_same_in_every_trial(self):

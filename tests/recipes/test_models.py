@@ -59,7 +59,8 @@ class TestMLP:
 
         torch.manual_seed(0)
         labels = torch.arange(60) % 3
-        logged = fit(MLP(in_features=3, n_classes=3, dropout=0.0, lr=0.05), nn.functional.one_hot(labels).float(), labels, 30)
+        images = nn.functional.one_hot(labels).float()
+        logged = fit(MLP(in_features=3, n_classes=3, dropout=0.0, lr=0.05), images, labels, epochs=30)
         assert logged["val_acc"] == 1.0
 
 
