@@ -11,7 +11,8 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ class SearchSpace:
     """
 
     def __init__(self, entries: Mapping[str, Any]) -> None:
+        _check_mapping(entries)
         self._domains: dict[str, Domain] = {}
         self._constants: Config = {}
         for name, entry in entries.items():
@@ -113,10 +115,7 @@ class SearchSpace:
         """
         if isinstance(entries, SearchSpace):
             return entries
-        if not isinstance(entries, Mapping):
-            raise SpaceError(
-                f"A search space cannot be made of {entries!r}. Give a mapping from names to domains or constants."
-            )
+        _check_mapping(entries)
         return cls({name: _parse_entry(name, entry) for name, entry in entries.items()})
 
     # ---------------------------------------------------------------------------------- description
@@ -358,18 +357,18 @@ class SearchSpace:
         return f"SearchSpace({{{', '.join(entries)}}})"
 
 
-class _named:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
     """Puts the hyperparameter's name in front of the message of a SpaceError."""
+    try:
+        yield
+    except SpaceError as problem:
+        raise SpaceError(f"{name!r}: {problem}") from problem
 
-    def __init__(self, name: str) -> None:
-        self._name = name
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SpaceError):
-            raise SpaceError(f"{self._name!r}: {error}") from error
+def _check_mapping(entries: object) -> None:
+    if not isinstance(entries, Mapping):
+        raise SpaceError(f"{entries!r} is no search space. Give a mapping from names to domains or constants.")
 
 
 def _named_token(name: str, domain: Domain, value: Any) -> str:

@@ -1,7 +1,7 @@
 """When a study stops starting trials.
 
-All comparisons are strict: ``max_num_trials_started=10`` stops the study once 11 trials were started. For an exact number
-of trials there is the study's option ``n_trials``.
+All comparisons are strict: ``max_num_trials_started=10`` stops the study once 11 trials were started. For an exact
+number of trials there is the study's option ``n_trials``.
 """
 
 from __future__ import annotations

@@ -151,12 +151,14 @@ def check_number(where: str, parameter: str, value: Value) -> int | float:
     """The value as a Python number.
 
     Raises:
-        SpaceError: if it is not a finite number.
+        SpaceError: if it is not a finite number, or too large.
     """
-    # Not "abs(value) > ...": NaN must fail too.
-    if not is_number(value) or not abs(value) <= MAX_MAGNITUDE:
-        raise SpaceError(f"{where}: {parameter} is {value!r}. Give a finite number below 1e150, without quotes.")
     plain: int | float = value.item() if isinstance(value, np.generic) else value
+    # Not math.isfinite, which overflows at huge integers.
+    if not is_number(plain) or not abs(plain) < math.inf:
+        raise SpaceError(f"{where}: {parameter} is {value!r}. Give a finite number, without quotes.")
+    if abs(plain) > MAX_MAGNITUDE:
+        raise SpaceError(f"{where}: {parameter} is beyond 1e150. Give a number nearer to 0.")
     return plain
 
 

@@ -198,8 +198,13 @@ class FiniteRange(_Listed):
 
     @cached_property
     def grid(self) -> tuple[Value, ...]:
-        low, step = self._origin_and_step
-        points = self.scale.inverse(low + step * np.arange(self.num_points, dtype=np.float64))
+        shares = np.arange(self.num_points, dtype=np.float64) / (self.num_points - 1)
+        # Not exp of the equally spaced logarithms: that gives 10.000000000000002 where 10 is meant.
+        points = (
+            self.lower * (self.upper / self.lower) ** shares
+            if self.scale is Scale.LOG
+            else self.lower + (self.upper - self.lower) * shares
+        )
         points[0], points[-1] = self.lower, self.upper
         values: list[float] = np.clip(points, self.lower, self.upper).tolist()
         return tuple(round(value) for value in values) if self.cast_int else tuple(values)
@@ -226,6 +231,10 @@ class FiniteRange(_Listed):
     def default(self) -> Value:
         """The grid value nearest to the arithmetic or geometric mean of the bounds."""
         return self.grid[self._nearest(middle(self.lower, self.upper, self.scale))]
+
+    def sample_codes(self, rng: np.random.Generator, n: int) -> Array:
+        codes = super().sample_codes(rng, n)
+        return self.to_codes(self.from_codes(codes)) if len(self._indices) < self.num_points else codes
 
     def _nearest(self, value: float) -> int:
         low, step = self._origin_and_step
