@@ -1,0 +1,599 @@
+"""The live run: one loop between the study state, the journal, the trials and the searcher.
+
+One turn of the loop takes in everything that has happened, lets the study decide, commits all events in one
+transaction, and only then acts: answers reports, starts trials, deletes checkpoints. So nothing is ever done
+that is not on disk, and many reports share one commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from lightning_hpo.core.events import (
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointRemoved,
+    CheckpointSaved,
+    Decision,
+    DropCheckpoint,
+    Event,
+    Finish,
+    Outcome,
+    PauseRequested,
+    Reported,
+    Resume,
+    Start,
+    Suggested,
+    SuggestionWanted,
+    Told,
+    WorkerReady,
+)
+from lightning_hpo.core.searcher import SuggestRequest
+from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import Trial, TrialStatus
+from lightning_hpo.errors import ChannelError, CheckpointError, HpoError, SearcherFailed, StudyError
+from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
+from lightning_hpo.runtime.channel import ChannelServer, ClientConnection
+from lightning_hpo.runtime.checkpoints import CheckpointStore
+from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
+from lightning_hpo.runtime.suggesting import Answered, SearcherHost
+
+_TICK_S = 0.5
+"""Longest time between two looks at clocks and screens."""
+_GRACE_S = 5.0
+"""Time between SIGTERM and SIGKILL for a trial."""
+_TERM_LIMIT_S = 30.0
+"""After SIGTERM or SIGHUP: time for running trials to pause before they are killed."""
+_RETRY_COMMIT_S = 2.0
+
+
+class JobFactory(Protocol):
+    """Turns a decision into a job of the backend."""
+
+    def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
+        """The trial's folder, below the study folder."""
+
+    def job(self, decision: Start | Resume, folder: Path, environment: dict[str, str]) -> Job: ...
+
+
+class Observer(Protocol):
+    """Shows a run to people. Must not raise."""
+
+    def event(self, event: Event, decisions: Sequence[Decision], state: StudyState) -> None:
+        """An event was handled."""
+
+    def say(self, message: str, warning: bool = False) -> None:
+        """Something worth a line."""
+
+    def tick(self, state: StudyState) -> None:
+        """A moment has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended."""
+
+    reason: str
+    is_interrupted: bool = False
+    problem: HpoError | None = None
+    """The error that ended it, to be raised when everything is closed."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A running attempt, as the coordinator follows it."""
+
+    trial_id: int
+    attempt: int
+    started_at: float
+    heard_at: float
+    ended: Ended | None = None
+    fate: tuple[Outcome, str] | None = None
+    """Why it was told to end from outside, if it was."""
+    has_greeted: bool = False
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one turn has to commit and then to do."""
+
+    events: list[Event] = field(default_factory=list)
+    effects: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Coordinator:
+    """Runs a study to its end.
+
+    Args:
+        state: the study, with the journal's events folded in.
+        journal: gets every event that changes the study.
+        backend: where attempts run.
+        server: the launcher's end of the channel.
+        host: where the searcher lives.
+        fallback: makes the searcher that takes over if the host fails.
+        store: the checkpoints.
+        jobs: turns decisions into jobs.
+        observer: shows the run.
+        resource: unit of resource, ``epoch`` or ``validation``.
+        epoch_timeout: seconds without a word after which an attempt counts as hung.
+        trial_timeout: seconds an attempt may run.
+        clock: monotonic clock, seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: StudyState,
+        journal: Journal,
+        backend: Backend,
+        server: ChannelServer,
+        host: SearcherHost,
+        fallback: Callable[[], SearcherHost],
+        store: CheckpointStore,
+        jobs: JobFactory,
+        observer: Observer,
+        resource: str = "epoch",
+        epoch_timeout: float | None = None,
+        trial_timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._state = state
+        self._journal = journal
+        self._backend = backend
+        self._server = server
+        self._host = host
+        self._fallback = fallback
+        self._store = store
+        self._jobs = jobs
+        self._observer = observer
+        self._resource = resource
+        self._epoch_timeout = epoch_timeout
+        self._trial_timeout = trial_timeout
+        self._clock = clock
+        self._zero = clock() - state.progress.time
+        self._batch = _Batch()
+        self._attempts: dict[int, _Attempt] = {}
+        self._starting = 0
+        """Jobs decided on in this turn; the backend does not count them yet."""
+        self._wanted: SuggestionWanted | None = None
+        self._ahead: Answered | None = None
+        """An answer computed while all workers were busy."""
+        self._ahead_data = -1
+        self._finish: str | None = None
+        self._problem: HpoError | None = None
+        self._interrupts = 0
+        self._interrupted_at = math.inf
+        self._interrupt_limit = math.inf
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_writer, False)
+        os.set_blocking(self._wake_reader, False)
+
+    # --------------------------------------------------------------------------------------- running
+
+    def run(self) -> RunResult:
+        """Work until the study ends or is interrupted; returns when no attempt runs any more."""
+        with self._signals():
+            self._fill_workers()
+            self._commit()
+            while not self._is_done():
+                self._turn()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
+        if self._interrupts:
+            return RunResult("interrupted", is_interrupted=True, problem=self._problem)
+        return RunResult(self._finish or self._state.ended or "ended", problem=self._problem)
+
+    def interrupt(self, limit_s: float = math.inf) -> None:
+        """Once: pause running trials at their next report and stop. Twice: stop now. Safe in a signal handler.
+
+        Args:
+            limit_s: trials that have not paused after this time are killed; they go on from their last checkpoint later.
+        """
+        self._interrupts += 1
+        self._interrupt_limit = min(self._interrupt_limit, self._clock() + limit_s)
+        with contextlib.suppress(OSError):
+            os.write(self._wake_writer, b"\0")
+
+    def _is_done(self) -> bool:
+        ending = self._interrupts or self._problem is not None or self._finish is not None
+        return bool(ending) and not self._attempts and not self._batch.events
+
+    def _turn(self) -> None:
+        waitables = [*self._server.waitables(), *self._backend.waitables(), *self._host.waitables(), self._wake_reader]
+        timeout = 0.0 if self._host.is_busy and not self._host.waitables() else _TICK_S
+        ready = wait(waitables, timeout)
+        if self._wake_reader in ready:
+            with contextlib.suppress(OSError):
+                os.read(self._wake_reader, 4096)
+        self._receive([r for r in ready if self._server.owns(r)])
+        self._follow_backend()
+        self._take_answer()
+        self._obey_interrupts()
+        self._check_timeouts()
+        self._fill_workers()
+        self._commit()
+        self._observer.tick(self._state)
+
+    @property
+    def _now(self) -> float:
+        return self._clock() - self._zero
+
+    def _handle(self, event: Event) -> list[Decision]:
+        decisions = self._state.handle(event)
+        self._batch.events.append(event)
+        self._observer.event(event, decisions, self._state)
+        for decision in decisions:
+            if isinstance(decision, DropCheckpoint):
+                self._drop(decision)
+        return decisions
+
+    def _after_commit(self, effect: Callable[[], None]) -> None:
+        self._batch.effects.append(effect)
+
+    def _commit(self) -> None:
+        """Make the turn's events durable, then do what was decided."""
+        while self._batch.events or self._batch.effects:
+            batch, self._batch = self._batch, _Batch()
+            self._starting = 0
+            self._append(batch.events)
+            self._host.follow(batch.events)
+            for effect in batch.effects:
+                effect()
+
+    def _append(self, events: list[Event]) -> None:
+        """Trials that reported wait for their answers while the journal cannot be written, so no result is lost."""
+        complained = False
+        while True:
+            try:
+                self._journal.append(events)
+                if complained:
+                    self._observer.say("The study can be written again and goes on.")
+                return
+            except StudyError as problem:
+                if self._interrupts > 1:
+                    raise
+                if not complained:
+                    self._observer.say(f"The study waits: {problem}", warning=True)
+                complained = True
+                time.sleep(_RETRY_COMMIT_S)
+
+    # -------------------------------------------------------------------------------------- messages
+
+    def _receive(self, ready: Sequence[Any]) -> None:
+        for client in ready:
+            try:
+                messages = self._server.receive(client)
+            except ChannelError as problem:
+                self._observer.say(f"A client was dropped: {problem}", warning=True)
+                continue
+            for message in messages:
+                try:
+                    self._take(message, client)
+                except HpoError as problem:
+                    self._observer.say(f"Trial {message.trial_id}: {problem}", warning=True)
+                    self._reply(client, Answer("stop", str(problem)))
+
+    def _take(self, message: Message, client: ClientConnection) -> None:
+        attempt = self._attempts.get(message.trial_id)
+        if attempt is None or attempt.attempt != message.attempt:
+            # The attempt was given up: whatever it says is too late.
+            if not isinstance(message, (Saved, Ended)):
+                self._reply(client, Answer("stop", "this attempt was given up"))
+            return
+        attempt.heard_at = self._clock()
+        if isinstance(message, Report):
+            self._take_report(message, client)
+        elif isinstance(message, Hello):
+            attempt.has_greeted = True
+            self._reply(client, self._welcome(self._state.trial(message.trial_id)))
+        elif isinstance(message, Saved):
+            folder = self._folder(self._state.trial(message.trial_id))
+            checkpoint = self._store.relative(folder, message.checkpoint)
+            self._handle(CheckpointSaved(self._now, message.trial_id, message.attempt, checkpoint))
+        elif isinstance(message, Ended):
+            attempt.ended = message
+        else:
+            self._take_problem(message, client, attempt)
+
+    def _take_report(self, message: Report, client: ClientConnection) -> None:
+        event = Reported(
+            self._now, message.trial_id, message.attempt, message.resource, message.value, message.metrics, message.cost
+        )
+        told = next(d for d in self._handle(event) if isinstance(d, Told))
+        decision = "complete" if told.completed else told.verdict.value
+        self._reply(client, Answer(decision, told.reason))
+
+    def _take_problem(self, message: Problem, client: ClientConnection, attempt: _Attempt) -> None:
+        """A script that cannot be tuned: no other trial will fare better, unless some already did."""
+        import lightning_hpo.errors as errors
+
+        self._reply(client, Answer("stop", message.message))
+        if message.kind == CheckpointError.__name__:
+            self._handle(CheckpointRemoved(self._now, message.trial_id, message.message))
+            attempt.fate = (Outcome.LOST, message.message)
+            self._observer.say(f"Trial {message.trial_id}: {message.message}", warning=True)
+            return
+        attempt.fate = (Outcome.FAILED, f"{message.kind}: {message.message}")
+        if not any(trial.curve for trial in self._state.trials.values()):
+            kind = getattr(errors, message.kind, HpoError)
+            self._problem = kind(message.message) if issubclass(kind, HpoError) else HpoError(message.message)
+
+    def _welcome(self, trial: Trial) -> Welcome:
+        checkpoint = trial.checkpoint if trial.resume_from else None
+        best = self._state.best_any
+        folder = self._folder(trial)
+        return Welcome(
+            metric=self._state.options.metric,
+            mode=self._state.options.mode,
+            max_t=self._state.scheduler.max_t or -1,
+            resource=self._resource,
+            from_resource=trial.resume_from,
+            checkpoint_path=None
+            if checkpoint is None
+            else os.path.relpath(self._store.path(checkpoint), folder.resolve()),
+            checkpoint_sha256=None if checkpoint is None else checkpoint.sha256,
+            best=None if best is None else best[2],
+        )
+
+    def _reply(self, client: ClientConnection, reply: Welcome | Answer) -> None:
+        def send() -> None:
+            # A client that does not take its answer is dropped; its process will be found dead or hung.
+            with contextlib.suppress(ChannelError):
+                self._server.reply(client, reply)
+
+        self._after_commit(send)
+
+    # --------------------------------------------------------------------------------------- attempts
+
+    def _follow_backend(self) -> None:
+        happened = self._backend.poll()
+        if any(isinstance(h, Exit) for h in happened):
+            self._drain_messages()
+        for event in happened:
+            if isinstance(event, Started):
+                self._handle(AttemptStarted(self._now, event.trial_id, event.attempt, event.pid, event.worker))
+            else:
+                self._take_exit(event)
+
+    def _drain_messages(self) -> None:
+        """What a process sent before it ended comes before its end."""
+        while ready := wait(self._server.waitables(), 0):
+            self._receive(ready)
+
+    def _take_exit(self, end: Exit) -> None:
+        attempt = self._attempts.get(end.trial_id)
+        if attempt is None or attempt.attempt != end.attempt:
+            return
+        del self._attempts[end.trial_id]
+        outcome, error = self._judge(attempt, end)
+        self._handle(AttemptEnded(self._now, end.trial_id, end.attempt, outcome, error))
+        self._keep_within_budget()
+        ended = self._state.ended
+        if ended is not None and "same error" in ended and self._problem is None:
+            from lightning_hpo.errors import RepeatedFailure
+
+            log = self._folder(self._state.trials[0]) / "trial.log"
+            self._problem = RepeatedFailure(
+                f"{ended[0].upper()}{ended[1:]}. The whole traceback is in {log}. Correct the script and start again."
+            )
+
+    def _judge(self, attempt: _Attempt, end: Exit) -> tuple[Outcome, str | None]:
+        ended = attempt.ended
+        if attempt.fate is not None:
+            return attempt.fate
+        if ended is not None and ended.outcome is not Outcome.FAILED:
+            return ended.outcome, ended.error
+        if ended is not None:
+            return Outcome.FAILED, ended.error or ended.traceback or end.description
+        if end.signal is None and end.exit_code not in (None, 0):
+            return Outcome.FAILED, end.description
+        return Outcome.LOST, end.description
+
+    def _check_timeouts(self) -> None:
+        now = self._clock()
+        for attempt in self._attempts.values():
+            if attempt.fate is not None:
+                continue
+            if self._epoch_timeout is not None and now - attempt.heard_at > self._epoch_timeout:
+                self._end(attempt, Outcome.LOST, f"no report for {self._epoch_timeout:g} s (epoch_timeout)")
+            elif self._trial_timeout is not None and now - attempt.started_at > self._trial_timeout:
+                self._end(attempt, Outcome.FAILED, f"it ran longer than {self._trial_timeout:g} s (trial_timeout)")
+
+    def _end(self, attempt: _Attempt, outcome: Outcome, why: str, grace_s: float = _GRACE_S) -> None:
+        attempt.fate = (outcome, why)
+        self._backend.stop(attempt.trial_id, attempt.attempt, grace_s)
+
+    def _obey_interrupts(self) -> None:
+        kill = self._interrupts > 1 or self._clock() > self._interrupt_limit
+        end_all = self._finish is not None or self._problem is not None
+        if self._interrupts and math.isinf(self._interrupted_at):
+            self._interrupted_at = self._clock()
+            running = [a for a in self._attempts.values() if self._state.trials[a.trial_id].status is TrialStatus.RUNNING]
+            self._observer.say(
+                f"Pausing {len(running)} running trials at their next report. Press Ctrl-C again to stop now."
+            )
+            for attempt in running:
+                self._handle(PauseRequested(self._now, attempt.trial_id, "the study was interrupted"))
+        if kill or end_all:
+            for attempt in self._attempts.values():
+                status = self._state.trials[attempt.trial_id].status
+                finishing = status in (TrialStatus.PAUSING, TrialStatus.STOPPING) and not kill
+                if attempt.fate is None and not finishing:
+                    why = "the study was interrupted" if kill else f"the study ended: {self._finish or self._problem}"
+                    self._end(attempt, Outcome.INTERRUPTED, why, grace_s=1.0)
+
+    # ----------------------------------------------------------------------------------------- work
+
+    def _fill_workers(self) -> None:
+        if self._interrupts or self._problem is not None or self._finish is not None:
+            return
+        while self._backend.free_slots > self._starting and self._wanted is None:
+            ready = WorkerReady(self._now)
+            (decision,) = self._state.handle(ready)
+            if isinstance(decision, Finish):
+                self._finish = decision.reason
+                return
+            if not isinstance(decision, (Start, Resume, SuggestionWanted)):
+                break
+            self._batch.events.append(ready)
+            self._observer.event(ready, (decision,), self._state)
+            if isinstance(decision, SuggestionWanted):
+                self._suggest(decision)
+            else:
+                self._launch(decision)
+        self._think_ahead()
+
+    def _suggest(self, wanted: SuggestionWanted) -> None:
+        self._wanted = wanted
+        if self._ahead is not None and self._ahead.request.trial_id == wanted.trial_id:
+            answer, self._ahead = self._ahead, None
+            self._use(answer)
+            return
+        self._ahead = None
+        if not self._host.is_busy:
+            self._ask(self._state.request(wanted))
+
+    def _ask(self, request: SuggestRequest) -> None:
+        self._ahead_data = len(self._state.data)
+        try:
+            # The searcher must have seen what this turn has brought.
+            self._host.follow(self._flushed())
+            self._host.ask(request)
+        except Exception as problem:
+            self._replace_searcher(problem, request)
+        if not self._host.waitables():
+            self._take_answer()
+
+    def _flushed(self) -> list[Event]:
+        """Commit the turn's events so far; the searcher follows the journal, never runs ahead of it."""
+        events, self._batch.events = self._batch.events, []
+        self._append(events)
+        return events
+
+    def _take_answer(self) -> None:
+        try:
+            answer = self._host.poll()
+        except SearcherFailed as problem:
+            request = self._state.request(self._wanted) if self._wanted is not None else None
+            self._replace_searcher(problem, request)
+            return
+        if answer is None:
+            return
+        if self._wanted is not None and answer.request.trial_id == self._wanted.trial_id:
+            self._use(answer)
+        elif self._wanted is not None:
+            self._ask(self._state.request(self._wanted))
+        else:
+            self._ahead = answer
+
+    def _replace_searcher(self, problem: Exception, request: SuggestRequest | None) -> None:
+        self._observer.say(f"The searcher failed; the study goes on with random search. {problem}", warning=True)
+        self._host.close()
+        self._host = self._fallback()
+        self._ahead = None
+        if request is not None:
+            self._ask(request)
+
+    def _use(self, answer: Answered) -> None:
+        self._wanted = None
+        suggestion = answer.suggestion
+        if suggestion is None:
+            event = Suggested(self._now, answer.request.trial_id, None, "none", "nothing is left to propose")
+        else:
+            event = Suggested(
+                self._now,
+                answer.request.trial_id,
+                suggestion.config,
+                suggestion.origin,
+                suggestion.reason,
+                suggestion.bracket_weights,
+                suggestion.state,
+            )
+        for decision in self._handle(event):
+            if isinstance(decision, Start):
+                self._launch(decision)
+
+    def _think_ahead(self) -> None:
+        """While all workers are busy, let the searcher prepare what the next free one will need."""
+        if self._wanted is not None or self._host.is_busy or not self._host.waitables():
+            return
+        if self._ahead is not None and self._ahead_data == len(self._state.data):
+            return
+        request = self._state.next_request()
+        if request is not None:
+            self._ask(request)
+
+    def _launch(self, decision: Start | Resume) -> None:
+        self._starting += 1
+        now = self._clock()
+        self._attempts[decision.trial_id] = _Attempt(decision.trial_id, decision.attempt, now, now)
+
+        def start() -> None:
+            folder = self._jobs.folder(decision.trial_id, decision.config)
+            environment = self._server.environment(decision.trial_id, decision.attempt, folder)
+            self._backend.start(self._jobs.job(decision, folder, environment))
+
+        self._after_commit(start)
+
+    # -------------------------------------------------------------------------------------- retention
+
+    def _folder(self, trial: Trial) -> Path:
+        return self._jobs.folder(trial.id, self._state.space.with_constants(trial.config))
+
+    def _drop(self, decision: DropCheckpoint) -> None:
+        def drop() -> None:
+            try:
+                self._store.remove(decision.checkpoint)
+            except CheckpointError as problem:
+                self._observer.say(str(problem), warning=True)
+                return
+            if self._state.trials[decision.trial_id].checkpoint == decision.checkpoint:
+                self._handle(CheckpointRemoved(self._now, decision.trial_id, decision.reason))
+
+        self._after_commit(drop)
+
+    def _keep_within_budget(self) -> None:
+        """Paused trials that are least likely to be promoted give up their checkpoints first (``max_disk``)."""
+        if self._store.max_disk is None:
+            return
+        trials = self._state.trials.values()
+        paused = {t.id: t.checkpoint for t in trials if t.status is TrialStatus.PAUSED and t.checkpoint is not None}
+        others = sum(t.checkpoint.size for t in trials if t.checkpoint is not None and t.id not in paused)
+        for trial_id in self._store.over_budget(paused, lambda t: -self._state.scheduler.promise(t), others):
+            self._drop(DropCheckpoint(trial_id, paused[trial_id], "max_disk"))
+
+    # ---------------------------------------------------------------------------------------- signals
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C interrupts; SIGTERM and SIGHUP do so with a time limit. Only in the main thread."""
+
+        def on_interrupt(number: int, frame: FrameType | None) -> None:
+            self.interrupt()
+
+        def on_terminate(number: int, frame: FrameType | None) -> None:
+            self.interrupt(_TERM_LIMIT_S)
+
+        handlers: dict[signal.Signals, Any] = {}
+        wanted = {signal.SIGINT: on_interrupt, signal.SIGTERM: on_terminate, signal.SIGHUP: on_terminate}
+        try:
+            for number, handler in wanted.items():
+                handlers[number] = signal.signal(number, handler)
+        except ValueError:  # not the main thread: whoever owns it calls interrupt()
+            handlers.clear()
+        try:
+            yield
+        finally:
+            for number, previous in handlers.items():
+                signal.signal(number, previous)

@@ -1,0 +1,65 @@
+"""A searcher as a process: it follows the events of a study and answers requests.
+
+Started by the launcher (:class:`lightning_hpo.runtime.suggesting.ProcessHost`), as a fork of it or by
+``python -m lightning_hpo.searchers.server FD``. It holds its own copy of the study, folded from the same events, so no view of
+the study ever has to be sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from lightning_hpo.core.events import from_json
+from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.searcher import Slot, SuggestRequest
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.study import StudyState
+from lightning_hpo.searchers import make_searcher
+
+log = logging.getLogger(__name__)
+
+
+def serve(connection: Connection[Any, Any]) -> None:
+    """Answer requests until the launcher closes the connection."""
+    state: StudyState | None = None
+    searcher = None
+    while True:
+        try:
+            message = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            return
+        if "header" in message:
+            options = StudyOptions.from_mapping(message["header"]["options"])
+            state = StudyState(SearchSpace.from_json(message["header"]["space"]), options)
+            searcher = make_searcher(ALGORITHMS[options.algorithm].searcher, options.searcher)
+        assert state is not None and searcher is not None, "the header comes first"
+        for event in message.get("events", ()):
+            state.handle(from_json(event), is_replay=True)
+        if "request" in message:
+            try:
+                suggestion = searcher.suggest(state.view(), _request(message["request"]))
+                answer = {"suggestion": None if suggestion is None else dataclasses.asdict(suggestion)}
+            except Exception as problem:
+                traceback.print_exc()
+                answer = {"error": f"{type(problem).__name__}: {problem}"}
+            connection.send_bytes(json.dumps(answer).encode())
+
+
+def _request(data: dict[str, Any]) -> SuggestRequest:
+    slot = data.pop("slot")
+    if slot is not None:
+        slot = Slot(slot["level"], slot["target"], tuple(slot["parents"]))
+    return SuggestRequest(**data, slot=slot)
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))
+    sys.stdout.flush()
+    os._exit(0)  # no library's clean-up may delay the end of the study
