@@ -76,12 +76,6 @@ class LauncherOptions(StudyOptions):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise OptionError(f"{name}={value!r} is out of range. Set {name} to a value of at least {least}.")
-        gpus = self.gpus_per_trial
-        if gpus is not None and gpus > 0 and not _is_whole(gpus if gpus >= 1 else 1 / gpus):
-            raise OptionError(
-                f"gpus_per_trial={gpus!r} does not divide GPUs evenly. "
-                "Set gpus_per_trial to a whole number, or to 0.5, 0.25, 0.2, ... to share one GPU."
-            )
         _ = self.disk_limit
 
     @property
@@ -117,11 +111,12 @@ def default_node() -> dict[str, Any]:
     return node
 
 
-def read_options(mapping: Mapping[str, Any]) -> LauncherOptions:
+def read_options(mapping: Mapping[str, Any], tunes: bool = True) -> LauncherOptions:
     """The options below ``hydra.launcher``, checked.
 
     Args:
         mapping: plain data; entries that begin with an underscore are Hydra's.
+        tunes: False if jobs are only run, for which no metric is needed.
 
     Raises:
         OptionError: for an unknown name, a wrong type or a value out of range, or if the metric is not set.
@@ -135,11 +130,12 @@ def read_options(mapping: Mapping[str, Any]) -> LauncherOptions:
         elif value is not None:
             entry = f"{PREFIX}.{part}.{next(iter(defaults[part]))}"
             raise OptionError(f"{PREFIX}: {part}={value!r} is not a mapping. Set its entries, such as {entry}=...")
+    if not tunes:
+        given.setdefault("metric", "none")
     try:
-        options = LauncherOptions.from_mapping(given)
+        return LauncherOptions.from_mapping(given)
     except OptionError as problem:
         raise OptionError(f"{PREFIX}: {problem}") from None
-    return options
 
 
 def _defaults(cls: type, preset: set[str]) -> dict[str, Any]:
@@ -163,7 +159,3 @@ def _given(mapping: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and bool(value == default)
-
-
-def _is_whole(number: float) -> bool:
-    return abs(number - round(number)) < 1e-9

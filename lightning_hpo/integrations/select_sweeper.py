@@ -36,7 +36,18 @@ class SelectSweeper(Callback):
 
 def chose_basic_sweeper(config: DictConfig) -> bool:
     """Was Hydra's basic sweeper asked for on the command line?"""
-    return "hydra/sweeper=basic" in config.hydra.overrides.hydra
+    return "hydra/sweeper=basic" in written_overrides(config, "hydra")
+
+
+def written_overrides(config: DictConfig, kind: str) -> list[str]:
+    """The overrides of the command line as they were written, interpolations unresolved.
+
+    Args:
+        kind: ``hydra`` or ``task``.
+    """
+    overrides = OmegaConf.to_container(config.hydra.overrides[kind], resolve=False)
+    assert isinstance(overrides, list)
+    return [str(override) for override in overrides]
 
 
 def check_sweeper(config: DictConfig) -> None:
@@ -94,6 +105,6 @@ def _ranges(config: DictConfig) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     params = OmegaConf.to_container(config.hydra.sweeper, resolve=True).get("params") or {}  # type: ignore[union-attr]
-    lines = [f"{name}={value}" for name, value in params.items()] + list(config.hydra.overrides.task)
+    lines = [f"{name}={value}" for name, value in params.items()] + written_overrides(config, "task")
     overrides = OverridesParser.create().parse_overrides(lines)
     return [str(override.input_line) for override in overrides if override.is_interval_sweep()]

@@ -80,19 +80,23 @@ def _printed_by_hydra() -> Iterator[None]:
 
 
 def _store_nodes() -> None:
-    """``hydra/launcher=hpo`` and ``hydra/sweeper=hpo``.
+    """``hydra/launcher=hpo`` and ``hydra/sweeper=hpo``; each brings the other along.
 
-    Nodes of the defaults list are expanded from right to left, and the launcher stands left of the sweeper: it cannot
-    override the sweeper's choice, but a callback of its configuration can, before the sweeper is made. The other way
-    round an override does.
+    Hydra expands its defaults list from right to left, and the sweeper stands right of the launcher: the sweeper can
+    override the choice of the launcher, but not the other way round. So the launcher's node holds a callback, which
+    changes the sweeper before it is made. Hydra 1.4 warns of any callback in a configuration, hence the node without.
     """
     from lightning_hpo.integrations.config import default_node
 
     launcher = OmegaConf.create({"_target_": f"{__name__}.{HpoLauncher.__name__}"} | default_node())
     # Unknown options are our own business: we know what may have been meant.
-    for node in (launcher, launcher.searcher, launcher.stop, launcher.space):
-        OmegaConf.set_struct(node, False)
+    OmegaConf.set_struct(launcher, False)
     callback = {"_target_": "lightning_hpo.integrations.select_sweeper.SelectSweeper"}
+    sweeper = {
+        "defaults": ["_self_", {"override /hydra/launcher@_global_.hydra.launcher": "hpo_no_callback"}],
+        "_target_": f"{__name__}.{HpoSweeper.__name__}",
+        "params": None,
+    }
     store = ConfigStore.instance()
     store.store(
         group="hydra/launcher",
@@ -101,16 +105,8 @@ def _store_nodes() -> None:
         node={"hydra": {"launcher": launcher, "callbacks": {"lightning_hpo": callback}}},
         provider="lightning_hpo",
     )
-    store.store(
-        group="hydra/sweeper",
-        name="hpo",
-        node={
-            "defaults": ["_self_", {"override /hydra/launcher": "hpo"}],
-            "_target_": f"{__name__}.{HpoSweeper.__name__}",
-            "params": None,
-        },
-        provider="lightning_hpo",
-    )
+    store.store(group="hydra/launcher", name="hpo_no_callback", node=launcher, provider="lightning_hpo")
+    store.store(group="hydra/sweeper", name="hpo", node=sweeper, provider="lightning_hpo")
 
 
 _store_nodes()

@@ -1,0 +1,29 @@
+"""Hydra's own tests of launchers: under another sweeper ours is a plain, parallel one."""
+
+from __future__ import annotations
+
+import pytest
+from hydra.test_utils.launcher_common_tests import (
+    BatchedSweeperTestSuite,
+    IntegrationTestSuite,
+    LauncherTestSuite,
+)
+
+GRID = ["hydra/sweeper=basic", "hydra.launcher.n_workers=2"]
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("hpo", GRID)])
+class TestHpoLauncher(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("hpo", [*GRID, "hydra.sweeper.max_batch_size=2"])])
+class TestHpoLauncherInBatches(BatchedSweeperTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("task_launcher_cfg", "extra_flags"), [({}, ["-m", "hydra/launcher=hpo", "hydra/sweeper=basic"])]
+)
+class TestHpoLauncherInPrograms(IntegrationTestSuite):
+    pass
