@@ -25,7 +25,7 @@ import time
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from lightning_hpo.errors import BackendError, TrialInterrupted
@@ -97,6 +97,19 @@ def fork(child: Callable[[], object]) -> int:
             "Lower n_workers, or raise the limit of processes (ulimit -u) or of memory."
         ) from result
     return result
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals wait meanwhile, in this thread and in children that are forked here until :func:`reset_signals`.
+
+    A signal sent to a child that still has its parent's dispositions would be lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INHERITED_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def fork_hazard() -> str | None:

@@ -128,7 +128,8 @@ def _serve_by_fork(connection: Connection[Any, Any], launcher: int, entry: Entry
             processes.become_trial(job, threads, me)
             processes.run_trial(entry, job)
 
-        return processes.fork(child)
+        with processes.signals_held():
+            return processes.fork(child)
 
     server = TrialServer(connection, launcher, launch)
     server.serve()
@@ -150,7 +151,8 @@ def _spawn(setup: bytes, job: Job, threads: int | None) -> int:
             processes.reset_signals()
             os.execve(command[0], command, environment)
 
-        return processes.fork(child)
+        with processes.signals_held():
+            return processes.fork(child)
     finally:
         os.close(file)
 
