@@ -1,0 +1,182 @@
+"""Acquisition functions of a posterior, their local optimisation, and the resource at which they are evaluated.
+
+All are *minimised*, in units of the targets the posterior was fitted to. The noise improvement must exceed (``xi``) is in
+these units as well: with normalised targets it scales with the metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_hpo.errors import OptionError, ShapeError
+from lightning_hpo.surrogates.optimize import Array, minimize_batch
+from lightning_hpo.surrogates.posterior import Posterior
+
+_STD_FLOOR = 1e-10
+_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class Score(NamedTuple):
+    """Values of an acquisition function and their derivatives by the moments of the prediction."""
+
+    value: Tensor
+    """``(B,)``, lower is better."""
+    mean: Tensor
+    """Derivative with respect to the mean, ``(B, F)``."""
+    variance: Tensor
+    """Derivative with respect to the variance, ``(B,)``."""
+
+
+Acquisition: TypeAlias = Callable[[Tensor, Tensor], Score]
+"""Mean ``(B, F)`` and variance ``(B,)`` -> score."""
+
+
+def log_improvement(u: Tensor) -> tuple[Tensor, Tensor]:
+    """``log h(u)``, ``h(u) = u Phi(u) + phi(u)``, and its derivative ``Phi(u) / h(u)``, without underflow.
+
+    For ``u < -1`` through the scaled complementary error function, far in the tail by the asymptotic ``phi(u) / u**2``
+    (Ament, Daulton, Eriksson, Balandat, Bakshy 2023, eq. 9).
+    """
+    near = u.clamp_min(-1.0)
+    log_near = (near * torch.special.ndtr(near) + (-0.5 * near**2 - _LOG_SQRT_2PI).exp()).log()
+    far = (-u).clamp(1.0, 1e6)
+    # 1 - far Phi(-far) / phi(far), where the ratio is Mills' ratio
+    mills = math.sqrt(0.5 * math.pi) * torch.special.erfcx(far * math.sqrt(0.5))
+    log_far = torch.where(far < 1e4, torch.log1p(-(far * mills).clamp_max(1.0 - 1e-9)), -2.0 * far.log())
+    log_far = log_far - 0.5 * u**2 - _LOG_SQRT_2PI
+    value = torch.where(u > -1.0, log_near, log_far)
+    return value, (torch.special.log_ndtr(u) - value).exp()
+
+
+def log_expected_improvement(incumbent: Tensor, xi: float = 0.01) -> Acquisition:
+    """``-log EI``, EI being the mean over columns of ``s h((incumbent - mean - xi) / s)``.
+
+    Args:
+        incumbent: ``(F,)``, see :func:`incumbent`.
+        xi: improvements below this size do not count.
+    """
+
+    def score(mean: Tensor, variance: Tensor) -> Score:
+        std = variance.sqrt().clamp_min(_STD_FLOOR).unsqueeze(-1)
+        u = (incumbent - mean - xi) / std
+        log_h, ratio = log_improvement(u)
+        value = log_h.logsumexp(-1) + std.squeeze(-1).log() - math.log(mean.shape[-1])
+        share = log_h.softmax(-1)
+        g_mean = share * ratio / std
+        g_std = (1.0 - (share * ratio * u).sum(-1)) / std.squeeze(-1)
+        return Score(-value, g_mean, -0.5 * g_std / std.squeeze(-1))
+
+    return score
+
+
+def lower_confidence_bound(kappa: float = 1.0) -> Acquisition:
+    """Mean over columns of ``mean - kappa * std``."""
+
+    def score(mean: Tensor, variance: Tensor) -> Score:
+        std = variance.sqrt()
+        g_mean = torch.full_like(mean, 1.0 / mean.shape[-1])
+        return Score(mean.mean(-1) - kappa * std, g_mean, -0.5 * kappa / std.clamp_min(_STD_FLOOR))
+
+    return score
+
+
+def thompson(normals: Tensor) -> Acquisition:
+    """Independent draws from the marginals, averaged over columns. For scoring only: its derivatives are those of the mean.
+
+    Args:
+        normals: ``(B, F)`` standard normal numbers.
+    """
+
+    def score(mean: Tensor, variance: Tensor) -> Score:
+        value = (mean + variance.sqrt().unsqueeze(-1) * normals).mean(-1)
+        return Score(value, torch.full_like(mean, 1.0 / mean.shape[-1]), torch.zeros_like(variance))
+
+    return score
+
+
+def incumbent(posterior: Posterior, resource: int) -> Tensor:
+    """Per column the lowest posterior mean over all inputs observed or pending at ``resource``, ``(F,)``.
+
+    Raises:
+        ShapeError: if there is none.
+    """
+    inputs = posterior.inputs_at(resource)
+    if len(inputs) == 0:
+        raise ShapeError(
+            f"Nothing is observed or pending at resource {resource}, so there is no incumbent. "
+            "Choose the resource with acquisition_resource()."
+        )
+    return posterior.predict(inputs, resource).mean.amin(0)
+
+
+def evaluate(posterior: Posterior, acquisition: Acquisition, x: Tensor, resource: int) -> tuple[Tensor, Tensor]:
+    """Values ``(B,)`` at configurations ``(B, d)``, and their gradients ``(B, d)``."""
+    prediction = posterior.predict(x, resource)
+    score = acquisition(prediction.mean, prediction.variance)
+    return score.value, prediction.pullback(score.mean, score.variance)
+
+
+def minimize_acquisition(
+    posterior: Posterior,
+    acquisition: Acquisition,
+    starts: Tensor,
+    resource: int,
+    max_iterations: int = 1000,
+    lower: Tensor | None = None,
+    upper: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Local minima of an acquisition function in a box, all starts in one batch.
+
+    Args:
+        starts: ``(B, d)`` encoded configurations.
+        lower, upper: ``(d,)``, the unit cube if not given. Equal entries fix a coordinate.
+
+    Returns:
+        points ``(B, d)`` and values ``(B,)``, never worse than the starts.
+    """
+    device = starts.device
+
+    def function(points: Array) -> tuple[Array, Array]:
+        with torch.no_grad():
+            value, gradient = evaluate(posterior, acquisition, torch.from_numpy(points).to(device), resource)
+        return value.cpu().numpy(), gradient.cpu().numpy()
+
+    d = starts.shape[1]
+    low = np.zeros(d) if lower is None else lower.cpu().numpy()
+    high = np.ones(d) if upper is None else upper.cpu().numpy()
+    found = minimize_batch(function, starts.cpu().numpy(), low, high, max_iterations)
+    return torch.from_numpy(found.x).to(device), torch.from_numpy(found.value).to(device)
+
+
+def acquisition_resource(
+    counts: Mapping[int, int], rule: str = "bohb", threshold: int = 3, milestone: int | None = None, max_t: int | None = None
+) -> int:  # fmt: skip
+    """The resource at which the acquisition function is evaluated.
+
+    Args:
+        counts: resource -> number of observations.
+        rule: ``bohb``: the largest resource with at least ``threshold`` observations, or else the smallest with any.
+            ``first``: the new trial's first milestone. ``final``: ``max_t``. Where the latter two have no observation,
+            ``bohb`` decides.
+        milestone: needed by ``first``.
+        max_t: needed by ``final``.
+
+    Raises:
+        OptionError: if there is no such rule.
+        ShapeError: if nothing is observed.
+    """
+    if rule not in ("bohb", "first", "final"):
+        raise OptionError(f"There is no rule {rule!r} for the acquisition's resource. Use bohb, first or final.")
+    observed = {resource: count for resource, count in counts.items() if count > 0}
+    if not observed:
+        raise ShapeError("Nothing is observed at any resource. Ask a model only after the first observation.")
+    wanted = {"bohb": None, "first": milestone, "final": max_t}[rule]
+    if wanted in observed:
+        return wanted
+    return max((r for r, count in observed.items() if count >= threshold), default=min(observed))

@@ -1,0 +1,116 @@
+"""Targets before they reach a model: transformation, normalisation, and a limit on their number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import boxcox
+from scipy.stats import boxcox_llf
+
+from lightning_hpo.errors import ShapeError
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """``(T(y) - mean) / scale``, ``T`` the identity or a Box-Cox transformation."""
+
+    mean: float
+    scale: float
+    """Standard deviation of the population, at least 1e-9."""
+    box_cox_lambda: float | None = None
+
+    @classmethod
+    def of(cls, y: Floats, box_cox: bool = False) -> Normalisation:
+        """Of all targets, whatever their resource.
+
+        Args:
+            y: ``(n,)`` finite targets, ``n >= 1``.
+            box_cox: transform them first; without effect unless all are positive.
+        """
+        if len(y) == 0 or not np.isfinite(y).all():
+            raise ShapeError("Targets are missing or not finite. Drop observations that are not finite.")
+        power = box_cox_lambda(y) if box_cox and y.min() > 0.0 else None
+        transformed = y if power is None else boxcox(y, power)
+        return cls(float(transformed.mean()), max(float(transformed.std()), 1e-9), power)
+
+    def forward(self, y: Floats) -> Floats:
+        """Targets in units of the model."""
+        transformed = y if self.box_cox_lambda is None else boxcox(y, self.box_cox_lambda)
+        return np.asarray((transformed - self.mean) / self.scale)
+
+    def mean_and_std(self, mean: Floats, std: Floats) -> tuple[Floats, Floats]:
+        """Moments of the model in units of the (transformed) targets."""
+        return mean * self.scale + self.mean, std * self.scale
+
+
+def box_cox_lambda(y: Floats) -> float:
+    """Power in [-1, 2] of the Box-Cox transformation of positive targets.
+
+    It maximises the profile log likelihood (Box and Cox 1964) plus the log density of its prior, normal with mean 0.5
+    and standard deviation 0.75.
+    """
+    if y.max() <= y.min():
+        return 0.5
+
+    def negative(power: float) -> float:
+        return -float(boxcox_llf(power, y)) + 0.5 * ((power - 0.5) / 0.75) ** 2
+
+    return float(minimize_scalar(negative, bounds=(-1.0, 2.0), method="bounded").x)
+
+
+def subsample(y: Floats, max_size: int | None, generator: np.random.Generator, top_fraction: float = 0.25) -> Integers:
+    """Positions of the targets a single-fidelity model sees, increasing.
+
+    All, if there are at most ``max_size``; else the ``round(max_size * top_fraction)`` lowest (the best), and others drawn
+    uniformly without replacement.
+    """
+    if max_size is None or len(y) <= max_size:
+        return np.arange(len(y))
+    n_top = round(max_size * top_fraction)
+    order = np.argsort(y, kind="stable")
+    rest = generator.choice(order[n_top:], max_size - n_top, replace=False)
+    return np.sort(np.concatenate([order[:n_top], rest]))
+
+
+def subsample_levels(
+    trial: Integers, resource: Integers, max_size: int | None, generator: np.random.Generator
+) -> Integers:
+    """Positions of the observations a multi-fidelity model sees, increasing.
+
+    Trials that went far are kept whole: from the highest level down, all data of the trials that reached the level are
+    taken, while they fit. Of the first block that does not fit, data are dropped from the lowest level on; at the level
+    where the limit falls, uniformly.
+
+    Args:
+        trial, resource: ``(n,)`` of every observation.
+        max_size: None for no limit.
+    """
+    n = len(trial)
+    if max_size is None or n <= max_size:
+        return np.arange(n)
+    reached = {int(t): int(resource[trial == t].max()) for t in np.unique(trial)}
+    top = np.array([reached[int(t)] for t in trial])
+    kept: list[Integers] = []
+    room = max_size
+    for level in sorted(set(reached.values()), reverse=True):
+        block = np.flatnonzero(top == level)
+        if len(block) <= room:
+            kept.append(block)
+            room -= len(block)
+            continue
+        for r in sorted(set(resource[block].tolist()), reverse=True):
+            here = block[resource[block] == r]
+            if len(here) > room:
+                here = generator.choice(here, room, replace=False)
+            kept.append(here)
+            room -= len(here)
+            if room == 0:
+                break
+        break
+    return np.sort(np.concatenate(kept))
