@@ -15,6 +15,7 @@
         │   └── ReportError             a report that no trial can have sent
         ├── TrialError                  the training script does not do its part
         │   ├── MetricMissing           the metric was not logged
+        │   ├── MetricInvalid           the metric is not one real number
         │   ├── CallbackMissing         the Trainer has no HPOCallback
         │   ├── ResourceMismatch        the Trainer trains for another number of epochs than max_t
         │   └── RepeatedFailure         the first trials all failed with the same error
@@ -87,6 +88,10 @@ class TrialError(HpoError):
 
 class MetricMissing(TrialError):
     """The metric to be tuned was not logged."""
+
+
+class MetricInvalid(TrialError):
+    """The metric to be tuned was logged, but is not one real number."""
 
 
 class CallbackMissing(TrialError):

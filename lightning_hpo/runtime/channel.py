@@ -83,7 +83,7 @@ class TrialChannel:
         """``PAUSED`` or ``STOPPED`` once the launcher has ended the training: what the script returns is no result."""
         self.callback_seen = False
         """A Trainer with an ``HPOCallback`` has begun to fit."""
-        self.steers: object | None = None
+        self.steered_by: object | None = None
         """The callback whose fit is steered; other fits of this process are left alone."""
         self._key = key
         self._connection: Connection[Any, Any] | None = None

@@ -1,0 +1,165 @@
+"""The one line a training script needs: ``Trainer(callbacks=[HPOCallback()])``.
+
+Outside a trial the callback does nothing at all. Inside one it
+
+* tells the launcher the metric after each epoch (or validation) and does what the launcher answers,
+* pauses: writes a checkpoint and lets Lightning end the fit as after early stopping,
+* resumes: restores that checkpoint, in a new process, so that weights, optimizer, schedulers, callbacks and
+  random numbers go on as if there had been no pause.
+
+What cannot be had: the state of random generators inside persistent DataLoader workers and of generators
+that a dataset keeps for itself; averages of *training* metrics over an epoch that was paused in its middle
+cover the part after the pause.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateFinder, ModelSummary, ProgressBar
+
+from lightning_hpo.integrations.steered_fit import STATE_KEY, SteeredFit, interruption
+from lightning_hpo.runtime.channel import trial_channel
+
+
+class HPOCallback(EarlyStopping):
+    """Connects a Trainer to the study; does nothing if the script is run by itself.
+
+    Args:
+        monitor: logged name of the metric; None for the study's ``metric``. If both are given they must agree.
+        quiet: in a trial, remove progress bars and model summaries, which nobody watches.
+
+    Only the first fit of a trial that has this callback is steered. After a pause or a stop ``fit`` returns
+    normally, and then ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise
+    :class:`~lightning_hpo.errors.TrialPaused` or :class:`~lightning_hpo.errors.TrialStopped`.
+
+    It derives from ``EarlyStopping`` because Lightning calls such callbacks after the module at the end of
+    an epoch, when everything is logged.
+
+    Raises:
+        ResourceMismatch: when the fit begins, if the Trainer does not train for ``max_t``.
+        MetricMissing: after the first epoch that should have logged the metric.
+        MetricInvalid: if the metric is not one real number.
+        OptionError: if ``monitor`` is not the study's metric.
+        CheckpointError: if a checkpoint cannot be written, or the one to resume from is damaged.
+        ChannelError: if the launcher is gone.
+    """
+
+    def __init__(self, monitor: str | None = None, *, quiet: bool = True) -> None:
+        super().__init__(monitor=monitor or "", check_on_train_epoch_end=True)
+        self._asked_metric = monitor
+        self._quiet = quiet
+        self._fit: SteeredFit | None = None
+        self._finished = False
+        if quiet and trial_channel() is not None:
+            _hide_tips()
+
+    # Early stopping itself is not wanted.
+
+    @property
+    def state_key(self) -> str:
+        return "HPOCallback"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+    # Hooks.
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        channel = trial_channel()
+        if channel is None or stage != "fit":
+            return
+        if channel.interrupted_as is not None:
+            raise interruption(channel.interrupted_as)
+        if self._finished or channel.steered_by not in (None, self):
+            return
+        channel.steered_by = self
+        self._fit = SteeredFit(self, channel, trainer, self._asked_metric)
+        self._take_places(trainer, resuming=self._fit.resumes)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A tuner inside the fit restores checkpoints of its own.
+        if self._fit is not None and STATE_KEY in checkpoint:
+            self._fit.restored = checkpoint[STATE_KEY]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is not None:
+            self._fit.begin(pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is not None:
+            self._fit.begin_epoch()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is not None and not trainer.sanity_checking:
+            self._fit.end_validation(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is not None:
+            self._fit.end_epoch()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fit is not None:
+            self._fit.end()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._fit is None or stage != "fit":
+            return
+        if self._fit.has_begun:
+            self._finished = True
+        elif (channel := trial_channel()) is not None:
+            # A fit that never trained, such as the learning rate finder's, leaves the turn to the next one.
+            channel.steered_by = None
+        self._fit = None
+
+    # For the helper at the front of the list.
+
+    def first_in_epoch(self) -> None:
+        if self._fit is not None:
+            self._fit.restore_between_epochs()
+
+    def first_at_train_end(self, pl_module: LightningModule) -> None:
+        if self._fit is not None:
+            self._fit.save_between_epochs(pl_module)
+
+    def _take_places(self, trainer: Trainer, *, resuming: bool) -> None:
+        unwanted: list[type[Callback]] = [_FirstInLine, HPOCallback]
+        if self._quiet:
+            unwanted += [ProgressBar, ModelSummary]
+        if resuming:
+            # The learning rate was found in the first attempt and is in the checkpoint. Searching again would also
+            # make Lightning forget what it is about to restore.
+            unwanted.append(LearningRateFinder)
+        others = [c for c in trainer.callbacks if not isinstance(c, tuple(unwanted))]
+        # A new list: Lightning is iterating over the old one.
+        trainer.callbacks = [_FirstInLine(self), *others, self]
+
+
+class _FirstInLine(Callback):
+    """Stands before all other callbacks, for the hooks in which :class:`HPOCallback` must come first."""
+
+    def __init__(self, owner: HPOCallback) -> None:
+        self._owner = owner
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._owner.first_in_epoch()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._owner.first_at_train_end(pl_module)
+
+
+class _NoTips(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "Tip:" not in str(record.msg)
+
+
+def _hide_tips() -> None:
+    """Lightning advertises other packages once per Trainer, which is once per trial."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    if not any(isinstance(f, _NoTips) for f in logger.filters):
+        logger.addFilter(_NoTips())

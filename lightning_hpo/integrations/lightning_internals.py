@@ -1,0 +1,251 @@
+"""Every part of Lightning we touch that Lightning does not promise to keep.
+
+Lightning saves and restores weights, optimizers, schedulers, loops and callbacks. It does not save random
+numbers, and it has no way for a callback to say "load this file" or to go on as if there had been no pause.
+The functions here close these gaps; each says what it relies on. Written against Lightning 2.5.0 to 2.6.6.
+Where an attribute is missing in another version, training goes on correctly, but a resumed trial may differ
+in its random numbers from one that was never paused.
+
+How an epoch begins in Lightning, which all of this must repeat::
+
+    fit_loop.setup_data                     makes the first iterator; again at every reload of the loaders
+    fit_loop.on_run_start                   -> on_train_start
+    each epoch:
+      fit_loop.on_advance_start             reloads the loaders if due, sets the samplers' epoch
+                                            -> on_train_epoch_start
+      epoch_loop.on_run_start               makes a new iterator, except in epoch 0 and just after a restore
+      batches ...                           -> on_validation_end
+      fit_loop.on_advance_end               -> on_train_epoch_end, then epoch-wise schedulers
+    fit_loop.on_run_end                     -> on_train_end
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
+
+OLDEST_TESTED = (2, 5)
+NEWEST_TESTED = (2, 6)
+
+_log = logging.getLogger(__name__)
+
+
+def warn_if_untested() -> None:
+    """Log once per process and version if Lightning is older or newer than what the tests run on."""
+    version = tuple(int(part) for part in lightning.__version__.split(".")[:2])
+    if not OLDEST_TESTED <= version <= NEWEST_TESTED:
+        _log.warning(
+            "Lightning %s is outside the tested range %s to %s: resumed trials may not be bit-identical.",
+            lightning.__version__,
+            ".".join(map(str, OLDEST_TESTED)),
+            ".".join(map(str, NEWEST_TESTED)),
+        )
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+def load_at_start(trainer: Trainer, path: Path) -> bool:
+    """Make the fit that is being set up restore ``path``, whatever ``ckpt_path`` the user passed.
+
+    Relies on ``_checkpoint_connector.resume_start``, which every fit calls once after the ``setup`` hooks.
+    The file is loaded without code execution if possible; hyperparameters such as a DictConfig need pickle.
+    The caller has verified that the file is ours.
+
+    Returns:
+        False if this version of Lightning has no such method: nothing will be restored.
+    """
+    connector = trainer._checkpoint_connector
+    original = getattr(connector, "resume_start", None)
+    if original is None:
+        _log.warning("Lightning %s cannot be told to load %s.", lightning.__version__, path)
+        return False
+    chooses_loader = "weights_only" in inspect.signature(original).parameters
+
+    def resume_start(checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
+        connector.resume_start = original
+        if not chooses_loader:
+            original(str(path))
+            return
+        try:
+            original(str(path), weights_only=True)
+        except pickle.UnpicklingError:
+            original(str(path), weights_only=False)
+
+    connector.resume_start = resume_start
+    return True
+
+
+# ----------------------------------------------------------------------------------------- saving
+
+
+def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """Everything that Lightning would write into a checkpoint. All ranks must call it."""
+    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    return checkpoint
+
+
+def strategy_writes_itself(trainer: Trainer) -> bool:
+    """Whether the strategy has its own way to write (sharded checkpoints), in which every rank takes part."""
+    return type(trainer.strategy).save_checkpoint is not Strategy.save_checkpoint
+
+
+# ---------------------------------------------------------------------------------------- stopping
+
+
+def stop_after_this(trainer: Trainer) -> None:
+    """Let the loops end as after early stopping, also before ``min_epochs`` and ``min_steps``."""
+    trainer.fit_loop.min_epochs = None
+    trainer.fit_loop.epoch_loop.min_steps = None
+    trainer.should_stop = True
+
+
+def is_last_batch_of_epoch(trainer: Trainer) -> bool:
+    """Whether the batch just trained is the last one of its epoch."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    return bool(epoch_loop.batch_progress.is_last_batch) or epoch_loop.batch_idx + 1 == trainer.num_training_batches
+
+
+def ends_by_itself(trainer: Trainer, epochs: int) -> bool:
+    """Whether Lightning will end the fit here without us: early stopping, ``max_time``, the last step or epoch.
+
+    Args:
+        epochs: whole epochs done, this one included.
+    """
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return True
+    if trainer.max_epochs not in (None, -1) and epochs >= trainer.max_epochs:
+        return True
+    minimum_met = epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+    return bool(trainer.should_stop) and minimum_met
+
+
+def expected_validations(trainer: Trainer) -> int | None:
+    """How often the Trainer will validate in all; None if that cannot be known beforehand."""
+    batches, every = trainer.num_training_batches, getattr(trainer, "val_check_batch", None)
+    if every is None or not trainer.enable_validation or batches == float("inf") or every == float("inf"):
+        return None
+    if trainer.max_epochs in (None, -1) or trainer.max_steps != -1:
+        return None
+    if trainer.check_val_every_n_epoch is None:
+        return int(trainer.max_epochs * batches // every)
+    return int(trainer.max_epochs // trainer.check_val_every_n_epoch * (batches // every))
+
+
+# ------------------------------------------------------------------------------- going on as before
+
+
+def loader_generators(trainer: Trainer) -> list[torch.Generator]:
+    """The generators that the user gave to the training and validation loaders and samplers, in a fixed order."""
+    generators: list[torch.Generator] = []
+    for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop):
+        for loader in _loaders(loop):
+            for owner in _loader_and_samplers(loader):
+                generator = getattr(owner, "generator", None)
+                if isinstance(generator, torch.Generator) and all(generator is not known for known in generators):
+                    generators.append(generator)
+    return generators
+
+
+def set_up_validation_loaders(trainer: Trainer) -> None:
+    """Make the validation loaders now, so that their generators can be restored before they are used.
+
+    Lightning does the same at the start of a fit, if the first epoch validates.
+    """
+    val_loop = trainer.fit_loop.epoch_loop.val_loop
+    if trainer.enable_validation and val_loop._combined_loader is None:
+        trainer.validating = True
+        val_loop.setup_data()
+        trainer.training = True
+
+
+def reload_epochs(trainer: Trainer) -> list[float]:
+    """Epochs in which the training and the validation loaders were last made."""
+    fit_loop = trainer.fit_loop
+    return [
+        float(getattr(fit_loop, "_last_train_dl_reload_epoch", 0)),
+        float(getattr(fit_loop.epoch_loop.val_loop, "_last_val_dl_reload_epoch", 0)),
+    ]
+
+
+def begin_epoch_as_uninterrupted(trainer: Trainer, reloaded: list[float]) -> None:
+    """Call in the first ``on_train_epoch_start`` after a restore between epochs, with the random state restored.
+
+    Reloads the loaders if they would have been reloaded now, and lets Lightning make the epoch's iterator
+    anew, as in any other epoch. Relies on ``_resuming_from_checkpoint`` (2.5.5 and later; before, Lightning
+    made the iterator anyway) and ``_last_*_dl_reload_epoch``.
+    """
+    fit_loop = trainer.fit_loop
+    fit_loop._last_train_dl_reload_epoch, fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = reloaded
+    fit_loop.setup_data()
+    _set_epoch(trainer)
+    fit_loop._resuming_from_checkpoint = False
+
+
+def forget_restart(trainer: Trainer) -> None:
+    """Call in ``on_train_start`` after a restore between epochs.
+
+    With ``max_steps`` Lightning takes every restore for one inside an epoch and would run an empty epoch first.
+    """
+    fit_loop = trainer.fit_loop
+    # The property of the fit loop would set it again; the property of the loops inside it also tells their children.
+    fit_loop._restarting = False
+    fit_loop.epoch_loop.restarting = False
+    fit_loop.epoch_loop.reset_restart_stage()
+
+
+def repeat_fetching(trainer: Trainer) -> None:
+    """Call in ``on_train_start`` after a restore inside an epoch, with the random state of that epoch's start.
+
+    Fetches and throws away the batches that were trained before the pause, so that samplers, workers and
+    augmentation come to where they were. A loader that keeps its own state (``state_dict`` and
+    ``load_state_dict``) was restored by Lightning and is left alone. In epoch 0 the iterator that Lightning
+    has just made is the one of the first attempt, for both began with the same random state.
+    """
+    fit_loop = trainer.fit_loop
+    loaders = list(_loaders(fit_loop))
+    if all(hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict") for loader in loaders):
+        return
+    fetcher = getattr(fit_loop, "_data_fetcher", None)
+    if fetcher is None:
+        _log.warning("Lightning %s hides its loaders: this epoch repeats some batches.", lightning.__version__)
+        return
+    _set_epoch(trainer)
+    if trainer.current_epoch > 0:
+        iter(fetcher)
+    trained = fit_loop.epoch_loop.batch_progress.current.completed
+    for _ in range(trained):
+        next(fetcher)
+    # The epoch loop adds the batches done to the counter by itself.
+    fetcher.fetched -= trained
+
+
+def _set_epoch(trainer: Trainer) -> None:
+    for loader in _loaders(trainer.fit_loop):
+        for owner in _loader_and_samplers(loader):
+            if callable(set_epoch := getattr(owner, "set_epoch", None)):
+                set_epoch(trainer.current_epoch)
+
+
+def _loaders(loop: Any) -> Iterator[Any]:
+    combined = getattr(loop, "_combined_loader", None)
+    yield from combined.flattened if combined is not None else ()
+
+
+def _loader_and_samplers(loader: Any) -> Iterator[Any]:
+    yield loader
+    for name in ("sampler", "batch_sampler"):
+        sampler = getattr(loader, name, None)
+        if sampler is not None:
+            yield sampler
+            if (inner := getattr(sampler, "sampler", None)) is not None:
+                yield inner

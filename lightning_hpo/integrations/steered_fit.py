@@ -1,0 +1,384 @@
+"""One fit of a trial: asks the launcher, obeys, saves and restores.
+
+Where things happen, and why there:
+
+==========================  ===========================================================================
+setup                       handshake; have our checkpoint loaded
+on_train_start              go on inside an epoch, if that is where the pause was
+on_train_epoch_start        first of all callbacks: restore random numbers, before anybody draws
+on_validation_end           last of all callbacks, after ModelCheckpoint: decide, if validations are counted
+on_train_epoch_end          last of all, after the module, so that its metrics are fresh: decide
+on_train_end                first of all: save, after Lightning has stepped epoch-wise schedulers and before
+                            callbacks that replace the weights (weight averaging) do so
+==========================  ===========================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lightning_hpo import errors
+from lightning_hpo.core.events import Outcome
+from lightning_hpo.core.trial import Checkpoint
+from lightning_hpo.errors import (
+    ChannelError,
+    HpoError,
+    OptionError,
+    ResourceMismatch,
+    TrialInterrupted,
+    TrialPaused,
+    TrialStopped,
+)
+from lightning_hpo.integrations import lightning_internals as internals
+from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
+from lightning_hpo.integrations.random_state import RandomState, random_state, restore_random_state
+from lightning_hpo.runtime.channel import TrialChannel
+from lightning_hpo.runtime.checkpoints import checkpoint_path, publish, temporary_path, verify, write_durably
+from lightning_hpo.runtime.messages import Answer
+
+STATE_KEY = "lightning_hpo"
+"""Our entry in the checkpoints we write."""
+
+_T = TypeVar("_T")
+
+
+class SteeredFit:
+    """A fit that is steered by the launcher. Made in ``setup``, when the ranks can talk to each other.
+
+    Args:
+        callback: whose hooks call this fit.
+        asked_metric: the callback's ``monitor``.
+
+    Raises:
+        OptionError, ResourceMismatch, CheckpointError, ChannelError: as ``HPOCallback`` says.
+    """
+
+    def __init__(self, callback: Callback, channel: TrialChannel, trainer: Trainer, asked_metric: str | None) -> None:
+        self.has_begun = False
+        self.restored: dict[str, Any] | None = None
+        """Our entry of the checkpoint, until it is used."""
+        self._callback = callback
+        self._channel = channel
+        self._trainer = trainer
+        self._began_at = 0.0
+        self._seconds_before = 0.0
+        """Seconds of training in earlier attempts."""
+        self._validations = 0
+        """Validations done, sanity checks aside."""
+        self._epoch_has_validation = False
+        self._decided_at = 0
+        """Largest resource the launcher was asked about."""
+        self._has_reported = False
+        self._stale: dict[str, Any] = {}
+        """Metrics as they were before what is to be reported was logged."""
+        self._interruption: Outcome | None = None
+        self._pause_at: int | None = None
+        """Resource of the pause, from the end of the epoch to the end of the fit."""
+        self._random_at_pause: RandomState | None = None
+        self._random_at_epoch_start: RandomState | None = None
+        self._set_aside: list[Callback] | None = None
+        """The Trainer's callbacks, while an epoch that was cut short is being closed."""
+
+        channel.callback_seen = True
+        internals.warn_if_untested()
+        self._welcome = self._on_rank_zero(lambda: channel.hello(trainer.max_epochs))
+        self._counts_validations = self._welcome.resource == "validation"
+        self.resumes = self._welcome.checkpoint_path is not None
+        with self._announcing_errors():
+            self._metric = self._agreed_metric(asked_metric)
+            self._check_epochs()
+            self._have_checkpoint_loaded()
+
+    # --------------------------------------------------------------------------- called by the hooks
+
+    def begin(self, pl_module: LightningModule) -> None:
+        """The loaders exist, everything is restored, the first epoch comes next."""
+        self.has_begun = True
+        self._began_at = time.monotonic()
+        with self._announcing_errors():
+            self._check_validations()
+        if self.restored is None:
+            return
+        self._validations = self.restored["validations"]
+        self._seconds_before = self.restored["seconds"]
+        # Schedulers and callbacks may look at metrics that were logged before the pause.
+        self._trainer.callback_metrics.update(self.restored["callback_metrics"])
+        if self.restored["inside_epoch"]:
+            self._restore_inside_epoch(pl_module)
+        else:
+            internals.forget_restart(self._trainer)
+
+    def begin_epoch(self) -> None:
+        self._stale = dict(self._trainer.callback_metrics)
+        self._epoch_has_validation = False
+        if self._counts_validations:
+            self._random_at_epoch_start = self._random_state()
+
+    def end_validation(self, pl_module: LightningModule) -> None:
+        self._epoch_has_validation = True
+        self._validations += 1
+        if not self._counts_validations or internals.is_last_batch_of_epoch(self._trainer):
+            # A validation that ends its epoch is decided at the epoch's end, where a pause costs nothing.
+            return
+        if self._decide(self._validations, epochs=self._trainer.current_epoch) is Outcome.PAUSED:
+            self._save(pl_module, self._validations, inside_epoch=True)
+        self._stale = dict(self._trainer.callback_metrics)
+        if self._interruption is not None:
+            # The end of the cut epoch must not reach callbacks whose state was just saved.
+            self._set_aside = self._trainer.callbacks
+            self._trainer.callbacks = [self._callback]
+
+    def end_epoch(self) -> None:
+        if self._set_aside is not None:
+            self._trainer.callbacks, self._set_aside = self._set_aside, None
+            return
+        epochs = self._trainer.current_epoch + 1
+        if not self._counts_validations:
+            resource = epochs
+        elif self._epoch_has_validation:
+            resource = self._validations
+        else:
+            return
+        if self._decide(resource, epochs) is Outcome.PAUSED:
+            self._pause_at = resource
+            self._random_at_pause = self._random_state()
+
+    def save_between_epochs(self, pl_module: LightningModule) -> None:
+        if self._pause_at is not None:
+            self._save(pl_module, self._pause_at, inside_epoch=False)
+            self._pause_at = None
+
+    def restore_between_epochs(self) -> None:
+        """In the first epoch after a pause between epochs."""
+        if self.restored is None:
+            return
+        state = self._state_of_rank()
+        self.restored = None
+        self._restore_random_state(state["random"])
+        internals.begin_epoch_as_uninterrupted(self._trainer, state["reloaded"])
+
+    def end(self) -> None:
+        """
+        Raises:
+            MetricMissing: if the fit ends and the metric was never seen.
+        """
+        if self._interruption is None and not self._has_reported and not self.resumes:
+            with self._announcing_errors():
+                raise missing_metric(self._metric, self._trainer.callback_metrics, "during the whole fit")
+
+    # ---------------------------------------------------------------------------- checks at the start
+
+    def _agreed_metric(self, asked: str | None) -> str:
+        metric = self._welcome.metric
+        if asked and metric and asked != metric:
+            raise OptionError(
+                f"HPOCallback(monitor={asked!r}), but the study's metric is {metric!r}. "
+                f"Remove monitor=, or set hydra.launcher.metric={asked}."
+            )
+        return metric or asked or ""
+
+    def _check_epochs(self) -> None:
+        max_t, max_epochs = self._welcome.max_t, self._trainer.max_epochs
+        if self._counts_validations or max_epochs == max_t:
+            return
+        trains = "without limit" if max_epochs in (None, -1) else f"{max_epochs} epochs"
+        raise ResourceMismatch(
+            f"The Trainer trains {trains} (max_epochs={max_epochs}), but the study's max_t is {max_t}: "
+            "learning rate schedules and rungs would not fit together. "
+            f"Pass Trainer(max_epochs={max_t}), or set hydra.launcher.max_t to the Trainer's max_epochs."
+        )
+
+    def _check_validations(self) -> None:
+        trainer, max_t = self._trainer, self._welcome.max_t
+        expected = internals.expected_validations(trainer) if self._counts_validations else None
+        if expected is not None and expected < max_t:
+            raise ResourceMismatch(
+                f"The Trainer validates {expected} times in all (max_epochs={trainer.max_epochs}, "
+                f"val_check_interval={trainer.val_check_interval}), but the study's max_t is {max_t} validations. "
+                f"Set hydra.launcher.max_t={expected}, or let the Trainer train longer or validate more often."
+            )
+
+    def _have_checkpoint_loaded(self) -> None:
+        if self._welcome.checkpoint_path is None:
+            return
+        path = self._channel.directory / self._welcome.checkpoint_path
+        verify(path, self._welcome.checkpoint_sha256 or "")
+        if internals.load_at_start(self._trainer, path):
+            # The sanity check has passed in the first attempt.
+            self._trainer.num_sanity_val_steps = 0
+
+    # -------------------------------------------------------------------------------------- decision
+
+    def _decide(self, resource: int, epochs: int) -> Outcome | None:
+        """Report and obey. Returns how the training is interrupted, None if it goes on.
+
+        All ranks must call it: reading metrics may synchronise them.
+
+        Args:
+            epochs: whole epochs done, the one that ends now included.
+        """
+        metrics = freshly_logged(self._trainer.callback_metrics, self._stale)
+        if self._interruption is not None or not self._decided_at < resource <= self._welcome.max_t:
+            return self._interruption
+        answer = self._on_rank_zero(lambda: self._report(resource, metrics))
+        if answer is None:
+            return None
+        self._decided_at = resource
+        if answer.decision == "stop":
+            self._interrupt(Outcome.STOPPED)
+            self._refuse_further_use(Outcome.STOPPED)
+        elif answer.decision == "pause" and not internals.ends_by_itself(self._trainer, epochs):
+            self._interrupt(Outcome.PAUSED)
+        return self._interruption
+
+    def _report(self, resource: int, metrics: dict[str, Any]) -> Answer | None:
+        """None: the metric was not due."""
+        if self._metric not in metrics:
+            seen_before = self._has_reported or self._metric in self._stale
+            if seen_before or (self._trainer.enable_validation and not self._epoch_has_validation):
+                return None
+            where = f"in epoch {self._trainer.current_epoch + 1}"
+            raise missing_metric(self._metric, self._trainer.callback_metrics, where)
+        value = as_number(self._metric, metrics.pop(self._metric))
+        self._has_reported = True
+        return self._channel.report(resource, value, numbers(metrics), self._seconds())
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began_at
+
+    def _interrupt(self, outcome: Outcome) -> None:
+        self._interruption = outcome
+        internals.stop_after_this(self._trainer)
+
+    def _refuse_further_use(self, outcome: Outcome) -> None:
+        """From here on the script's own code may run, but not train or test a model that is not finished."""
+        self._channel.interrupted_as = outcome
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise interruption(outcome)
+
+        for name in ("fit", "validate", "test", "predict"):
+            setattr(self._trainer, name, refuse)
+
+    # ---------------------------------------------------------------------------- saving, restoring
+
+    def _save(self, pl_module: LightningModule, resource: int, *, inside_epoch: bool) -> None:
+        """Write the checkpoint of a pause. All ranks must call it."""
+        trainer = self._trainer
+        state: dict[str, Any] = {"reloaded": internals.reload_epochs(trainer)}
+        if inside_epoch:
+            state["random"] = self._random_state()
+            state["random_at_epoch_start"] = self._random_at_epoch_start
+            state["gradients"] = _accumulated_gradients(pl_module)
+        else:
+            state["random"] = self._random_at_pause
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if isinstance(value, torch.Tensor)}
+        checkpoint = internals.dump_checkpoint(trainer)
+        checkpoint[STATE_KEY] = {
+            "ranks": _gather(trainer, state),
+            "inside_epoch": inside_epoch,
+            "validations": self._validations,
+            "seconds": self._seconds(),
+            "callback_metrics": metrics,
+        }
+        path = checkpoint_path(self._channel.directory, resource)
+        shards = None
+        if internals.strategy_writes_itself(trainer):
+            shards = trainer.strategy.broadcast(temporary_path(path))
+            trainer.strategy.save_checkpoint(checkpoint, shards)
+            trainer.strategy.barrier("HPOCallback")
+
+        def write() -> None:
+            written = publish(shards, path) if shards else write_durably(path, lambda f: torch.save(checkpoint, f))
+            relative = path.relative_to(self._channel.directory).as_posix()
+            self._channel.checkpoint(Checkpoint(resource, relative, written.sha256, written.size))
+
+        self._on_rank_zero(write)
+        self._refuse_further_use(Outcome.PAUSED)
+
+    def _restore_inside_epoch(self, pl_module: LightningModule) -> None:
+        state = self._state_of_rank()
+        self.restored = None
+        self._random_at_epoch_start = state["random_at_epoch_start"]
+        self._restore_random_state(state["random_at_epoch_start"])
+        internals.repeat_fetching(self._trainer)
+        self._restore_random_state(state["random"])
+        for name, parameter in pl_module.named_parameters():
+            if name in state["gradients"]:
+                parameter.grad = state["gradients"][name].to(parameter.device)
+        self._stale = dict(self._trainer.callback_metrics)
+
+    def _state_of_rank(self) -> dict[str, Any]:
+        assert self.restored is not None
+        ranks: list[dict[str, Any]] = self.restored["ranks"]
+        return ranks[self._trainer.global_rank % len(ranks)]
+
+    def _random_state(self) -> RandomState:
+        return random_state(self._trainer.strategy.root_device, internals.loader_generators(self._trainer))
+
+    def _restore_random_state(self, state: RandomState) -> None:
+        if state["generators"]:
+            internals.set_up_validation_loaders(self._trainer)
+        restore_random_state(state, self._trainer.strategy.root_device, internals.loader_generators(self._trainer))
+
+    # ----------------------------------------------------------------------------------------- ranks
+
+    def _on_rank_zero(self, function: Callable[[], _T]) -> _T:
+        """Call ``function`` on global rank 0; every rank gets its result, or raises its error."""
+        result: Any = None
+        failure: tuple[str, str] | None = None
+        if self._trainer.is_global_zero:
+            try:
+                with self._announcing_errors():
+                    result = function()
+            except HpoError as error:
+                if self._trainer.world_size == 1:
+                    raise
+                failure = (type(error).__name__, str(error))
+        result, failure = self._trainer.strategy.broadcast((result, failure), src=0)
+        if failure is not None:
+            raise getattr(errors, failure[0])(failure[1])
+        return result  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def _announcing_errors(self) -> Any:
+        """Tell the launcher of an error, so that it need not wait for other trials to fail in the same way."""
+        try:
+            yield
+        except HpoError as error:
+            if self._trainer.is_global_zero and not isinstance(error, ChannelError):
+                with contextlib.suppress(ChannelError):
+                    self._channel.problem(type(error).__name__, str(error))
+            raise
+
+
+def interruption(outcome: Outcome) -> TrialInterrupted:
+    """The exception that ends a script whose trial was paused or stopped."""
+    if outcome is Outcome.PAUSED:
+        return TrialPaused("The trial is paused and its checkpoint is written. Let this exception pass.")
+    return TrialStopped("The trial is stopped, others are more promising. Let this exception pass.")
+
+
+def _accumulated_gradients(pl_module: LightningModule) -> dict[str, torch.Tensor]:
+    """Gradients that were accumulated but not used yet; all others are zero or None."""
+    return {
+        name: parameter.grad.detach().clone()
+        for name, parameter in pl_module.named_parameters()
+        if parameter.grad is not None and bool(parameter.grad.any())
+    }
+
+
+def _gather(trainer: Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every rank's state, on every rank."""
+    if trainer.world_size == 1:
+        return [state]
+    states: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(states, state)
+    return states
