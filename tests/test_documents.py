@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lightning_hpo
 from lightning_hpo.core import options, space
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.integrations.config import LauncherOptions
@@ -110,3 +112,23 @@ def test_recipes_and_presets_named_in_documents_exist(document: Path):
         assert (ROOT / "recipes" / f"{recipe}.yaml").exists()
     for preset in re.findall(r"(?<!/)\bhpo=([a-z_0-9]+)", text.replace("launcher=hpo", "").replace("sweeper=hpo", "")):
         assert (ROOT / "conf" / "hpo" / f"{preset}.yaml").exists()
+
+
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_python_in_documents_imports_public_names(document: Path):
+    for block in python_blocks(document):
+        for node in ast.walk(ast.parse(block.replace("...", "None"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "lightning_hpo":
+                assert {alias.name for alias in node.names} <= set(lightning_hpo.__all__)
+
+
+def test_the_readmes_study_runs():
+    (block,) = [block for block in python_blocks(ROOT / "README.md") if "Study.create" in block]
+    names: dict = {}
+    exec(block, names)
+    assert isinstance(names["work"], lightning_hpo.Start)
+    assert names["verdict"] in ("continue", "pause", "stop")

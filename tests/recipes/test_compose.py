@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+import shlex
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -116,3 +119,26 @@ def test_a_preset_tells_its_command(preset: str):
 def test_a_recipe_tells_its_commands(recipe: str):
     header = (ROOT / "recipes" / f"{recipe}.yaml").read_text().split("\nmetric:")[0]
     assert "python recipes/train.py -m hydra/launcher=hpo" in header
+
+
+def commands() -> list[str]:
+    """The arguments of every ``python recipes/train.py`` in a document or in a YAML's header."""
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "recipes" / "train.py"]
+    files += [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "conf").glob("**/*.yaml")]
+    # What follows two spaces is a remark; so is what stands in parentheses or after a backtick.
+    pattern = re.compile(r"python recipes/train\.py((?: (?! )(?:'[^']*'|[^\s`'])+)*)")
+    return sorted({found.strip() for file in files for found in pattern.findall(file.read_text())})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_that_is_shown_composes(command: str, composed: Compose):
+    arguments = shlex.split(command.removesuffix(" ..."))
+    overrides = [argument for argument in arguments if "=" in argument]
+    assert {argument for argument in arguments if "=" not in argument} <= {"-m", "--cfg", "job"}
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = [text for text, override in zip(overrides, parsed, strict=True) if override.is_sweep_override()]
+    config = composed(*(text for text in overrides if text not in swept))
+    for name in read_space(None, swept, config.hydra.sweeper.params).space.names:
+        OmegaConf.select(config, name, throw_on_missing=True)
+    if "-m" in arguments:
+        read_options(launcher_settings(config))
