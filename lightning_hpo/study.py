@@ -251,7 +251,7 @@ class Study:
 
     def best(self) -> Best:
         """The best trial at full resource and the best at any, which are seldom the same."""
-        return Best(self._incumbent(self._state.best_full), self._incumbent(self._state.best_any))
+        return best_of(self._state)
 
     def recommend(self) -> Recommendation:
         """The configuration to use: the best expected value at ``max_t``, noise taken into account.
@@ -269,13 +269,6 @@ class Study:
         return Recommendation(trial_id, self._state.space.with_constants(config), self._state.criterion(mean), std)
 
     # -------------------------------------------------------------------------------------- details
-
-    def _incumbent(self, found: tuple[int, int, float] | None) -> Incumbent | None:
-        if found is None:
-            return None
-        trial_id, resource, value = found
-        config = self._state.space.with_constants(self._state.trials[trial_id].config)
-        return Incumbent(trial_id, config, resource, value)
 
     def _suggested(self, request: SuggestRequest) -> Suggested:
         suggestion = self._searcher.suggest(self._state.view(), request)
@@ -306,6 +299,18 @@ class Study:
 
     def _now(self) -> float:
         return time.monotonic() - self._zero
+
+
+def best_of(state: StudyState) -> Best:
+    """The best trials of a study."""
+
+    def incumbent(found: tuple[int, int, float] | None) -> Incumbent | None:
+        if found is None:
+            return None
+        trial_id, resource, value = found
+        return Incumbent(trial_id, state.space.with_constants(state.trials[trial_id].config), resource, value)
+
+    return Best(incumbent(state.best_full), incumbent(state.best_any))
 
 
 def load_study(path: str | os.PathLike[str]) -> Study:

@@ -72,6 +72,8 @@ class StudyState:
         self.trials: dict[int, Trial] = {}
         self.progress = Progress(options.metric)
         self.ended: str | None = None
+        self.repeated_error: str | None = None
+        """The error with which the first trials all failed, if that ended the study."""
         self.initial_configs: Sequence[Config] = space.complete(options.points_to_evaluate)
         self.searcher_state: dict[str, Any] | None = None
         self.taken: dict[str, int] = {}
@@ -477,7 +479,8 @@ class StudyState:
             self._first_errors.append((trial.error or "unknown error").strip().splitlines()[-1])
             limit = self.options.max_failures_in_a_row
             if len(self._first_errors) >= limit and len(set(self._first_errors[-limit:])) == 1:
-                self.ended = f"the first {len(self._first_errors)} trials failed with the same error: {self._first_errors[-1]}"
+                self.repeated_error = self._first_errors[-1]
+                self.ended = f"the first {len(self._first_errors)} trials failed with the same error: {self.repeated_error}"
 
     def _give_up(self, trial: Trial, status: TrialStatus) -> None:
         self.data.drop_pending(trial.id)
@@ -498,7 +501,7 @@ class StudyState:
     def _on_continued(self, event: StudyContinued) -> list[Decision]:
         self._wanted = None
         self._batch_left = 0
-        self.ended = None
+        self.ended = self.repeated_error = None
         for trial_id in sorted(self._live):
             trial = self.trials[trial_id]
             self._on_ended(AttemptEnded(event.time, trial_id, trial.attempt, Outcome.INTERRUPTED))

@@ -41,7 +41,15 @@ from lightning_hpo.core.events import (
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial, TrialStatus
-from lightning_hpo.errors import ChannelError, CheckpointError, HpoError, SearcherFailed, StudyError
+from lightning_hpo import errors
+from lightning_hpo.errors import (
+    ChannelError,
+    CheckpointError,
+    HpoError,
+    RepeatedFailure,
+    SearcherFailed,
+    StudyError,
+)
 from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
 from lightning_hpo.runtime.channel import ChannelServer, ClientConnection
 from lightning_hpo.runtime.checkpoints import CheckpointStore
@@ -56,6 +64,8 @@ _GRACE_S = 5.0
 _TERM_LIMIT_S = 30.0
 """After SIGTERM or SIGHUP: time for running trials to pause before they are killed."""
 _RETRY_COMMIT_S = 2.0
+_FRESHNESS = 5.0
+"""An answer computed ahead is renewed after so many times the time it took, if there is new data."""
 
 
 class JobFactory(Protocol):
@@ -170,6 +180,9 @@ class Coordinator:
         self._ahead: Answered | None = None
         """An answer computed while all workers were busy."""
         self._ahead_data = -1
+        """Number of observations the last request could see."""
+        self._asked_at = -math.inf
+        self._has_fallen_back = False
         self._finish: str | None = None
         self._problem: HpoError | None = None
         self._interrupts = 0
@@ -211,8 +224,7 @@ class Coordinator:
 
     def _turn(self) -> None:
         waitables = [*self._server.waitables(), *self._backend.waitables(), *self._host.waitables(), self._wake_reader]
-        timeout = 0.0 if self._host.is_busy and not self._host.waitables() else _TICK_S
-        ready = wait(waitables, timeout)
+        ready = wait(waitables, _TICK_S)
         if self._wake_reader in ready:
             with contextlib.suppress(OSError):
                 os.read(self._wake_reader, 4096)
@@ -316,8 +328,6 @@ class Coordinator:
 
     def _take_problem(self, message: Problem, client: ClientConnection, attempt: _Attempt) -> None:
         """A script that cannot be tuned: no other trial will fare better, unless some already did."""
-        import lightning_hpo.errors as errors
-
         self._reply(client, Answer("stop", message.message))
         if message.kind == CheckpointError.__name__:
             self._handle(CheckpointRemoved(self._now, message.trial_id, message.message))
@@ -379,13 +389,11 @@ class Coordinator:
         outcome, error = self._judge(attempt, end)
         self._handle(AttemptEnded(self._now, end.trial_id, end.attempt, outcome, error))
         self._keep_within_budget()
-        ended = self._state.ended
-        if ended is not None and "same error" in ended and self._problem is None:
-            from lightning_hpo.errors import RepeatedFailure
-
+        if self._state.repeated_error is not None and self._problem is None:
             log = self._folder(self._state.trials[0]) / "trial.log"
             self._problem = RepeatedFailure(
-                f"{ended[0].upper()}{ended[1:]}. The whole traceback is in {log}. Correct the script and start again."
+                f"The first trials all failed with the same error: {self._state.repeated_error}. "
+                f"The whole traceback is in {log}. Correct the script and start again."
             )
 
     def _judge(self, attempt: _Attempt, end: Exit) -> tuple[Outcome, str | None]:
@@ -466,6 +474,7 @@ class Coordinator:
 
     def _ask(self, request: SuggestRequest) -> None:
         self._ahead_data = len(self._state.data)
+        self._asked_at = self._clock()
         try:
             # The searcher must have seen what this turn has brought.
             self._host.follow(self._flushed())
@@ -498,6 +507,9 @@ class Coordinator:
             self._ahead = answer
 
     def _replace_searcher(self, problem: Exception, request: SuggestRequest | None) -> None:
+        if self._has_fallen_back:
+            raise problem
+        self._has_fallen_back = True
         self._observer.say(f"The searcher failed; the study goes on with random search. {problem}", warning=True)
         self._host.close()
         self._host = self._fallback()
@@ -528,8 +540,11 @@ class Coordinator:
         """While all workers are busy, let the searcher prepare what the next free one will need."""
         if self._wanted is not None or self._host.is_busy or not self._host.waitables():
             return
-        if self._ahead is not None and self._ahead_data == len(self._state.data):
-            return
+        if self._ahead is not None:
+            # An answer from fresher data is worth a little of the machine, not all of it.
+            is_fresh = self._ahead_data == len(self._state.data)
+            if is_fresh or self._clock() < self._asked_at + _FRESHNESS * self._ahead.seconds:
+                return
         request = self._state.next_request()
         if request is not None:
             self._ask(request)

@@ -1,0 +1,125 @@
+"""The body of the Hydra sweeper: from overrides to a finished study."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import configure_log, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_hpo.core.events import Resume, Start
+from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.seeds import Stream, child_seed
+from lightning_hpo.integrations.batch import read_launcher_options
+from lightning_hpo.integrations.hydra_space import ParsedSweep, read_space
+from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t
+from lightning_hpo.integrations.run import StudySetup, run_study
+from lightning_hpo.integrations.trial import TrialEntry
+from lightning_hpo.runtime.backends.base import Job
+
+
+def run_sweep(
+    hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig, arguments: list[str]
+) -> float | None:
+    """Tune the script; returns the best value at full resource, None if no trial got there.
+
+    Args:
+        hydra_context, task_function, config: what Hydra gives a sweeper.
+        arguments: the overrides of the command line.
+
+    Raises:
+        HpoError: for every mistake in the settings, before anything is started, and whatever ends the study early.
+    """
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    options = read_launcher_options(config)
+    params = OmegaConf.to_container(config.hydra.sweeper.params or OmegaConf.create({}), resolve=True)
+    assert isinstance(params, Mapping)
+    parsed = read_space(
+        hydra_context.config_loader, arguments, {str(k): v for k, v in params.items()}, options.space
+    )
+    folder = Path(options.study or str(config.hydra.sweep.dir)).absolute()
+    hydra_job = HydraJob(hydra_context, config, task_function, folder)
+    middle = parsed.space.default()
+    composed = hydra_job.compose(parsed.overrides(middle), 0)
+    max_t = resolve_max_t(composed, options, parsed.space.names)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / "multirun.yaml")
+    program = _Program(hydra_job)
+    state, _ = run_study(
+        StudySetup(
+            space=parsed.space,
+            options=options,
+            max_t=max_t,
+            folder=folder,
+            entry=TrialEntry(HydraTrial(hydra_job)),
+            jobs=lambda study: HydraJobs(hydra_job, parsed, study, options.ranks_per_trial),
+            continue_command=program.continued(folder),
+            retrain_command=lambda values: program.single(parsed.overrides(values)),
+            notes=parsed.notes,
+            extra_header={"fixed": list(parsed.fixed)},
+        )
+    )
+    best = state.best_full
+    return None if best is None else best[2]
+
+
+class HydraTrial:
+    """Runs the Hydra job of an attempt."""
+
+    def __init__(self, hydra_job: HydraJob) -> None:
+        self._hydra_job = hydra_job
+
+    def __call__(self, job: Job) -> JobResult:
+        return self._hydra_job.run(job.payload["overrides"], job.trial_id, job.folder)
+
+
+class HydraJobs:
+    """Turns decisions into Hydra jobs; a trial's id is its ``hydra.job.num``."""
+
+    def __init__(self, hydra_job: HydraJob, parsed: ParsedSweep, options: StudyOptions, ranks: int) -> None:
+        self._hydra_job = hydra_job
+        self._parsed = parsed
+        self._options = options
+        self._ranks = ranks
+
+    def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
+        return self._hydra_job.folder(self._parsed.overrides(config), trial_id)
+
+    def job(self, decision: Start | Resume, folder: Path, environment: dict[str, str]) -> Job:
+        return Job(
+            trial_id=decision.trial_id,
+            attempt=decision.attempt,
+            folder=folder,
+            log=folder / "trial.log",
+            environment=environment,
+            payload={"overrides": self._parsed.overrides(decision.config)},
+            ranks=self._ranks,
+            seed=child_seed(self._options.random_seed, Stream.TRAINING, decision.trial_id),
+        )
+
+
+class _Program:
+    """The user's program as a command line."""
+
+    def __init__(self, hydra_job: HydraJob) -> None:
+        self._argv = hydra_job.argv
+
+    def continued(self, folder: Path) -> str:
+        study = f"hydra.launcher.study={folder}"
+        arguments = [a for a in self._argv[1:] if not a.startswith("hydra.launcher.study=")]
+        return shlex.join(["python", self._argv[0], *arguments, study])
+
+    def single(self, overrides: list[str]) -> str:
+        flags = []
+        arguments = iter(self._argv[1:])
+        for argument in arguments:
+            if argument in ("--config-path", "--config-name", "--config-dir", "-cp", "-cn", "-cd"):
+                flags += [argument, next(arguments, "")]
+            elif argument.startswith(("--config-path=", "--config-name=", "--config-dir=")):
+                flags.append(argument)
+        return shlex.join(["python", self._argv[0], *flags, *overrides])
