@@ -18,7 +18,7 @@ import time
 from multiprocessing.connection import wait
 
 from lightning_hpo.errors import HpoError, TrialPaused
-from lightning_hpo.runtime.backends.base import Job
+from lightning_hpo.runtime.backends.base import Entry, Job
 from lightning_hpo.runtime.backends.local import LocalBackend
 
 SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(120)"]
@@ -96,7 +96,7 @@ def do_second_rank_fails(job: Job) -> None:
     time.sleep(120)
 
 
-def main() -> None:
+def main(entry: Entry) -> None:
     options = json.loads(sys.argv[1])
     inherited = tempfile.TemporaryDirectory()
     say(event="temporary", path=inherited.name)
@@ -109,7 +109,7 @@ def main() -> None:
             chunk = os.read(0, 65536)
             if not chunk:
                 backend.close(0)
-                return
+                os._exit(0)  # without the interpreter's own end, which takes seconds once torch is imported
             *lines, buffer = (buffer + chunk).split(b"\n")
             for line in lines:
                 obey(backend, json.loads(line))
@@ -146,4 +146,4 @@ def say(**message: object) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(entry)

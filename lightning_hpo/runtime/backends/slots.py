@@ -19,6 +19,7 @@ from pathlib import Path
 from lightning_hpo.errors import BackendError, OptionError
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 _DEVICE_LINE = re.compile(r"^(?P<indent>\s*)(?:GPU|MIG)\b.*\(UUID:\s*(?P<uuid>[^)\s]+)\)")
 _UUID_LINE = re.compile(r"^GPU UUID:\s*(?P<uuid>GPU-\S+)", re.MULTILINE)
@@ -134,7 +135,7 @@ def available_cores() -> int:
     """CPU cores this process may use: its affinity, and the quota of its control group."""
     cores = len(os.sched_getaffinity(0))
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = CPU_QUOTA.read_text().split()
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
