@@ -175,6 +175,10 @@ class StudyState:
         """The value that is minimised inside; its own inverse."""
         return value if self.options.mode == "min" else -value
 
+    def busy_seconds(self, trial_id: int) -> float:
+        """Time the trial's attempts took until their last reports; pauses do not count."""
+        return self._busy_seconds.get(trial_id, 0.0)
+
     def trial(self, trial_id: int) -> Trial:
         """Raises ReportError if there is no such trial."""
         try:

@@ -125,6 +125,21 @@ class Journal:
         except sqlite3.DatabaseError as problem:
             raise _corrupt(path, problem) from problem
 
+    @staticmethod
+    def holder(folder: str | os.PathLike[str]) -> str | None:
+        """Who works on the study (process, machine, since when); None if nobody does. The lock is not touched for longer than a look."""
+        try:
+            fd = os.open(Path(folder) / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return os.pread(fd, 500, 0).decode(errors="replace").strip() or "an unknown process"
+        finally:
+            os.close(fd)
+        return None
+
     # -------------------------------------------------------------------------------------- content
 
     @property
