@@ -173,5 +173,7 @@ def _read_return(results: Path, job: Job, exit: Exit) -> JobReturn:
         assert isinstance(job_return, JobReturn)
         return job_return
     lost = JobReturn(overrides=job.payload["overrides"], status=JobStatus.FAILED)
-    lost.return_value = ExecutionError(f"The process of job {job.trial_id} {exit.description}. See {job.log}.")
+    lost.return_value = ExecutionError(
+        f"The process of job {job.trial_id} was lost: {exit.description}. See {job.log}."
+    )
     return lost

@@ -23,6 +23,7 @@ from typing import Any
 
 import hydra.core.utils
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
@@ -33,7 +34,7 @@ from lightning_hpo.errors import OptionError, ResourceMismatch, TrialError, Tria
 from lightning_hpo.integrations.config import MAX_RESOURCE_ATTRS, PREFIX, LauncherOptions
 from lightning_hpo.integrations.hydra_space import format_value
 from lightning_hpo.integrations.select_sweeper import written_overrides
-from lightning_hpo.runtime.script import FunctionReference
+from lightning_hpo.runtime.script import FunctionReference, dump_entry
 
 _JOB_NUM_SUBDIRS = ("${hydra.job.num}", "${hydra:job.num}")
 
@@ -186,21 +187,24 @@ class HydraJob:
 
     # ------------------------------------------------------------------------- to a new interpreter
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         state = Singleton.get_state()
-        return self.__dict__ | {
-            "_singletons": state["instances"],
-            "_resolvers": _dump_resolvers(state["omegaconf_resolvers"]),
-        }
+        carried: Any = (self.__dict__, state["instances"], _dump_resolvers(state["omegaconf_resolvers"]))
+        return _restore, (dump_entry(carried),)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        instances, resolvers = state.pop("_singletons"), state.pop("_resolvers")
-        setup_globals()
-        # The script, imported again, has registered its resolvers; those it registers later came along if they could.
-        present = Singleton.get_state()["omegaconf_resolvers"]
-        carried = pickle.loads(resolvers) if resolvers is not None else {}
-        Singleton.set_state({"instances": instances, "omegaconf_resolvers": carried | present})
-        self.__dict__.update(state)
+
+def _restore(data: bytes) -> HydraJob:
+    # The scan of plugins defines their classes anew in Hydra 1.3: only then may objects of these classes be made.
+    plugins = Plugins.instance()
+    attributes, instances, dumped_resolvers = pickle.loads(data)
+    setup_globals()
+    # The script, imported again, has registered its resolvers; those it registers later came along if they could.
+    present = Singleton.get_state()["omegaconf_resolvers"]
+    carried = pickle.loads(dumped_resolvers) if dumped_resolvers is not None else {}
+    Singleton.set_state({"instances": instances | {Plugins: plugins}, "omegaconf_resolvers": carried | present})
+    job = HydraJob.__new__(HydraJob)
+    job.__dict__.update(attributes)
+    return job
 
 
 def resolve_max_t(composed: DictConfig, options: LauncherOptions, searched: Sequence[str] = ()) -> int | None:

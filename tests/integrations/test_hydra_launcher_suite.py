@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+
+Plugins.instance()  # the suites restore Hydra's state to what it is before the first test: with every plugin's nodes
 
 GRID = ["hydra/sweeper=basic", "hydra.launcher.n_workers=2"]
 
