@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from lightning_hpo.core.events import Event, to_json
 from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, SuggestRequest
 from lightning_hpo.errors import SearcherFailed
+from lightning_hpo.runtime import processes
 
 _CLOSE_S = 2.0
 
@@ -188,22 +189,13 @@ def suggestion_from_json(data: dict[str, Any] | None) -> Suggestion | None:
 
 
 def _forked(serve: Callable[[Connection[Any, Any]], None], ours: socket.socket, theirs: socket.socket) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
+    def child() -> None:
         os.setsid()  # the launcher's Ctrl-C is not meant for it
+        processes.forget_parent()
         ours.close()
         serve(Connection(os.dup(theirs.fileno())))
-        status = 0
-    except BaseException as problem:
-        sys.stderr.write(f"{type(problem).__name__}: {problem}\n")
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
+
+    return processes.fork(child)
 
 
 def _spawned(module: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
