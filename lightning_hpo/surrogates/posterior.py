@@ -225,8 +225,16 @@ class IndependentPosterior(Posterior):
         return self.levels[resource]
 
     def predict(self, x: Tensor, resource: int) -> Prediction:
-        mean, variance, pullback = self._level(resource).predict(x, resource)
-        return Prediction(mean.expand(-1, self.columns), variance, pullback)
+        level = self._level(resource)
+        mean, variance, pullback = level.predict(x, resource)
+        if level.columns == self.columns:
+            return Prediction(mean, variance, pullback)
+
+        def pull_common(g_mean: Tensor, g_variance: Tensor) -> Tensor:
+            # nothing is pending at this level: its one column is that of all fantasies
+            return pullback(g_mean.sum(-1, keepdim=True), g_variance)
+
+        return Prediction(mean.expand(-1, self.columns), variance, pull_common)
 
     def joint(self, x: Tensor, resource: int) -> tuple[Tensor, Tensor]:
         mean, covariance = self._level(resource).joint(x, resource)
