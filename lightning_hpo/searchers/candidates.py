@@ -1,0 +1,58 @@
+"""Candidates of an acquisition function: where they come from, and which one is proposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_hpo.core.options import SearcherOptions
+from lightning_hpo.core.searcher import SearchView
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.trial import Config
+from lightning_hpo.searchers.base import allowed_configs
+
+_REFINED = 5
+"""At most so many of the best candidates are refined: where five refined ones are known already, another is no help."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Random points of the space, or some of the restricted configurations."""
+
+    space: SearchSpace
+    excluded: Set[str]
+    encoded: np.ndarray
+    """(n, width)"""
+    configs: list[Config] | None = None
+    """The restricted configurations themselves: decoding would change the last digits of their floats."""
+
+    @classmethod
+    def draw(
+        cls, view: SearchView, options: SearcherOptions, excluded: Set[str], rng: np.random.Generator
+    ) -> Candidates:
+        """``num_init_candidates`` draws; known ones among them are sorted out when they would be chosen."""
+        allowed = allowed_configs(view, options, excluded)
+        if allowed is None:
+            return cls(view.space, excluded, view.space.sample_encoded(rng, options.num_init_candidates))
+        chosen = [allowed[i] for i in rng.permutation(len(allowed))[: options.num_init_candidates]]
+        return cls(view.space, excluded, view.space.encode_many(chosen), chosen)
+
+    def choose(self, scores: np.ndarray, refine: Callable[[np.ndarray], np.ndarray] | None) -> Config | None:
+        """The first configuration that is not excluded, by increasing score.
+
+        Args:
+            scores: (n,) lower is better.
+            refine: moves a point (width,) to a better one nearby, which is tried first. Not used for restricted
+                configurations.
+        """
+        for rank, index in enumerate(np.argsort(scores, kind="stable")):
+            if refine is not None and self.configs is None and rank < _REFINED:
+                refined = self.space.decode(refine(self.encoded[index]))
+                if self.space.match_key(refined) not in self.excluded:
+                    return refined
+            config = self.space.decode(self.encoded[index]) if self.configs is None else self.configs[index]
+            if self.space.match_key(config) not in self.excluded:
+                return config
+        return None

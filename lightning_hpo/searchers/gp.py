@@ -1,0 +1,81 @@
+"""Bayesian optimisation with Gaussian processes: single fidelity, and MOBSTER over configurations and resources.
+
+Sources: Snoek, Larochelle, Adams, *Practical Bayesian Optimization of Machine Learning Algorithms*, NIPS 2012
+(fantasies of pending evaluations, integrated out); Klein, Tiao, Lienart, Archambeau, Seeger, *Model-based Asynchronous
+Hyperparameter and Neural Architecture Search*, arXiv:2003.10865 (MOBSTER); Falkner, Klein, Hutter, *BOHB*, ICML 2018
+(at which resource the acquisition function is evaluated).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_hpo.core.options import SearcherOptions
+from lightning_hpo.core.searcher import SearchView, Suggestion, SuggestRequest
+from lightning_hpo.core.seeds import Stream, generator
+from lightning_hpo.errors import OptionError, SurrogateError
+from lightning_hpo.searchers.base import random_suggestion
+from lightning_hpo.searchers.history import too_early
+
+if TYPE_CHECKING:
+    from lightning_hpo.searchers.gp_model import FittedModel
+
+_FIT, _ENSEMBLE, _PROPOSAL = range(3)
+"""What the random numbers of a suggestion are for: so a skipped fit does not change the candidates."""
+
+_KNOWN_ARGUMENTS = {"ei": ("xi",), "lcb": ("kappa",)}
+
+
+class GaussianProcessSearcher:
+    """Random search at first, then the maximum of an acquisition function of a Gaussian process.
+
+    Without rungs the model sees one value per completed trial; with rungs it is that of the option ``model``. All
+    options of Gaussian processes apply.
+    """
+
+    default_model = "gp_multitask"
+
+    def __init__(self, options: SearcherOptions) -> None:
+        for name in options.acq_function_kwargs:
+            known = _KNOWN_ARGUMENTS[options.acq_function]
+            if name not in known:
+                raise OptionError(
+                    f"searcher.acq_function_kwargs.{name} has no meaning for {options.acq_function}. "
+                    f"Use {', '.join(known)}, or remove it."
+                )
+        self._options = options
+
+    def suggest(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
+        early = too_early(view, self._options)
+        if early is not None:
+            return random_suggestion(view, request, self._options, early)
+        try:
+            return self._suggest_by_model(view, request)
+        except SurrogateError as problem:
+            why = str(problem).split(". ", maxsplit=1)[0]
+            return random_suggestion(view, request, self._options, f"random: the model could not be computed ({why})")
+
+    def _suggest_by_model(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
+        # Not before the first proposal of a model: torch takes seconds to import.
+        from lightning_hpo.searchers.gp_model import fit_model, model_name
+        from lightning_hpo.searchers.proposal import propose
+
+        name = model_name(view, self._options, self.default_model)
+        model = fit_model(view, self._options, name, self._rng(view, request, _FIT))
+        model, bracket_weights = self._adapt(view, model, request)
+        proposal = propose(view, request, self._options, model, self._rng(view, request, _PROPOSAL))
+        if proposal.config is None:
+            return random_suggestion(view, request, self._options, "random: every candidate is known already")
+        state = model.state if model.is_refitted else None
+        return Suggestion(proposal.config, proposal.reason, "model", bracket_weights, state)
+
+    def _adapt(
+        self, view: SearchView, model: FittedModel, request: SuggestRequest
+    ) -> tuple[FittedModel, tuple[float, ...] | None]:
+        """The model to propose by, and new bracket weights."""
+        return model, None
+
+    def _rng(self, view: SearchView, request: SuggestRequest, purpose: int) -> np.random.Generator:
+        return generator(view.seed, Stream.SURROGATE, request.trial_id, purpose)

@@ -1,0 +1,159 @@
+"""From a view of the study to a fitted Gaussian process.
+
+The models are in :mod:`lightning_hpo.surrogates`; here one is chosen, given the study's data, and fitted or taken up
+again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_hpo.core.options import SearcherOptions
+from lightning_hpo.core.searcher import SearchView
+from lightning_hpo.core.space import Choice, SearchSpace
+from lightning_hpo.searchers.history import History, learning_curves, multi_fidelity, needs_refit, single_fidelity
+from lightning_hpo.surrogates.additive import ExponentialDecayModel, InnovationModel
+from lightning_hpo.surrogates.data import Observations
+from lightning_hpo.surrogates.fit import FitOptions, fit
+from lightning_hpo.surrogates.models import IndependentModel, Surrogate, multitask
+from lightning_hpo.surrogates.models import single_fidelity as single_fidelity_model
+from lightning_hpo.surrogates.posterior import Posterior
+from lightning_hpo.surrogates.targets import Normalisation, subsample, subsample_levels
+
+_LARGE = 1000
+"""From so many observations on a GPU, where there is one, is faster than one CPU thread."""
+
+SINGLE_FIDELITY = "single_fidelity"
+ADDITIVE = ("gp_expdecay", "gp_issm")
+
+
+def model_name(view: SearchView, options: SearcherOptions, default: str) -> str:
+    """Without rungs the model does not see the resource; otherwise the one of the options, or ``default``."""
+    return (options.model or default) if view.rung_levels else SINGLE_FIDELITY
+
+
+def history_of(view: SearchView, name: str) -> History:
+    """The part of the view's data that a model can use."""
+    if name == SINGLE_FIDELITY:
+        return single_fidelity(view)
+    if name in ADDITIVE:
+        return learning_curves(view)
+    return multi_fidelity(view, at_levels_only=name == "gp_independent")
+
+
+def make_surrogate(view: SearchView, name: str, options: SearcherOptions) -> Surrogate:
+    """The model of this name for the view's space and levels."""
+    width, max_t = view.space.width, view.max_t
+    warped = numeric_columns(view.space) if options.input_warping else ()
+    ard = options.gp_base_kernel == "matern52-ard"
+    match name:
+        case "gp_multitask":
+            return multitask(width, max_t, options.gp_resource_kernel, warped, ard)
+        case "gp_independent":
+            levels = (*view.rung_levels, max_t)
+            return IndependentModel(width, levels, warped, ard, options.separate_noise_variances)
+        case "gp_expdecay":
+            return ExponentialDecayModel(width, max_t, warped, ard, options.expdecay_normalize_inputs)
+        case "gp_issm":
+            return InnovationModel(width, max_t, warped, ard, options.issm_gamma_one)
+        case _:
+            return single_fidelity_model(width, warped, ard)
+
+
+def numeric_columns(space: SearchSpace) -> tuple[int, ...]:
+    """Coordinates of the encoding that belong to hyperparameters other than choices."""
+    numeric = (space.columns(name) for name in space.encoded_names if not isinstance(space.domains[name], Choice))
+    return tuple(column for columns in numeric for column in range(columns.start, columns.stop))
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A surrogate with parameters and data."""
+
+    name: str
+    surrogate: Surrogate
+    history: History
+    """All data of the model, before any subsampling."""
+    data: Observations
+    """What the model saw: normalised, and possibly fewer."""
+    normalisation: Normalisation
+    theta: torch.Tensor
+    posterior: Posterior
+    """Without pending evaluations."""
+    state: dict[str, Any]
+    """What the next suggestion needs to know of this fit."""
+    is_refitted: bool
+    remark: str = ""
+    """What went wrong, for people."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.y.device
+
+
+def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.random.Generator) -> FittedModel:
+    """The model of this name, given the view's data.
+
+    Its parameters are those of the last fit, kept in the view's state, if no fit is due.
+
+    Raises:
+        SurrogateError: if the model cannot be computed.
+    """
+    history = history_of(view, name)
+    surrogate = make_surrogate(view, name, options)
+    normalisation = normalise(history.values, options)
+    data = _observations(history, normalisation, name, options, rng)
+    counts = history.counts()
+    state = None if view.state is None or "parameters" not in view.state else view.state
+    known = None if state is None else state["parameters"]
+    if not needs_refit(state, options, len(history), counts[view.max_t]):
+        assert state is not None
+        theta = surrogate.space.theta(state["parameters"])
+        return FittedModel(
+            name, surrogate, history, data, normalisation, theta, surrogate.posterior(data, theta), dict(state), False
+        )
+    fit_options = FitOptions(options.opt_nstarts, options.opt_maxiter, options.opt_warmstart)
+    found = fit(surrogate, data, fit_options, rng, known)
+    state = {
+        **(state or {}),
+        "parameters": surrogate.space.values(found.theta),
+        "num_observations": len(history),
+        "num_at_max_t": counts[view.max_t],
+    }
+    remark = ", parameters of the last fit" if found.failed else ""
+    posterior = surrogate.posterior(data, found.theta)
+    return FittedModel(name, surrogate, history, data, normalisation, found.theta, posterior, state, True, remark)
+
+
+def normalise(values: np.ndarray, options: SearcherOptions) -> Normalisation:
+    """From the user's targets to the model's, by the options ``normalize_targets`` and ``boxcox_transform``."""
+    full = Normalisation.of(values, options.boxcox_transform)
+    return full if options.normalize_targets else Normalisation(0.0, 1.0, full.box_cox_lambda)
+
+
+def _observations(
+    history: History, normalisation: Normalisation, name: str, options: SearcherOptions, rng: np.random.Generator
+) -> Observations:
+    observed, values = history.observed, history.values
+    limit = options.max_size_data_for_model
+    if name in ADDITIVE:
+        # These models need whole curves, and their cost is that of the number of curves.
+        kept = np.arange(len(values))
+    elif name == SINGLE_FIDELITY:
+        kept = subsample(values, limit, rng, options.max_size_top_fraction)
+    else:
+        kept = subsample_levels(np.array(observed.trial_ids), np.array(observed.resources), limit, rng)
+    targets = torch.from_numpy(normalisation.forward(values[kept])).to(choose_device(options, len(kept)))
+    resources = torch.tensor(observed.resources, dtype=torch.int64)[kept]
+    return Observations.from_rows(torch.from_numpy(observed.inputs[kept]), targets, resources)
+
+
+def choose_device(options: SearcherOptions, num_observations: int) -> str:
+    """Where to compute: ``device``, and if it is ``auto`` on the GPU only what is faster there."""
+    if options.device != "auto":
+        return options.device
+    return "cuda" if num_observations >= _LARGE and torch.cuda.is_available() else "cpu"

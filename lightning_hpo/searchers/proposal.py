@@ -1,0 +1,135 @@
+"""From a fitted Gaussian process to a configuration: fantasies, incumbent, acquisition function, candidates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lightning_hpo.core.options import SearcherOptions
+from lightning_hpo.core.searcher import SearchView, SuggestRequest
+from lightning_hpo.core.trial import Config
+from lightning_hpo.searchers.candidates import Candidates
+from lightning_hpo.searchers.gp_model import ADDITIVE, SINGLE_FIDELITY, FittedModel
+from lightning_hpo.surrogates.acquisition import (
+    Acquisition,
+    acquisition_resource,
+    evaluate,
+    incumbent,
+    log_expected_improvement,
+    lower_confidence_bound,
+    minimize_acquisition,
+    thompson,
+)
+from lightning_hpo.surrogates.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration and why; no configuration if every candidate is excluded."""
+
+    config: Config | None
+    reason: str
+
+
+def propose(
+    view: SearchView, request: SuggestRequest, options: SearcherOptions, model: FittedModel, rng: np.random.Generator
+) -> Proposal:
+    """The configuration with the best acquisition value found.
+
+    Random candidates are ranked by Thompson scores or by the acquisition function itself; the best one is improved by a
+    local search in the relaxed unit cube and decoded.
+
+    Raises:
+        SurrogateError: if the model cannot be computed.
+    """
+    resource = _resource(view, request, options, model)
+    with torch.no_grad():
+        posterior = with_fantasies(model, options, rng)
+        acquisition = _acquisition(posterior, resource, options, model)
+        candidates = Candidates.draw(view, options, excluded_keys(view, options), rng)
+        if not len(candidates.encoded):
+            return Proposal(None, "")
+        encoded = torch.from_numpy(candidates.encoded).to(model.device)
+        scoring = acquisition
+        if options.initial_scoring == "thompson_indep":
+            normals = torch.from_numpy(rng.standard_normal((len(encoded), posterior.columns)))
+            scoring = thompson(normals.to(model.device))
+        prediction = posterior.predict(encoded, resource)
+        scores = scoring(prediction.mean, prediction.variance).value.cpu().numpy()
+        lower, upper = torch.from_numpy(view.space.bounds).unbind(1)
+
+        def refine(point: np.ndarray) -> np.ndarray:
+            start = torch.from_numpy(point).to(model.device)[None]
+            found, _ = minimize_acquisition(posterior, acquisition, start, resource, lower=lower, upper=upper)
+            refined: np.ndarray = found[0].cpu().numpy()
+            return refined
+
+        config = candidates.choose(scores, None if options.skip_local_optimization else refine)
+        if config is None:
+            return Proposal(None, "")
+        at = torch.from_numpy(view.space.encode(config)).to(model.device)[None]
+        value = float(evaluate(posterior, acquisition, at, resource)[0])
+    return Proposal(config, _reason(view, options, model, resource, value))
+
+
+def excluded_keys(view: SearchView, options: SearcherOptions) -> Set[str]:
+    """Match keys that are not proposed: of all trials, or with duplicates of pending and failed ones."""
+    if not options.allow_duplicates:
+        return view.taken
+    pending = {p.trial_id for p in view.pending}
+    return view.taken_by_failed | {view.space.match_key(view.configs[trial]) for trial in pending}
+
+
+def with_fantasies(model: FittedModel, options: SearcherOptions, rng: np.random.Generator) -> Posterior:
+    """The posterior given joint samples of what pending evaluations may give."""
+    pending = model.history.pending
+    if options.no_fantasizing or not len(pending):
+        return model.posterior
+    normals = torch.from_numpy(rng.standard_normal((len(pending), options.num_fantasy_samples)))
+    inputs = torch.from_numpy(pending.inputs).to(model.device)
+    resources = torch.tensor(pending.resources, dtype=torch.int64, device=model.device)
+    return model.posterior.fantasize(inputs, resources, normals.to(model.device))
+
+
+def _resource(view: SearchView, request: SuggestRequest, options: SearcherOptions, model: FittedModel) -> int:
+    if model.name == SINGLE_FIDELITY:
+        return 1
+    if model.name in ADDITIVE:
+        return view.max_t
+    return acquisition_resource(
+        model.history.counts(),
+        options.resource_acq,
+        options.resource_acq_bohb_threshold,
+        request.milestone,
+        view.max_t,
+    )
+
+
+def _acquisition(posterior: Posterior, resource: int, options: SearcherOptions, model: FittedModel) -> Acquisition:
+    if options.acq_function == "lcb":
+        return lower_confidence_bound(options.acq_function_kwargs.get("kappa", 1.0))
+    xi = options.acq_function_kwargs.get("xi", 0.01)
+    if options.xi_in_criterion_units:
+        xi /= model.normalisation.scale
+    return log_expected_improvement(incumbent(posterior, resource), xi)
+
+
+def _reason(view: SearchView, options: SearcherOptions, model: FittedModel, resource: int, value: float) -> str:
+    scale, mean = model.normalisation.scale, model.normalisation.mean
+    if options.acq_function == "lcb":
+        what = f"confidence bound {value * scale + mean:.3g}"
+    else:
+        what = f"EI {math.exp(-min(value, 700.0)) * scale:.3g}"
+    where = "" if model.name == SINGLE_FIDELITY else f" {place(view, resource)}"
+    return f"{what}{where}, from {len(model.history)} observations{model.remark}"
+
+
+def place(view: SearchView, resource: int) -> str:
+    """``at rung 9``, ``at max_t`` or ``at resource 5``."""
+    if resource == view.max_t:
+        return "at max_t"
+    return f"at rung {resource}" if resource in view.rung_levels else f"at resource {resource}"
