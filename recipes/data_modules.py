@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule
+from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import CIFAR10, FashionMNIST
@@ -26,8 +27,6 @@ class DigitsData(LightningDataModule):
         self.n_validation = n_validation
 
     def setup(self, stage: str) -> None:
-        from sklearn.datasets import load_digits
-
         pixels, labels = load_digits(return_X_y=True)
         images = torch.as_tensor(pixels, dtype=torch.float32) / 16
         classes = torch.as_tensor(labels, dtype=torch.long)
