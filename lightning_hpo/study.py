@@ -79,9 +79,7 @@ class Study:
     def __init__(self, state: StudyState, journal: Journal | None = None) -> None:
         self._state = state
         self._journal = journal
-        self._searcher: Searcher = make_searcher(
-            ALGORITHMS[state.options.algorithm].searcher, state.options.searcher
-        )
+        self._searcher: Searcher = make_searcher(ALGORITHMS[state.options.algorithm].searcher, state.options.searcher)
         self._zero = time.monotonic() - state.progress.time
 
     # -------------------------------------------------------------------------------------- opening
@@ -162,7 +160,8 @@ class Study:
     def ask(self) -> Start | Resume | None:
         """What a free worker is to do: start a trial, resume a paused one, or nothing now.
 
-        A resumed trial goes on after ``from_resource``; where its state cannot be kept it may also be trained from scratch:
+        A resumed trial goes on after ``from_resource``; where its state cannot be kept it may also be trained from
+        scratch:
         reports up to ``from_resource`` are ignored then.
         """
         ready = WorkerReady(self._now())
@@ -215,7 +214,10 @@ class Study:
         return told.verdict
 
     def complete(self, trial_id: int) -> None:
-        """The trial ended by itself; its last report is its result. Nothing happens if it was stopped, paused or complete already."""
+        """The trial ended by itself; its last report is its result.
+
+        Nothing happens if it was stopped, paused or complete already.
+        """
         self._end(self._state.trial(trial_id), Outcome.COMPLETED)
 
     def fail(self, trial_id: int, error: str = "it failed") -> None:
@@ -256,7 +258,8 @@ class Study:
     def recommend(self) -> Recommendation:
         """The configuration to use: the best expected value at ``max_t``, noise taken into account.
 
-        Not the luckiest report: the lowest of many noisy values is lower than what the configuration gives when it is trained again.
+        Not the luckiest report: the lowest of many noisy values is lower than what the configuration gives when it is
+            trained again.
 
         Raises:
             ReportError: before the first finite report.

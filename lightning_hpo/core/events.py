@@ -60,7 +60,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class Suggested:
-    """A configuration was chosen for a new trial: the answer to :class:`SuggestionWanted`, or a trial attached from outside."""
+    """A configuration was chosen for a new trial, as :class:`SuggestionWanted` asked for, or from outside."""
 
     time: float
     trial_id: int

@@ -5,7 +5,7 @@
 ============================  =====================================================================================
 ``rungs`` (default)           reports at a rung level or ``max_t``; its next milestone
 ``all``                       every report; every resource up to its next milestone
-``rungs_and_last``            as ``all``, but a trial's observation is dropped when its next one arrives, unless it was at a milestone
+``rungs_and_last``            as ``all``, but only the last observation stays of those between milestones
 ============================  =====================================================================================
 
 With ``register_pending_myopic`` (no effect on ``rungs``) only the next unit of resource is pending.

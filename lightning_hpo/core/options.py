@@ -1,6 +1,7 @@
 """The options of a study: one typed, commented dataclass is schema, default and help.
 
-An algorithm is a scheduler and a searcher by name (:data:`ALGORITHMS`); options are flat and checked before anything starts.
+An algorithm is a scheduler and a searcher by name (:data:`ALGORITHMS`); options are flat and checked before anything
+starts.
 """
 
 from __future__ import annotations
@@ -40,13 +41,23 @@ ALGORITHMS: dict[str, Algorithm] = {
     "asha": Algorithm("hyperband", "random", "asynchronous successive halving, random search"),
     "pasha": Algorithm("hyperband", "random", "ASHA with a growing ceiling", {"type": "pasha"}),
     "bohb": Algorithm("hyperband", "kde", "asynchronous BOHB: density estimates"),
-    "mobster": Algorithm("hyperband", "bayesopt", "GP over configurations and epochs", search={"model": "gp_multitask"}),
+    "mobster": Algorithm(
+        "hyperband", "bayesopt", "GP over configurations and epochs", search={"model": "gp_multitask"}
+    ),
     "mobster_indep": Algorithm("hyperband", "bayesopt", "one GP per rung", search={"model": "gp_independent"}),
-    "hypertune": Algorithm("hyperband", "hypertune", "Hyper-Tune: ensemble of rung GPs", search={"model": "gp_independent"}),
-    "hypertune_joint": Algorithm("hyperband", "hypertune", "Hyper-Tune on a joint GP", search={"model": "gp_multitask"}),
+    "hypertune": Algorithm(
+        "hyperband", "hypertune", "Hyper-Tune: ensemble of rung GPs", search={"model": "gp_independent"}
+    ),
+    "hypertune_joint": Algorithm(
+        "hyperband", "hypertune", "Hyper-Tune on a joint GP", search={"model": "gp_multitask"}
+    ),
     "sync_hyperband": Algorithm("sync_hyperband", "random", "synchronous Hyperband"),
-    "sync_bohb": Algorithm("sync_hyperband", "kde", "synchronous Hyperband with density estimates (the published BOHB)"),
-    "sync_mobster": Algorithm("sync_hyperband", "bayesopt", "synchronous Hyperband with a joint GP", search={"model": "gp_multitask"}),
+    "sync_bohb": Algorithm(
+        "sync_hyperband", "kde", "synchronous Hyperband with density estimates (the published BOHB)"
+    ),
+    "sync_mobster": Algorithm(
+        "sync_hyperband", "bayesopt", "synchronous Hyperband with a joint GP", search={"model": "gp_multitask"}
+    ),
     "dehb": Algorithm("dehb", "differential_evolution", "synchronous Hyperband with differential evolution"),
 }
 
@@ -277,9 +288,15 @@ class StudyOptions:
         search = values.get("searcher")
         search = {} if search is None else search
         if algorithm is not None:
-            values = {**algorithm.presets, **{k: v for k, v in values.items() if v is not None or k not in algorithm.presets}}
+            values = {
+                **algorithm.presets,
+                **{k: v for k, v in values.items() if v is not None or k not in algorithm.presets},
+            }
             if isinstance(search, Mapping):
-                search = {**algorithm.search, **{k: v for k, v in search.items() if v is not None or k not in algorithm.search}}
+                search = {
+                    **algorithm.search,
+                    **{k: v for k, v in search.items() if v is not None or k not in algorithm.search},
+                }
         values["searcher"] = search if isinstance(search, SearcherOptions) else SearcherOptions.from_mapping(search)
         stop = values.get("stop")
         values["stop"] = stop if isinstance(stop, StopCriterion) else StopCriterion.from_mapping(stop or {})
@@ -297,7 +314,9 @@ class StudyOptions:
     def _check_searcher_data(self) -> None:
         model, kind = self.searcher.model, self.effective_searcher_data
         if model in ADDITIVE_MODELS and kind != "all":
-            raise OptionError(f"searcher.model={model} learns from whole curves. Set searcher_data=all, or leave it out.")
+            raise OptionError(
+                f"searcher.model={model} learns from whole curves. Set searcher_data=all, or leave it out."
+            )
         if model == "gp_independent" and kind != "rungs":
             raise OptionError(
                 "searcher.model=gp_independent has one model per rung. Set searcher_data=rungs, or choose gp_multitask."
@@ -316,7 +335,8 @@ def _known(cls: type, given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     for name in given:
         if name not in names:
             raise OptionError(
-                f"{prefix}{name} is not an option.{did_you_mean(str(name), names)} Known options: {', '.join(sorted(names))}."
+                f"{prefix}{name} is not an option.{did_you_mean(str(name), names)} "
+                f"Known options: {', '.join(sorted(names))}."
             )
     return dict(given)
 
@@ -327,7 +347,8 @@ def _check_types(options: Any, prefix: str) -> None:
         value = getattr(options, f.name)
         if not _fits(value, hints[f.name]):
             raise OptionError(
-                f"{prefix}{f.name}={value!r} has the wrong type. Set {prefix}{f.name} to a value of type {_spelling(hints[f.name])}."
+                f"{prefix}{f.name}={value!r} has the wrong type. Set {prefix}{f.name} to a value of type "
+                f"{_spelling(hints[f.name])}."
             )
 
 

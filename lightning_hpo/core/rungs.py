@@ -13,6 +13,7 @@ Values are minimised; a value that is not finite counts as ``+inf``, the worst.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -32,9 +33,11 @@ def rung_levels(
     Args:
         max_t: largest resource of a trial.
         grace_period: lowest level, 1 by default.
-        reduction_factor: ratio eta >= 2 of neighbouring levels, may be fractional; 3 if ``rung_increment`` is not given either.
+        reduction_factor: ratio eta >= 2 of neighbouring levels, may be fractional; 3 if ``rung_increment`` is not
+            given either.
         rung_increment: difference of neighbouring levels; used if no reduction factor is given.
-        levels: explicit levels, at least two, strictly increasing, none above ``max_t``; the other arguments are ignored then.
+        levels: explicit levels, at least two, strictly increasing, none above ``max_t``; the other arguments are
+            ignored then.
 
     Raises:
         OptionError: if the arguments give no valid levels.
@@ -73,7 +76,7 @@ def _checked_levels(levels: Sequence[int], max_t: int) -> tuple[int, ...]:
         wrong = "are not all positive integers"
     elif len(given) < 2:
         wrong = "has fewer than two entries"
-    elif any(a >= b for a, b in zip(given, given[1:], strict=False)):
+    elif any(a >= b for a, b in itertools.pairwise(given)):
         wrong = "is not strictly increasing"
     elif given[-1] > max_t:
         wrong = f"goes beyond max_t={max_t}"
@@ -103,8 +106,8 @@ class Rung:
     Args:
         level: resource of the rung.
         next_level: resource of the rung above, or ``max_t``.
-        min_entries: ``"ratio"``: no cutoff while ``n * level < next_level`` (no decision below ``eta`` entries for geometric
-            levels); ``"two"``: a cutoff from two entries on.
+        min_entries: ``"ratio"``: no cutoff while ``n * level < next_level`` (no decision below ``eta`` entries for
+            geometric levels); ``"two"``: a cutoff from two entries on.
     """
 
     def __init__(self, level: int, next_level: int, min_entries: str = "ratio") -> None:
@@ -179,7 +182,10 @@ class Rung:
         return low + (position - below) * (high - low)
 
     def passes(self, value: float) -> bool | None:
-        """Is the value among the best ``q``? Ties pass, values that are not finite never do. None: too few entries to tell."""
+        """Is the value among the best ``q``? Ties pass, values that are not finite never do.
+
+        None: too few entries to tell.
+        """
         cutoff = self.cutoff()
         if cutoff is None:
             return None

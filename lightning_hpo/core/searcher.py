@@ -19,7 +19,10 @@ if TYPE_CHECKING:  # the options reach this module, and Hydra reads them in ever
 
 
 class Observation(NamedTuple):
-    """A value the searcher may learn from. ``value`` is minimised: the metric, negated for ``mode="max"``; always finite."""
+    """A value the searcher may learn from.
+
+    ``value`` is minimised (the metric, negated for ``mode="max"``) and finite.
+    """
 
     trial_id: int
     resource: int

@@ -144,9 +144,7 @@ class StudyState:
         if self._wanted is not None or not self._may_start(is_replay=False) or self._initial_left:
             return None
         bracket = self._draw_bracket()
-        return SuggestRequest(
-            len(self.trials), bracket, self.scheduler.first_milestone(bracket), self.scheduler.slot()
-        )
+        return SuggestRequest(len(self.trials), bracket, self.scheduler.first_milestone(bracket), self.scheduler.slot())
 
     @property
     def live(self) -> Set[int]:
@@ -185,7 +183,8 @@ class StudyState:
             return self.trials[trial_id]
         except KeyError:
             raise ReportError(
-                f"There is no trial {trial_id}; the study has {len(self.trials)}. Report with an id that ask() returned."
+                f"There is no trial {trial_id}; the study has {len(self.trials)}. Report with an id that ask() "
+                f"returned."
             ) from None
 
     # ------------------------------------------------------------------------------- starting jobs
@@ -259,9 +258,7 @@ class StudyState:
         return self.trials[trial_id].status is TrialStatus.PAUSED
 
     def _draw_bracket(self) -> int:
-        return draw_bracket(
-            self._bracket_weights, generator(self.options.random_seed, Stream.BRACKET, self._jobs)
-        )
+        return draw_bracket(self._bracket_weights, generator(self.options.random_seed, Stream.BRACKET, self._jobs))
 
     @property
     def _initial_left(self) -> bool:
@@ -316,7 +313,8 @@ class StudyState:
             return []
         if event.trial_id != len(self.trials):
             raise StudyError(
-                f"The next trial is {len(self.trials)}, not {event.trial_id}. Answer suggestions in the order in which they are wanted."
+                f"The next trial is {len(self.trials)}, not {event.trial_id}. Answer suggestions in the order "
+                f"in which they are wanted."
             )
         bracket = 0 if wanted is None else wanted.bracket
         self._batch_left = max(self._batch_left - 1, 0)
@@ -332,7 +330,8 @@ class StudyState:
         trial = self.trial(event.trial_id)
         if isinstance(event.resource, bool) or not isinstance(event.resource, int) or event.resource < 1:
             raise ReportError(
-                f"Trial {trial.id} reported at resource {event.resource!r}. Report after 1, 2, 3, ... units of resource."
+                f"Trial {trial.id} reported at resource {event.resource!r}. Report after 1, 2, 3, ... units of "
+                f"resource."
             )
         if event.attempt != trial.attempt or trial.status is not TrialStatus.RUNNING:
             return [self._late(trial, event.attempt)]
@@ -484,7 +483,9 @@ class StudyState:
             limit = self.options.max_failures_in_a_row
             if len(self._first_errors) >= limit and len(set(self._first_errors[-limit:])) == 1:
                 self.repeated_error = self._first_errors[-1]
-                self.ended = f"the first {len(self._first_errors)} trials failed with the same error: {self.repeated_error}"
+                self.ended = (
+                    f"the first {len(self._first_errors)} trials failed with the same error: {self.repeated_error}"
+                )
 
     def _give_up(self, trial: Trial, status: TrialStatus) -> None:
         self.data.drop_pending(trial.id)

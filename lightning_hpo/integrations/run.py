@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo.core.events import StudyContinued
+from lightning_hpo.core.events import Event, StudyContinued
 from lightning_hpo.core.options import ALGORITHMS, StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.errors import BackendError, StudyError
 from lightning_hpo.integrations.config import LauncherOptions
-from lightning_hpo.report.live import make_observer
+from lightning_hpo.report.live import RunObserver, make_observer
 from lightning_hpo.report.results import summary, write_results
 from lightning_hpo.runtime.backends.base import Backend, Entry
-from lightning_hpo.runtime.backends.local import LocalBackend
+from lightning_hpo.runtime.backends.local import DEFAULT_PRELOAD, LocalBackend
 from lightning_hpo.runtime.channel import ChannelServer
 from lightning_hpo.runtime.checkpoints import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
@@ -44,14 +44,16 @@ class StudySetup:
     entry: Entry
     """Runs one attempt in its process."""
     jobs: Callable[[StudyOptions], JobFactory]
-    continue_command: str = ""
+    continue_command: str | None = None
     """Command line that continues the study, for people."""
-    retrain_command: Callable[[Mapping[str, Any]], str] | None = None
+    retrain_command: Callable[[dict[str, Any]], str] | None = None
     """Command line that trains a configuration once, for people."""
     notes: tuple[str, ...] = ()
     """What the user should be told once."""
     extra_header: dict[str, Any] = field(default_factory=dict)
     """JSON data to be kept with the study."""
+    preload: tuple[str, ...] = ()
+    """Modules every trial will import: imported once, ahead of the trials."""
 
 
 def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
@@ -64,50 +66,35 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
     _check_folder(setup.folder)
     stored = _stored_header(setup.folder)
     seed = _seed(options.random_seed, stored)
-    # Before anything is started: wrong options must not cost a process.
+    # Before anything is started: wrong options, or another launcher, must not cost a process.
     StudyState(setup.space, options.study_options(seed, options.n_workers or 1, setup.max_t))
+    if stored is not None:
+        Journal.open(setup.folder).close()
     with contextlib.ExitStack() as closing:
         # Processes are forked before there are threads, sockets or databases, which do not survive a fork.
         backend = _backend(setup)
         closing.callback(backend.close)
         study_options = options.study_options(seed, backend.capacity, setup.max_t)
-        searcher = ALGORITHMS[study_options.algorithm].searcher
-        host: ProcessHost | None = None
-        if searcher in _NEED_PROCESS:
-            host = ProcessHost("lightning_hpo.searchers.server", serve if _forks(backend) else None)
+        host = _searcher_process(study_options, backend)
+        if host is not None:
             closing.callback(host.close)
         state = StudyState(setup.space, study_options)
         journal = closing.enter_context(_open_journal(setup, state))
-        events = list(journal.events())
-        for event in events:
-            state.handle(event, is_replay=True)
-        if len(events):
-            continued = StudyContinued(state.progress.time)
-            state.handle(continued)
-            journal.append([continued])
-            events.append(continued)
+        events = _fold(journal, state)
         if host is not None:
             host.begin(journal.header, events)
         server = closing.enter_context(ChannelServer(setup.folder))
         jobs = setup.jobs(study_options)
-        store = CheckpointStore(setup.folder, options.disk_limit)
-        recorded = [t.checkpoint for t in state.trials.values() if t.checkpoint is not None]
-        store.sweep([jobs.folder(t.id, t.config) for t in state.trials.values()], recorded)
-        observer = closing.enter_context(make_observer(setup.folder))
-        observer.header(
-            state,
-            start_method=f"{getattr(backend, 'start_method', options.backend)}: {getattr(backend, 'reason', '')}",
-            continue_command=setup.continue_command,
-            notes=[*setup.notes, *([backend.note] if getattr(backend, "note", None) else [])],
-        )
+        observer = closing.enter_context(make_observer(setup.folder, unit=options.resource))
+        _introduce(setup, state, backend, observer)
         coordinator = Coordinator(
             state=state,
             journal=journal,
             backend=backend,
             server=server,
-            host=host or _inline(searcher, state),
+            host=host or _inline(ALGORITHMS[study_options.algorithm].searcher, state),
             fallback=lambda: _inline("random", state),
-            store=store,
+            store=_swept_store(setup, state, jobs),
             jobs=jobs,
             observer=observer,
             resource=options.resource,
@@ -115,29 +102,74 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
             trial_timeout=options.trial_timeout,
         )
         result = coordinator.run()
-        write_results(setup.folder, state, result.reason)
-    if state.trials:
-        print(
-            summary(
-                state,
-                setup.folder,
-                result.reason,
-                continue_command=setup.continue_command,
-                retrain_command=setup.retrain_command,
-            ),
-            flush=True,
-        )
+    _conclude(setup, state, jobs, result)
     if result.problem is not None:
         raise result.problem
     return state, result
 
 
+def _searcher_process(options: StudyOptions, backend: Backend) -> ProcessHost | None:
+    if ALGORITHMS[options.algorithm].searcher not in _NEED_PROCESS:
+        return None
+    forks = getattr(backend, "start_method", None) == "fork"
+    return ProcessHost("lightning_hpo.searchers.server", serve if forks else None)
+
+
+def _fold(journal: Journal, state: StudyState) -> list[Event]:
+    """Bring the state to where the journal ends; attempts that ran then are gone. Returns the events."""
+    events = list(journal.events())
+    for event in events:
+        state.handle(event, is_replay=True)
+    if events:
+        continued = StudyContinued(state.progress.time)
+        state.handle(continued)
+        journal.append([continued])
+        events.append(continued)
+    return events
+
+
+def _swept_store(setup: StudySetup, state: StudyState, jobs: JobFactory) -> CheckpointStore:
+    """The checkpoints, without what a crash left behind."""
+    store = CheckpointStore(setup.folder, setup.options.disk_limit)
+    recorded = [t.checkpoint for t in state.trials.values() if t.checkpoint is not None]
+    folders = [jobs.folder(t.id, state.space.with_constants(t.config)) for t in state.trials.values()]
+    store.sweep(folders, recorded)
+    return store
+
+
+def _introduce(setup: StudySetup, state: StudyState, backend: Backend, observer: RunObserver) -> None:
+    reason = getattr(backend, "reason", "")
+    observer.header(
+        state,
+        workers=backend.capacity,
+        start_method=f"{getattr(backend, 'start_method', setup.options.backend)}{f' ({reason})' if reason else ''}",
+        continue_command=setup.continue_command,
+    )
+    for note in (*setup.notes, getattr(backend, "note", None)):
+        if note:
+            observer.say(note)
+
+
+def _conclude(setup: StudySetup, state: StudyState, jobs: JobFactory, result: RunResult) -> None:
+    if not state.trials:
+        return
+    write_results(setup.folder, state, reason=result.reason)
+    print(
+        summary(
+            state,
+            setup.folder,
+            reason=result.reason,
+            unit=setup.options.resource,
+            retrain=setup.retrain_command,
+            continue_command=setup.continue_command,
+            log_of=lambda i: jobs.folder(i, state.space.with_constants(state.trials[i].config)) / "trial.log",
+        ),
+        flush=True,
+    )
+
+
 def _inline(name: str, state: StudyState) -> SearcherHost:
     return InlineHost(make_searcher(name, state.options.searcher), state.view)
-
-
-def _forks(backend: Backend) -> bool:
-    return getattr(backend, "start_method", None) == "fork"
 
 
 def _backend(setup: StudySetup) -> Backend:
@@ -152,6 +184,7 @@ def _backend(setup: StudySetup) -> Backend:
         gpus_per_trial=options.gpus_per_trial,
         devices=options.devices,
         start_method=options.start_method,  # type: ignore[arg-type]  # checked with the other options
+        preload=(*DEFAULT_PRELOAD, *setup.preload),
     )
 
 

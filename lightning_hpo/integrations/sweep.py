@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,7 @@ def run_sweep(
     options = read_launcher_options(config)
     params = OmegaConf.to_container(config.hydra.sweeper.params or OmegaConf.create({}), resolve=True)
     assert isinstance(params, Mapping)
-    parsed = read_space(
-        hydra_context.config_loader, arguments, {str(k): v for k, v in params.items()}, options.space
-    )
+    parsed = read_space(hydra_context.config_loader, arguments, {str(k): v for k, v in params.items()}, options.space)
     folder = Path(options.study or str(config.hydra.sweep.dir)).absolute()
     hydra_job = HydraJob(hydra_context, config, task_function, folder)
     middle = parsed.space.default()
@@ -62,10 +60,23 @@ def run_sweep(
             retrain_command=lambda values: program.single(parsed.overrides(values)),
             notes=parsed.notes,
             extra_header={"fixed": list(parsed.fixed)},
+            preload=tuple(target_modules(OmegaConf.to_container(composed, resolve=False))),
         )
     )
     best = state.best_full
     return None if best is None else best[2]
+
+
+def target_modules(node: Any) -> Iterator[str]:
+    """The modules of every ``_target_`` below a node of a configuration, in their order."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if isinstance(target, str) and "." in target:
+            yield target.rpartition(".")[0]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from target_modules(child)
 
 
 class HydraTrial:

@@ -32,8 +32,10 @@ class TrialEntry:
             outcome = channel.interrupted_as
         elif outcome is Outcome.COMPLETED and not channel.callback_seen:
             message = (
-                "The script ended without training a Trainer that has the callback of this package, so nothing was reported. "
-                "Add it to the Trainer's list: from lightning_hpo import HPOCallback; Trainer(callbacks=[HPOCallback()], ...)"
+                "The script ended without training a Trainer that has the callback of this package, so nothing "
+                "was reported. "
+                "Add it to the Trainer's list: from lightning_hpo import HPOCallback; "
+                "Trainer(callbacks=[HPOCallback()], ...)"
             )
             channel.problem(CallbackMissing.__name__, message)
             outcome, error = Outcome.FAILED, f"{CallbackMissing.__name__}: {message}"

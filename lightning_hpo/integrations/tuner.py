@@ -35,7 +35,8 @@ class Tuner:
             trainer = Trainer(max_epochs=27, callbacks=[HPOCallback()])
             trainer.fit(Model(lr=config["lr"]), data)
 
-        Tuner(train, {"lr": loguniform(1e-4, 1e-1)}, metric="val_loss", max_t=27, algorithm="mobster", n_workers=4).run()
+        Tuner(train, {"lr": loguniform(1e-4, 1e-1)}, metric="val_loss", max_t=27, algorithm="mobster",
+        n_workers=4).run()
 
     Args:
         train_fn: takes a configuration: searched values and constants. What it returns is not used.

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from lightning_hpo import errors
 from lightning_hpo.core.events import (
     AttemptEnded,
     AttemptStarted,
@@ -41,7 +42,6 @@ from lightning_hpo.core.events import (
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial, TrialStatus
-from lightning_hpo import errors
 from lightning_hpo.errors import (
     ChannelError,
     CheckpointError,
@@ -211,7 +211,8 @@ class Coordinator:
         """Once: pause running trials at their next report and stop. Twice: stop now. Safe in a signal handler.
 
         Args:
-            limit_s: trials that have not paused after this time are killed; they go on from their last checkpoint later.
+            limit_s: trials that have not paused after this time are killed; they go on from their last checkpoint
+                later.
         """
         self._interrupts += 1
         self._interrupt_limit = min(self._interrupt_limit, self._clock() + limit_s)
@@ -427,7 +428,9 @@ class Coordinator:
         end_all = self._finish is not None or self._problem is not None
         if self._interrupts and math.isinf(self._interrupted_at):
             self._interrupted_at = self._clock()
-            running = [a for a in self._attempts.values() if self._state.trials[a.trial_id].status is TrialStatus.RUNNING]
+            running = [
+                a for a in self._attempts.values() if self._state.trials[a.trial_id].status is TrialStatus.RUNNING
+            ]
             self._observer.say(
                 f"Pausing {len(running)} running trials at their next report. Press Ctrl-C again to stop now."
             )

@@ -127,7 +127,10 @@ class Journal:
 
     @staticmethod
     def holder(folder: str | os.PathLike[str]) -> str | None:
-        """Who works on the study (process, machine, since when); None if nobody does. The lock is not touched for longer than a look."""
+        """Who works on the study (process, machine, since when); None if nobody does.
+
+        The lock is not touched for longer than a look.
+        """
         try:
             fd = os.open(Path(folder) / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

@@ -1,7 +1,8 @@
 """A searcher as a process: it follows the events of a study and answers requests.
 
 Started by the launcher (:class:`lightning_hpo.runtime.suggesting.ProcessHost`), as a fork of it or by
-``python -m lightning_hpo.searchers.server FD``. It holds its own copy of the study, folded from the same events, so no view of
+``python -m lightning_hpo.searchers.server FD``. It holds its own copy of the study, folded from the same events, so
+no view of
 the study ever has to be sent.
 """
 

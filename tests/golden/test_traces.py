@@ -32,7 +32,11 @@ def test_levels_quantiles_and_brackets(record):
 
     def levels():
         return rung_levels(
-            given["max_t"], given["grace_period"], given["reduction_factor"], given["rung_increment"], given["rung_levels"]
+            given["max_t"],
+            given["grace_period"],
+            given["reduction_factor"],
+            given["rung_increment"],
+            given["rung_levels"],
         )
 
     if record["error"]:
@@ -45,7 +49,9 @@ def test_levels_quantiles_and_brackets(record):
     assert count == record["num_brackets"]
     assert quantiles(found, given["max_t"]) == pytest.approx(record["quantiles"], abs=1e-12)
     assert [list(milestones(found, given["max_t"], b)) for b in range(count)] == record["milestones"]
-    assert default_distribution(found, given["max_t"], count) == pytest.approx(record["bracket_distribution"], abs=1e-12)
+    assert default_distribution(found, given["max_t"], count) == pytest.approx(
+        record["bracket_distribution"], abs=1e-12
+    )
 
 
 class RecordedStudy(StudyState):
@@ -160,5 +166,7 @@ def test_what_the_searcher_sees(record):
         pending |= {tuple(p) for p in pending_added}
         pending -= {tuple(p) for p in pending_removed}
         # The records hold 1 - value where the metric is maximised, we hold -value.
-        assert {(o.trial_id, o.resource): o.value + sign for o in data.observations()} == pytest.approx(observed, abs=1e-12)
+        assert {(o.trial_id, o.resource): o.value + sign for o in data.observations()} == pytest.approx(
+            observed, abs=1e-12
+        )
         assert set(data.pending()) == pending

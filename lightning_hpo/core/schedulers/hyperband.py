@@ -5,6 +5,7 @@ Source: Li et al., arXiv:1810.05934 (ASHA); Klein et al., arXiv:2003.10865 (stop
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,10 +34,12 @@ class AsynchronousHyperband(Scheduler):
         max_t: resource at which a trial is complete. No rung: trials are not compared there.
         levels: rung levels below ``max_t`` (:func:`lightning_hpo.core.rungs.rung_levels`).
         brackets: number of brackets, cut to ``len(levels) + 1``.
-        rung_system_per_bracket: False: all trials compete at every level they have as a milestone; True: only within their bracket.
+        rung_system_per_bracket: False: all trials compete at every level they have as a milestone; True: only within
+            their bracket.
         min_entries: see :class:`~lightning_hpo.core.rungs.Rung`.
-        late_reports: what a report does that jumped over a milestone. ``"count"``: it counts for the highest milestone it passed;
-            ``"lost"``: the milestone is lost for the trial (stopping) or the report is an error (promotion).
+        late_reports: what a report does that jumped over a milestone. ``"count"``: it counts for the highest
+            milestone it passed; ``"lost"``: the milestone is lost for the trial (stopping), or the report is an error
+            (promotion).
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class AsynchronousHyperband(Scheduler):
 
     @staticmethod
     def _make_system(ladder: Sequence[int], min_entries: str) -> dict[int, Rung]:
-        return {a: Rung(a, b, min_entries) for a, b in zip(ladder, ladder[1:], strict=False)}
+        return {a: Rung(a, b, min_entries) for a, b in itertools.pairwise(ladder)}
 
     def system_of(self, bracket: int) -> int:
         """Number of the rung system in which trials of the bracket compete."""
@@ -85,7 +88,7 @@ class AsynchronousHyperband(Scheduler):
         return next((r for r in self.levels if r > level), self.max_t)
 
     def _reached(self, job: _Job, resource: int) -> int | None:
-        """The milestone this report counts for: the highest level of the trial's bracket that it has reached and not been judged at."""
+        """The milestone this report counts for: the highest reached at which the trial was not judged yet."""
         level = max((r for r in self.levels[job.bracket :] if job.milestone <= r <= resource), default=None)
         if level is None or level == resource or self._late_reports == "count":
             return level
@@ -123,7 +126,10 @@ class StoppingAsha(AsynchronousHyperband):
 
 
 class PromotionAsha(AsynchronousHyperband):
-    """A trial pauses at its milestone; whenever a worker is free, the best paused trial of the highest possible rung goes on."""
+    """A trial pauses at its milestone.
+
+    Whenever a worker is free, the best paused trial of the highest possible rung goes on.
+    """
 
     def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
         if resource >= self.max_t:
@@ -189,8 +195,8 @@ class PromotionAsha(AsynchronousHyperband):
 class CostPromotion(PromotionAsha):
     """Promotion with quantiles of cost instead of counts.
 
-    Entries are taken best first while the sum of their costs stays within ``q`` of the rung's total; the first of them that was
-    not promoted is the candidate. A trial's cost is the total it has spent to reach the level.
+    Entries are taken best first while the sum of their costs stays within ``q`` of the rung's total; the first of
+    them that was not promoted is the candidate. A trial's cost is the total it has spent to reach the level.
     """
 
     def __init__(

@@ -13,7 +13,9 @@ from lightning_hpo.core.schedulers.base import Ruling, Scheduler
 
 
 class MedianStopping(Scheduler):
-    """Stop a trial whose best value so far is worse than the median of the other trials' running averages up to the same resource.
+    """Stop a trial whose best value is worse than the median of the other trials' running averages.
+
+    Averages are those up to the same resource.
 
     Args:
         max_t: resource at which a trial is complete.

@@ -19,8 +19,9 @@ class Pasha(PromotionAsha):
 
     Args:
         max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports: as for :class:`PromotionAsha`.
-        mode: the sense of the metric before it was turned into a value to be minimised. It decides how two trials with equal
-            values are ordered when their curves are compared (the later trial first for ``max``), as in the reference implementation.
+        mode: the sense of the metric before it was turned into a value to be minimised. It decides how two trials
+            with equal values are ordered when their curves are compared (the later trial first for ``max``), as in
+            the reference implementation.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class _Ceiling:
         return next((e for e in range(high, low, -1) if e in curve), None)
 
     def _compare(self, first: int, second: int) -> None:
-        """Keep the pair's difference if its curves crossed at least twice before their last common epoch of the window."""
+        """Keep the pair's difference if its curves crossed twice before their last common epoch of the window."""
         a, b = self._curves[first], self._curves[second]
         if self._later_first:
             a, b = b, a

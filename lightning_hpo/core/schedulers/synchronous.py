@@ -9,7 +9,7 @@ Source: Li et al., arXiv:1603.06560 (Hyperband); Awad et al., arXiv:2105.09821 (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lightning_hpo.core.events import Verdict
@@ -187,7 +187,8 @@ class SyncHyperband(Scheduler):
         if resource < level:
             return Ruling(Verdict.CONTINUE, f"not at a rung; next at {level}")
         self._fill(home, place, value)
-        place_in_rung = f"rung {level}, {sum(p.value is not None for p in home.rungs[index].places)} of {len(home.rungs[index].places)} filled"
+        places = home.rungs[index].places
+        place_in_rung = f"rung {level}, {sum(p.value is not None for p in places)} of {len(places)} filled"
         if resource >= self.max_t:
             return Ruling(Verdict.STOP, f"trained to max_t={self.max_t}", level=self.max_t, completed=True)
         if not math.isfinite(value):
@@ -254,8 +255,9 @@ class SyncHyperband(Scheduler):
 class DifferentialEvolutionHyperband(SyncHyperband):
     """The brackets of DEHB: the first works as synchronous Hyperband, later ones evolve its populations.
 
-    Bracket ``s`` has the rungs of bracket 0 without the first ``s``, same sizes per level. In later brackets every place is
-    filled by a new trial, made from parents (:meth:`slot`); the trial that held the place keeps it unless the new one is strictly better.
+    Bracket ``s`` has the rungs of bracket 0 without the first ``s``, same sizes per level. In later brackets every
+    place is filled by a new trial, made from parents (:meth:`slot`); the trial that held the place keeps it unless
+    the new one is strictly better.
     """
 
     def __init__(
