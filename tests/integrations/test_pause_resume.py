@@ -1,0 +1,137 @@
+"""A trial that was paused and resumed in a new process ends bit by bit like one that never paused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lightning_hpo.runtime.messages import Saved
+from tests.integrations.conftest import Attempt, Trials
+
+SCRIPTS: dict[str, dict[str, Any]] = {
+    "nothing special": {},
+    "cosine": {"scheduler": "cosine"},
+    "one cycle": {"scheduler": "one_cycle"},
+    "plateau of a validation metric": {"scheduler": "plateau"},
+    "plateau of a training metric": {"scheduler": "plateau_train"},
+    "plateau by steps": {"scheduler": "plateau_step", "val_check_interval": 0.5},
+    "validation twice per epoch": {"val_check_interval": 0.5, "scheduler": "plateau"},
+    "no validation": {"validation": False, "metric_from": "epoch_end"},
+    "accumulation": {"accumulate_grad_batches": 4, "scheduler": "one_cycle"},
+    "weight averaging": {"callbacks": ["averaging"]},
+    "stochastic weight averaging": {"callbacks": ["swa"]},
+    "learning rate finder": {"callbacks": ["lr_finder"], "scheduler": "cosine"},
+    "random numbers in the main process": {"noise": "torch numpy python"},
+    "workers": {"workers": 2, "noise": "torch numpy python"},
+    "persistent workers": {"workers": 2, "persistent": True},
+    "the user's own generators": {"own_generators": True},
+    "the user's own generators, workers": {"own_generators": True, "workers": 1, "noise": "torch"},
+    "callbacks that draw": {"callbacks": ["drawing"]},
+    "data module with a random split": {"data_module": True},
+    "loaders reloaded each epoch": {"data_module": True, "reload_dataloaders_every_n_epochs": 1},
+    "loaders reloaded every 2nd epoch": {
+        "data_module": True, "random_split": False, "reload_dataloaders_every_n_epochs": 2,
+    },
+    "hyperparameters from Hydra": {"hydra_config": True},
+    "bfloat16": {"precision": "bf16-mixed"},
+    "gradient clipping": {"gradient_clip_val": 0.1},
+    "max_steps too": {"max_steps": 24, "scheduler": "one_cycle"},
+    "max_steps inside the last epoch": {"max_steps": 21},
+    "a stream without length": {"stream": True},
+    "min_epochs": {"min_epochs": 4},
+    "limited batches": {"limit_train_batches": 5},
+    "ModelCheckpoint saves all": {"saving": {"save_top_k": -1, "save_last": True}},
+    "a logger": {"logger": "csv"},
+}  # fmt: skip
+
+
+def pauses_change_nothing(trials: Trials, pauses: tuple[int, ...], **options: Any) -> Attempt:
+    """Returns the uninterrupted run."""
+    uninterrupted = trials.anew("whole").run(**options)
+    paused = trials.anew("paused")
+    attempts = [*(paused.pause_at(resource, **options) for resource in pauses), paused.run(**options)]
+    assert attempts[-1].returned == uninterrupted.returned
+    reports: dict[int, float] = {}
+    for attempt in attempts:
+        assert attempt.errors == [] and attempt.problems == []
+        assert not reports.keys() & attempt.reports.keys(), "an epoch was trained twice"
+        reports |= attempt.reports
+    assert reports == uninterrupted.reports
+    return uninterrupted
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_pauses_change_nothing(trials: Trials, name: str) -> None:
+    uninterrupted = pauses_change_nothing(trials, (1, 3), **SCRIPTS[name])
+    assert uninterrupted.returned["global_step"] > 0
+
+
+@pytest.mark.parametrize("name", ["nothing special", "workers", "validation twice per epoch", "callbacks that draw"])
+def test_a_trial_trains_like_the_script_by_itself(trials: Trials, name: str) -> None:
+    options = SCRIPTS[name]
+    assert trials.anew("trial").run(**options).returned == trials.anew("alone").plain(**options).returned
+
+
+def test_early_stopping_goes_on_counting(trials: Trials) -> None:
+    uninterrupted = pauses_change_nothing(trials, (1, 2), callbacks=["early"])
+    assert uninterrupted.returned["epoch"] == 3, "early stopping should have ended this fit"
+
+
+def test_a_pause_at_the_epoch_of_early_stopping_is_not_needed(trials: Trials) -> None:
+    trials.decide = lambda report: "pause" if report.resource == 3 else "continue"
+    attempt = trials.run(callbacks=["early"])
+    assert list(attempt.reports) == [1, 2, 3]
+    assert attempt.returned["interrupted_as"] is None
+    assert not any(isinstance(message, Saved) for message in attempt.messages)
+
+
+def test_rare_validation_reports_fresh_values_only(trials: Trials) -> None:
+    uninterrupted = pauses_change_nothing(trials, (1,), check_val_every_n_epoch=2, own_generators=True)
+    assert list(uninterrupted.reports) == [2, 4]
+
+
+def test_metrics_of_before_the_pause_are_there_after_it(trials: Trials) -> None:
+    # The scheduler looks at val_loss after every epoch, fresh or not; the pause comes after an epoch without one.
+    trials.welcome = replace(trials.welcome, metric="train_loss")
+    uninterrupted = pauses_change_nothing(trials, (1, 3), check_val_every_n_epoch=2, scheduler="plateau_lenient")
+    assert list(uninterrupted.reports) == [1, 2, 3, 4]
+
+
+BY_VALIDATION: dict[str, dict[str, Any]] = {
+    "twice per epoch": {"val_check_interval": 0.5},
+    "twice per epoch, workers": {"val_check_interval": 0.5, "workers": 2, "noise": "torch numpy"},
+    "random numbers in the main process": {"val_check_interval": 0.5, "noise": "torch numpy python"},
+    "across epochs": {"val_check_interval": 3, "check_val_every_n_epoch": None},
+    "by steps alone": {
+        "val_check_interval": 3, "check_val_every_n_epoch": None, "max_epochs": -1, "max_steps": 24,
+    },
+    "plateau by steps": {"val_check_interval": 0.5, "scheduler": "plateau_step"},
+    "one cycle": {"val_check_interval": 0.5, "scheduler": "one_cycle"},
+    "inside an accumulation": {"val_check_interval": 0.5, "accumulate_grad_batches": 2},
+    "weight averaging": {"val_check_interval": 0.5, "callbacks": ["averaging"]},
+    "own generators": {"val_check_interval": 0.5, "own_generators": True},
+    "a stream without length": {"stream": True, "val_check_interval": 3},
+    "a logger": {"val_check_interval": 0.5, "logger": "csv"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_VALIDATION)
+def test_pauses_inside_an_epoch_change_nothing(trials: Trials, name: str) -> None:
+    trials.welcome = replace(trials.welcome, resource="validation", max_t=8)
+    uninterrupted = pauses_change_nothing(trials, (1, 3, 4), **BY_VALIDATION[name])
+    assert list(uninterrupted.reports) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_both_ranks_go_on_as_before(trials: Trials) -> None:
+    options = {"strategy": "ddp", "devices": 2, "noise": "torch", "scheduler": "plateau"}
+    whole, paused = trials.anew("whole"), trials.anew("paused")
+    uninterrupted = whole.run(ranks=2, **options)
+    first = paused.pause_at(2, ranks=2, **options)
+    last = paused.run(ranks=2, **options)
+    for rank in range(2):
+        assert last.results[rank]["returned"] == uninterrupted.results[rank]["returned"]
+    assert first.reports | last.reports == uninterrupted.reports
+    weights = {result["returned"]["weights"] for result in last.results}
+    assert len(weights) == 1

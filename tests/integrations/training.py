@@ -1,0 +1,260 @@
+"""Small training scripts. Everything that a pause could disturb can be switched on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import OmegaConf
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_hpo.integrations.callback import HPOCallback
+from lightning_hpo.runtime.channel import trial_channel
+
+warnings.filterwarnings("ignore")
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+torch.set_num_threads(1)
+
+FEATURES = 6
+
+
+class Points(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    def __init__(self, n: int, seed: int, noise: str = "") -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(n, FEATURES, generator=generator)
+        self.y = (self.x[:, :3].sum(1) > 0).long()
+        self.noise = noise
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.x[i]
+        if "torch" in self.noise:
+            x = x + 0.1 * torch.randn(FEATURES)
+        if "numpy" in self.noise:
+            x = x + 0.1 * torch.from_numpy(np.random.randn(FEATURES)).float()
+        if "python" in self.noise:
+            x = x + 0.1 * random.random()
+        return x, self.y[i]
+
+
+class Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Has no length."""
+
+    def __iter__(self) -> Any:
+        points = Points(24, seed=1)
+        yield from (points[int(i)] for i in torch.randperm(24))
+
+
+class Model(LightningModule):
+    def __init__(self, scheduler: str = "", metric_from: str = "validation", config: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
+        self.lr = 1e-2
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        output = self.net(batch[0])
+        self.log("val_loss", nn.functional.cross_entropy(output, batch[1]), sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        if self.hparams.metric_from == "epoch_end":
+            self.log("val_loss", 10.0 + self.current_epoch)
+        if self.hparams.metric_from == "every_other_epoch" and self.current_epoch % 2 == 0:
+            self.log("val_loss", float(self.current_epoch))
+        values = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+        if self.hparams.metric_from in values:
+            self.log("val_loss", values[self.hparams.metric_from])
+        odd = {"text": "0.5", "pair": torch.ones(2), "complex": 1j, "bool": torch.tensor(True), "none": [1]}
+        if self.hparams.metric_from in odd:
+            self.trainer.callback_metrics["val_loss"] = odd[self.hparams.metric_from]
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr)
+        kind = self.hparams.scheduler
+        if kind == "cosine":
+            made = lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.trainer.max_epochs)
+            return {"optimizer": optimizer, "lr_scheduler": made}
+        if kind == "one_cycle":
+            steps = int(self.trainer.estimated_stepping_batches)
+            made = lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": made, "interval": "step"}}
+        if kind.startswith("plateau"):
+            made = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.7, threshold=0.1)
+            config = {"scheduler": made, "monitor": "train_loss" if kind == "plateau_train" else "val_loss"}
+            if kind == "plateau_lenient":
+                config |= {"strict": False}
+            if kind == "plateau_step":
+                config |= {"interval": "step", "frequency": 3}
+            return {"optimizer": optimizer, "lr_scheduler": config}
+        return optimizer
+
+
+class WithoutValidation(Model):
+    validation_step = LightningModule.validation_step
+
+
+class Averaging(WeightAveraging):
+    """The mean of the weights after every second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx % 2 == 0
+
+
+class DrawingCallback(Callback):
+    """Draws random numbers where they are easily lost."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.rand(1), np.random.rand(), random.random()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.rand(1)
+
+
+class Data(LightningDataModule):
+    """Loaders are made anew at every call; ``random_split`` draws random numbers then."""
+
+    def __init__(self, random_split: bool) -> None:
+        super().__init__()
+        self.random_split = random_split
+
+    def train_dataloader(self) -> Any:
+        points: Any = Points(24, seed=1)
+        if self.random_split:
+            points = torch.utils.data.random_split(Points(30, seed=1), [24, 6])[0]
+        return DataLoader(points, 4, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Points(8, seed=2), 4)
+
+
+def digest(value: Any) -> str:
+    """The same text for the same tensors, bit by bit."""
+    found = hashlib.sha256()
+
+    def add(item: Any) -> None:
+        if isinstance(item, torch.Tensor):
+            found.update(item.detach().cpu().numpy().tobytes())
+        elif isinstance(item, dict):
+            for key in sorted(item, key=str):
+                found.update(str(key).encode())
+                add(item[key])
+        elif isinstance(item, (list, tuple)):
+            for inner in item:
+                add(inner)
+        elif not callable(item):
+            found.update(repr(item).encode())
+
+    add(value)
+    return found.hexdigest()[:12]
+
+
+def outcome(trainer: Trainer, model: LightningModule, checkpoint: ModelCheckpoint) -> dict[str, Any]:
+    """Everything that must be the same with and without a pause."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return {
+        "weights": digest(model.state_dict()),
+        "optimizer": digest([optimizer.state_dict() for optimizer in trainer.optimizers]),
+        "schedulers": digest([scheduler.state_dict() for scheduler in schedulers]),
+        "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+        "epoch": trainer.current_epoch,
+        "global_step": trainer.global_step,
+        "logged_step": trainer.fit_loop.epoch_loop._batches_that_stepped,
+        "best_score": float(checkpoint.best_model_score) if checkpoint.best_model_score is not None else None,
+        "interrupted_as": str(channel.interrupted_as)
+        if (channel := trial_channel()) and channel.interrupted_as
+        else None,
+        "best_path": Path(checkpoint.best_model_path).name,
+        "random": [torch.rand(1).item(), float(np.random.rand()), random.random()],
+    }
+
+
+def train(
+    folder: str,
+    *,
+    scheduler: str = "",
+    workers: int = 0,
+    persistent: bool = False,
+    noise: str = "",
+    validation: bool = True,
+    metric_from: str = "validation",
+    metric: str | None = None,
+    callbacks: tuple[str, ...] = (),
+    hydra_config: bool = False,
+    own_generators: bool = False,
+    stream: bool = False,
+    data_module: bool = False,
+    random_split: bool = True,
+    saving: dict[str, Any] | None = None,
+    seed: int = 7,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a tiny classifier for 4 epochs of 6 batches and say where it ended."""
+    seed_everything(seed, workers=True)
+    generators = [torch.Generator().manual_seed(i) for i in range(2)] if own_generators else [None, None]
+    train_set: Any = Stream() if stream else Points(24, seed=1, noise=noise)
+    train_loader = DataLoader(
+        train_set,
+        4,
+        shuffle=None if stream else True,
+        num_workers=workers,
+        persistent_workers=persistent,
+        generator=generators[0],
+    )
+    val_loader = DataLoader(Points(8, seed=2), 4, shuffle=own_generators, generator=generators[1])
+    monitor = "val_loss" if validation else "train_loss"
+    checkpoint = ModelCheckpoint(Path(folder) / "best", monitor=monitor, **(saving or {}))
+    made: dict[str, Any] = {
+        "early": lambda: EarlyStopping("val_loss", patience=2, min_delta=0.5),
+        "averaging": Averaging,
+        "swa": lambda: StochasticWeightAveraging(5e-3, swa_epoch_start=2, annealing_epochs=1),
+        "drawing": DrawingCallback,
+        "lr_finder": lambda: LearningRateFinder(num_training_steps=5, mode="linear"),
+    }
+    model = (Model if validation else WithoutValidation)(
+        scheduler, metric_from, OmegaConf.create({"a": {"b": [1, 2]}}) if hydra_config else None
+    )
+    options = {"max_epochs": 4, "accelerator": "cpu", "devices": 1, "logger": False} | options
+    if options["logger"] == "csv":
+        options["logger"] = CSVLogger(folder, version="")
+    hpo = HPOCallback(metric) if metric is not None else HPOCallback()
+    trainer = Trainer(
+        callbacks=[hpo, *(made[name]() for name in callbacks), checkpoint],
+        default_root_dir=folder,
+        log_every_n_steps=1,
+        use_distributed_sampler=True,
+        **options,
+    )
+    if data_module:
+        trainer.fit(model, datamodule=Data(random_split))
+    else:
+        trainer.fit(model, train_loader, val_loader if validation else None)
+    return outcome(trainer, model, checkpoint)
