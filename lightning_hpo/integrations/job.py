@@ -135,6 +135,8 @@ class HydraJob:
             with read_write(composed), open_dict(composed):
                 composed.hydra.sweep.subdir = os.path.relpath(folder, self.sweep_dir)
                 composed.hydra.run.dir = str(folder)
+                if os.environ.get("LOCAL_RANK", "0") != "0":
+                    composed.hydra.output_subdir = None  # the first rank writes the job's configuration
             with _arguments(self.single_run_arguments(composed, overrides, folder)):
                 job_return = run_job(
                     hydra_context=self.hydra_context,
