@@ -1,0 +1,244 @@
+"""The main job, end to end: a user's program under ``-m hydra/launcher=hpo``."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_hpo import loguniform, randint
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.study import Study
+from tests.integrations.programs import PROGRAM, Ended, ProgramServer, Running
+
+LR = "model.lr=tag(log,interval(1e-4,1e-1))"
+TUNE = ["-m", "hydra/launcher=hpo", "hydra.launcher.metric=val_loss", "hydra.launcher.algorithm=asha"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ProgramServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+@pytest.fixture
+def tune(server, program, tmp_path):
+    """Runs the program with these overrides behind ``-m hydra/launcher=hpo``."""
+
+    def run(*overrides: str) -> Ended:
+        defaults = ["hydra.launcher.n_trials=4", "hydra.launcher.n_workers=2", "hydra.launcher.random_seed=1"]
+        return server.run(program, *TUNE, *defaults, *overrides, folder=tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def start(server, program, tmp_path):
+    def run(*overrides: str) -> Running:
+        return server.start(program, *TUNE, *overrides, folder=tmp_path)
+
+    return run
+
+
+def rows(study: Path) -> list[dict[str, str]]:
+    with open(study / "trials.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def last_sentence(output: str) -> str:
+    lines = [line for line in output.strip().splitlines() if "HYDRA_FULL_ERROR" not in line and line.strip()]
+    return lines[-1]
+
+
+class TestAStudy:
+    def test_leaves_results_logs_and_a_summary(self, tune):
+        ended = tune(LR, "model.act=choice(relu,gelu)", "hydra.launcher.type=promotion")
+        assert ended.code == 0, ended.output
+        results = yaml.safe_load((ended.study / "optimization_results.yaml").read_text())
+        assert results["name"] == "lightning_hpo"
+        assert set(results["best_params"]) == {"model.lr", "model.act"}
+        # The first trial is the middle of the space, lr = sqrt(1e-4 * 1e-1), act = relu.
+        first = rows(ended.study)[0]
+        assert float(first["model.lr"]) == pytest.approx(10**-2.5)
+        assert first["model.act"] == "relu"
+        assert len(rows(ended.study)) == 4
+        assert (ended.study / "multirun.yaml").exists()
+        assert (ended.study / "0" / ".hydra" / "overrides.yaml").exists()
+        assert (ended.study / "0" / "trial.log").stat().st_size > 0
+        assert "best at full resource" in ended.output and "best seen" in ended.output
+
+    def test_prints_no_trial_output_and_no_progress_bars(self, tune):
+        ended = tune(LR)
+        assert "the script's last line" not in ended.output
+        assert "GPU available" not in ended.output
+        assert "Epoch 0" not in ended.output
+        log = (ended.study / "0" / "trial.log").read_text()
+        assert "Epoch 0:" not in log
+
+    def test_code_after_fit_runs_only_in_trials_that_reached_max_t(self, tune):
+        ended = tune(LR, "hydra.launcher.type=promotion", "hydra.launcher.n_trials=5")
+        statuses = {row["trial"]: row["status"] for row in rows(ended.study)}
+        for trial, status in statuses.items():
+            ran = "the script's last line" in (ended.study / trial / "trial.log").read_text()
+            assert ran == (status == "completed"), (trial, status)
+
+    def test_goes_on_with_the_same_command(self, tune):
+        first = tune(LR)
+        again = tune(LR, f"hydra.launcher.study={first.study}", "hydra.launcher.n_trials=6")
+        assert again.code == 0, again.output
+        assert [row["trial"] for row in rows(first.study)] == ["0", "1", "2", "3", "4", "5"]
+        finished = tune(LR, f"hydra.launcher.study={first.study}", "hydra.launcher.n_trials=6")
+        assert finished.code == 0
+        assert len(rows(first.study)) == 6
+
+    def test_takes_ranges_from_the_config_too(self, tune):
+        ended = tune("hydra.sweeper.params={model.units: 'int(interval(4,16))'}", "model.lr=0.02")
+        assert ended.code == 0, ended.output
+        assert all(4 <= int(row["model.units"]) <= 16 for row in rows(ended.study))
+
+    def test_survives_a_trial_that_raises(self, tune):
+        ended = tune(LR, "+do=raise once", "hydra.launcher.algorithm=random")
+        assert ended.code == 0, ended.output
+        assert [row["status"] for row in rows(ended.study)] == ["completed", "failed", "completed", "completed"]
+        assert "no such data set" in ended.output
+        assert "no such data set" in (ended.study / "1" / "trial.log").read_text()
+
+    def test_never_calls_a_nan_the_best(self, tune):
+        ended = tune(LR, "++do=nan", "hydra.launcher.n_trials=6", "hydra.launcher.algorithm=random")
+        assert ended.code == 0, ended.output
+        results = yaml.safe_load((ended.study / "optimization_results.yaml").read_text())
+        assert results["best_params"]["model.lr"] <= 0.01
+        assert results["best_value"] == results["best_value"]
+
+    def test_starts_its_trials_without_a_fork_too(self, tune):
+        ended = tune(LR, "hydra.launcher.start_method=forkserver", "hydra.launcher.n_trials=2")
+        assert ended.code == 0, ended.output
+        assert len(rows(ended.study)) == 2
+
+
+class TestBadInput:
+    """One clear error whose last sentence is the fix, before work is lost."""
+
+    @pytest.mark.parametrize(
+        ("overrides", "says", "fix"),
+        [
+            ([LR, "hydra.launcher.metrc=x"], "metrc is not an option", "Did you mean 'metric'?"),
+            ([LR, "hydra.launcher.brackets=many"], "brackets='many' has the wrong type", "int"),
+            ([LR, "hydra.launcher.mode=best"], "mode='best' is unknown", "Choose one of min, max."),
+            ([LR, "hydra.launcher.searcher.modle=gp"], "modle is not an option", "Did you mean 'model'?"),
+            (["model.lr=interval(0.1,0.01)"], "model.lr", "0.1"),
+            (["model.lr=tag(log,interval(0,0.1))"], "model.lr", "0"),
+            (["model.lr=0.1"], "Nothing is searched", "hydra/launcher=basic"),
+            ([LR, "hydra.launcher.max_t=9"], "max_t is 9, but trainer.max_epochs is 3", "trainer.max_epochs=9"),
+            ([LR, "hydra.launcher.algorithm=mobstr"], "algorithm='mobstr' is unknown", "Did you mean 'mobster'?"),
+        ],
+    )
+    def test_is_refused_before_anything_is_started(self, tune, tmp_path, overrides, says, fix):
+        ended = tune(*overrides)
+        assert ended.code == 1
+        assert says in ended.output
+        assert fix in ended.output
+        assert "Traceback" not in ended.output
+        assert not list(tmp_path.glob("multirun/*/*/0"))
+
+    def test_a_metric_that_is_never_logged_lists_those_that_are(self, tune):
+        ended = tune(LR, "hydra.launcher.metric=val_los")
+        assert ended.code == 1
+        assert "val_los" in ended.output and "val_loss" in ended.output
+        assert "Traceback" not in ended.output
+
+    def test_a_script_without_the_callback_is_told_the_line_to_add(self, tune):
+        ended = tune(LR, "++do=forget")
+        assert ended.code == 1
+        assert "Trainer(callbacks=[HPOCallback()], ...)" in ended.output
+
+    def test_a_bug_common_to_all_trials_ends_the_study_with_its_error(self, tune):
+        ended = tune(LR, "++do=raise", "hydra.launcher.n_trials=20")
+        assert ended.code == 1
+        assert "ValueError: no such data set" in ended.output
+        assert "trial.log" in ended.output
+        assert len(rows(ended.study)) <= 4
+
+    def test_a_folder_that_cannot_be_written(self, tune, tmp_path):
+        (tmp_path / "occupied").write_text("a file")
+        ended = tune(LR, f"hydra.sweep.dir={tmp_path}/occupied/study")
+        assert ended.code == 1
+        assert "cannot be written" in ended.output
+
+    def test_a_second_launcher_is_refused_and_told_who_is_first(self, tune, tmp_path):
+        study = tune(LR).study
+        with Journal.open(study):
+            ended = tune(LR, f"hydra.launcher.study={study}", "hydra.launcher.n_trials=9")
+        assert ended.code == 1
+        assert f"process {os.getpid()}" in ended.output
+        assert len(rows(study)) == 4
+
+    def test_a_changed_space_is_shown_as_a_difference(self, tune):
+        study = tune(LR).study
+        ended = tune("model.lr=tag(log,interval(1e-5,1e-1))", f"hydra.launcher.study={study}")
+        assert ended.code == 1
+        assert "space" in ended.output and "1e-05" in ended.output
+        assert "start a new study in another folder" in ended.output
+
+    def test_a_script_without_a_main_guard(self, server, tmp_path):
+        program = tmp_path / "program.py"
+        program.write_text(PROGRAM.replace('if __name__ == "__main__":\n    main()', "main()"))
+        ended = server.run(program, *TUNE, LR, "hydra.launcher.start_method=spawn", folder=tmp_path)
+        assert ended.code == 1
+        assert '__name__ == "__main__"' in ended.output
+
+
+class TestInterruption:
+    def test_ctrl_c_pauses_what_runs_and_the_same_command_goes_on(self, start, tune):
+        running = start(LR, "+sleep=0.3", "trainer.max_epochs=20", "hydra.launcher.n_workers=2", "hydra.launcher.n_trials=2")
+        running.wait_for(lambda text: text.count("  start") >= 2)
+        time.sleep(1.0)
+        running.signal(signal.SIGINT)
+        ended = running.end()
+        assert "interrupted" in ended.output
+        assert "continue" in ended.output
+        study = Study.load(ended.study)
+        reached = {i: trial.resource for i, trial in study.trials.items()}
+        study.close()
+        assert all(0 < resource < 20 for resource in reached.values())
+        assert list(ended.study.glob("*/checkpoints/*.ckpt"))
+
+    def test_ctrl_c_twice_stops_within_seconds(self, start):
+        running = start(LR, "+sleep=20", "hydra.launcher.n_workers=2", "hydra.launcher.n_trials=2")
+        running.wait_for(lambda text: text.count("  start") >= 2)
+        time.sleep(0.5)
+        running.signal(signal.SIGINT)
+        running.wait_for(lambda text: "Press Ctrl-C again" in text)
+        pressed = time.monotonic()
+        running.signal(signal.SIGINT)
+        ended = running.end()
+        assert time.monotonic() - pressed < 5
+        assert "interrupted" in ended.output
+
+
+def test_a_space_can_be_read_back_from_the_study(tune):
+    ended = tune(LR, "model.units=tag(log,int(interval(4,64)))")
+    with Journal.read(ended.study) as journal:
+        stored = SearchSpace.from_json(journal.header["space"])
+    assert stored == SearchSpace({"model.lr": loguniform(1e-4, 1e-1), "model.units": _log_integers()})
+
+
+def _log_integers():
+    from lightning_hpo import lograndint
+
+    assert randint(4, 64) != lograndint(4, 64)
+    return lograndint(4, 64)
