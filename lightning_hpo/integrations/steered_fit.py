@@ -74,8 +74,7 @@ class SteeredFit:
         """Validations done, sanity checks aside."""
         self._epoch_has_validation = False
         self._decided_at = 0
-        """Largest resource the launcher was asked about."""
-        self._has_reported = False
+        """Largest resource that was reported in this attempt."""
         self._stale: dict[str, Any] = {}
         """Metrics as they were before what is to be reported was logged."""
         self._interruption: Outcome | None = None
@@ -169,7 +168,7 @@ class SteeredFit:
         Raises:
             MetricMissing: if the fit ends and the metric was never seen.
         """
-        if self._interruption is None and not self._has_reported and not self.resumes:
+        if self._interruption is None and self._decided_at == 0 and not self.resumes:
             with self._announcing_errors():
                 raise missing_metric(self._metric, self._trainer.callback_metrics, "during the whole fit")
 
@@ -241,13 +240,12 @@ class SteeredFit:
     def _report(self, resource: int, metrics: dict[str, Any]) -> Answer | None:
         """None: the metric was not due."""
         if self._metric not in metrics:
-            seen_before = self._has_reported or self._metric in self._stale
+            seen_before = self._decided_at > 0 or self._metric in self._stale
             if seen_before or (self._trainer.enable_validation and not self._epoch_has_validation):
                 return None
             where = f"in epoch {self._trainer.current_epoch + 1}"
             raise missing_metric(self._metric, self._trainer.callback_metrics, where)
         value = as_number(self._metric, metrics.pop(self._metric))
-        self._has_reported = True
         return self._channel.report(resource, value, numbers(metrics), self._seconds())
 
     def _seconds(self) -> float:

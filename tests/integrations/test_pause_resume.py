@@ -131,6 +131,7 @@ def test_both_ranks_go_on_as_before(trials: Trials) -> None:
     first = paused.pause_at(2, ranks=2, **options)
     last = paused.run(ranks=2, **options)
     for rank in range(2):
+        assert "returned" in uninterrupted.results[rank], uninterrupted.log
         assert last.results[rank]["returned"] == uninterrupted.results[rank]["returned"]
     assert first.reports | last.reports == uninterrupted.reports
     weights = {result["returned"]["weights"] for result in last.results}

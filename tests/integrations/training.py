@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import lr_scheduler
@@ -258,3 +259,99 @@ def train(
     else:
         trainer.fit(model, train_loader, val_loader if validation else None)
     return outcome(trainer, model, checkpoint)
+
+
+def _trainer(folder: str, *callbacks: Callback, **options: Any) -> Trainer:
+    seed_everything(7)
+    settings: dict[str, Any] = {"max_epochs": 4, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    return Trainer(callbacks=list(callbacks), default_root_dir=folder, **settings | options)
+
+
+def _loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
+    return DataLoader(Points(24, seed=1), 4, shuffle=True), DataLoader(Points(8, seed=2), 4)
+
+
+class Testable(Model):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+
+def test_after_fit(folder: str, method: str) -> str:
+    """Code after ``fit`` that swallows every Exception, as careful scripts do."""
+    trainer, model = _trainer(folder, HPOCallback()), Testable()
+    trainer.fit(model, *_loaders())
+    try:
+        if method == "fit":
+            trainer.fit(model, *_loaders())
+        else:
+            getattr(trainer, method)(model, _loaders()[1])
+    except Exception:
+        return "swallowed"
+    finally:
+        (Path(folder) / "finally").touch()
+    return "went on"
+
+
+def another_trainer(folder: str) -> str:
+    """A second Trainer with the callback in the same script."""
+    _trainer(folder, HPOCallback()).fit(Model(), *_loaders())
+    _trainer(folder, HPOCallback(), max_epochs=2).fit(Model(), *_loaders())
+    return "two fits"
+
+
+def same_callback_again(folder: str) -> str:
+    """The same callback object in a second fit."""
+    callback = HPOCallback()
+    _trainer(folder, callback).fit(Model(), *_loaders())
+    _trainer(folder, callback, max_epochs=2).fit(Model(), *_loaders())
+    return "two fits"
+
+
+def find_learning_rate_first(folder: str) -> float:
+    """The learning rate finder fits with the Trainer before the fit that counts."""
+    trainer, model = _trainer(folder, HPOCallback()), Model()
+    Tuner(trainer).lr_find(model, *_loaders(), num_training=5, mode="linear")
+    trainer.fit(model, *_loaders())
+    return float(trainer.current_epoch)
+
+
+def own_checkpoint_path(folder: str) -> int:
+    """A user who passes ``ckpt_path`` to ``fit``."""
+    trainer, model = _trainer(folder, HPOCallback()), Model()
+    other = Path(folder) / "other.ckpt"
+    if not other.exists():
+        plain = _trainer(folder, max_epochs=1)
+        plain.fit(model, *_loaders())
+        plain.save_checkpoint(other)
+    trainer.fit(model, *_loaders(), ckpt_path=str(other))
+    return trainer.current_epoch
+
+
+def noisy(folder: str, quiet: bool) -> list[str]:
+    """Default Trainer with progress bar and model summary."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    trainer = _trainer(folder, HPOCallback(quiet=quiet), enable_checkpointing=True)
+    trainer.fit(Model(), *_loaders())
+    return [type(callback).__name__ for callback in trainer.callbacks]
+
+
+def launcher_dies(folder: str) -> str:
+    """Reports go nowhere."""
+    trial_channel()._key = b"wrong"  # type: ignore[union-attr]
+    _trainer(folder, HPOCallback()).fit(Model(), *_loaders())
+    return "trained"
+
+
+def without_callback(folder: str) -> bool:
+    """What the launcher can see of a script that forgot the callback."""
+    _trainer(folder).fit(Model(), *_loaders())
+    channel = trial_channel()
+    return channel is not None and channel.callback_seen
+
+
+def weights(folder: str, with_callback: bool) -> str:
+    """Outside a trial: the weights, with or without the callback."""
+    model = Model()
+    trainer = _trainer(folder, *([HPOCallback()] if with_callback else []), enable_progress_bar=False)
+    trainer.fit(model, *_loaders())
+    return digest(model.state_dict())
