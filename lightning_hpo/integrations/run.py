@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo.core.events import Event, StudyContinued
 from lightning_hpo.core.options import ALGORITHMS, StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.errors import BackendError, StudyError
 from lightning_hpo.integrations.config import LauncherOptions
+from lightning_hpo.integrations.warm_up import warm_up
 from lightning_hpo.report.live import RunObserver, make_observer
 from lightning_hpo.report.results import summary, write_results
 from lightning_hpo.runtime.backends.base import Backend, Entry
@@ -26,7 +26,7 @@ from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.suggesting import InlineHost, ProcessHost, SearcherHost
 from lightning_hpo.searchers import make_searcher
 from lightning_hpo.searchers.server import serve
-from lightning_hpo.study import check_same_study, study_header
+from lightning_hpo.study import check_same_study, continued_state, study_header
 
 _NEED_PROCESS = ("bayesopt", "hypertune")
 """Searchers that fit models; the others cost microseconds and compute in the launcher."""
@@ -78,9 +78,8 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
         host = _searcher_process(study_options, backend)
         if host is not None:
             closing.callback(host.close)
-        state = StudyState(setup.space, study_options)
-        journal = closing.enter_context(_open_journal(setup, state))
-        events = _fold(journal, state)
+        journal = closing.enter_context(_open_journal(setup, study_options))
+        state, events = continued_state(journal, study_options)
         if host is not None:
             host.begin(journal.header, events)
         server = closing.enter_context(ChannelServer(setup.folder))
@@ -113,19 +112,6 @@ def _searcher_process(options: StudyOptions, backend: Backend) -> ProcessHost | 
         return None
     forks = getattr(backend, "start_method", None) == "fork"
     return ProcessHost("lightning_hpo.searchers.server", serve if forks else None)
-
-
-def _fold(journal: Journal, state: StudyState) -> list[Event]:
-    """Bring the state to where the journal ends; attempts that ran then are gone. Returns the events."""
-    events = list(journal.events())
-    for event in events:
-        state.handle(event, is_replay=True)
-    if events:
-        continued = StudyContinued(state.progress.time)
-        state.handle(continued)
-        journal.append([continued])
-        events.append(continued)
-    return events
 
 
 def _swept_store(setup: StudySetup, state: StudyState, jobs: JobFactory) -> CheckpointStore:
@@ -185,17 +171,17 @@ def _backend(setup: StudySetup) -> Backend:
         devices=options.devices,
         start_method=options.start_method,  # type: ignore[arg-type]  # checked with the other options
         preload=(*DEFAULT_PRELOAD, *setup.preload),
+        warm_up=warm_up,
     )
 
 
-def _open_journal(setup: StudySetup, state: StudyState) -> Journal:
+def _open_journal(setup: StudySetup, options: StudyOptions) -> Journal:
     if not Journal.exists(setup.folder):
-        header = study_header(setup.space, state.options) | setup.extra_header
+        header = study_header(setup.space, options) | setup.extra_header
         return Journal.create(setup.folder, header)
     journal = Journal.open(setup.folder)
     try:
-        check_same_study(journal.header, setup.space, state.options)
-        journal.set_header(options=state.options.to_json())
+        check_same_study(journal.header, setup.space, options)
     except BaseException:
         journal.close()
         raise

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_hpo.errors import BackendError
-from lightning_hpo.runtime.backends.base import Entry
+from lightning_hpo.runtime.backends.base import Entry, WarmUp
 
 
 class FunctionReference:
@@ -61,7 +61,7 @@ def main_is_importable() -> bool:
     return getattr(main, "__file__", None) is not None or getattr(main, "__spec__", None) is not None
 
 
-def dump_entry(entry: Entry) -> bytes:
+def dump_entry(entry: Entry | WarmUp | None) -> bytes:
     """The entry for another interpreter: by pickle, or by cloudpickle if that is installed and pickle cannot.
 
     Raises:

@@ -53,6 +53,9 @@ class Job:
 Entry: TypeAlias = Callable[[Job], None]
 """Runs the user's training in the child. What it raises goes to the log and ends the attempt with exit code 1."""
 
+WarmUp: TypeAlias = Callable[[], None]
+"""Done once in the process from which trials are forked, so that they find it done."""
+
 
 @dataclass(frozen=True, slots=True)
 class Started:

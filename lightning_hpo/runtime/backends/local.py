@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from lightning_hpo.errors import BackendError, OptionError, did_you_mean
 from lightning_hpo.runtime import processes
 from lightning_hpo.runtime.backends import zygote
-from lightning_hpo.runtime.backends.base import Entry, Exit, Job, Started
+from lightning_hpo.runtime.backends.base import Entry, Exit, Job, Started, WarmUp
 from lightning_hpo.runtime.backends.slots import Slot, SlotPool, available_cores
 from lightning_hpo.runtime.script import ScriptImport, dump_entry, refuse_nested_sweep
 
@@ -83,6 +83,8 @@ class LocalBackend:
         devices: ids of the GPUs to use; None looks for them.
         start_method: how the trials' processes are made; ``auto`` takes the fastest that is safe.
         preload: modules imported once, ahead of the trials. One that does not exist is left out.
+        warm_up: called once, after the imports, in the process from which trials are forked. Not called for trials on
+            GPUs, because a process that has touched CUDA cannot be forked.
         threads_per_trial: for torch and OpenMP; None shares the cores among the trials, unless the user has set
             ``OMP_NUM_THREADS``.
 
@@ -100,6 +102,7 @@ class LocalBackend:
         start_method: StartMethod = "auto",
         preload: Sequence[str] = DEFAULT_PRELOAD,
         threads_per_trial: int | None = None,
+        warm_up: WarmUp | None = None,
     ) -> None:
         refuse_nested_sweep()
         if start_method not in get_args(StartMethod):
@@ -111,6 +114,7 @@ class LocalBackend:
         self._entry = entry
         self._preload = tuple(preload)
         self._threads = threads_per_trial
+        self._warm_up = warm_up
         self._running: dict[tuple[int, int], _Running] = {}
         self._pending: list[Started | Exit] = []
         self._doorbell, self._doorbell_end = os.pipe()
@@ -338,7 +342,7 @@ class LocalBackend:
 
         def child() -> None:
             here.close()
-            zygote.serve_forked(there, launcher, self._entry, self._preload, self._uses_gpu)
+            zygote.serve_forked(there, launcher, self._entry, self._preload, self._warm_up, self._uses_gpu)
 
         pid = processes.fork(child)
         there.close()
@@ -370,6 +374,7 @@ class LocalBackend:
             start_method=start_method,
             reason=reason,
             entry=blob,
+            warm_up=base64.b64encode(dump_entry(self._warm_up)).decode(),
             script=ScriptImport.describe(),
             preload=self._preload,
             uses_gpu=self._uses_gpu,

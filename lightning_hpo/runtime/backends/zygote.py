@@ -28,7 +28,8 @@ from typing import Any, NoReturn
 
 from lightning_hpo.errors import BackendError
 from lightning_hpo.runtime import processes
-from lightning_hpo.runtime.backends.base import Entry, Job
+from lightning_hpo.runtime.backends.base import Entry, Job, WarmUp
+from lightning_hpo.runtime.backends.slots import VISIBLE_DEVICES
 from lightning_hpo.runtime.backends.trial_server import EXIT_NO_MAIN_GUARD, TrialServer
 from lightning_hpo.runtime.script import ScriptImport
 
@@ -38,12 +39,17 @@ _WATCH_PERIOD_S = 0.5
 
 
 def serve_forked(
-    connection: Connection[Any, Any], launcher: int, entry: Entry, preload: Sequence[str], uses_gpu: bool
+    connection: Connection[Any, Any],
+    launcher: int,
+    entry: Entry,
+    preload: Sequence[str],
+    warm_up: WarmUp | None,
+    uses_gpu: bool,
 ) -> None:
     """Body of a zygote: a fork of the launcher."""
     _become_server()
     with _dying_with(launcher):
-        _preload(preload)
+        _prepare(preload, warm_up, uses_gpu)
     hazard = processes.fork_hazard() or processes.probe_fork(uses_gpu)
     if hazard is not None:
         _tell(connection, event="unfit", reason=hazard)
@@ -64,10 +70,11 @@ def serve_fresh(fd: int, launcher: int) -> None:
             try:
                 ScriptImport.run(script)
                 entry: Entry = pickle.loads(base64.b64decode(blob))
+                warm_up: WarmUp | None = pickle.loads(base64.b64decode(setup["warm_up"]))
             except Exception as problem:
                 _tell(connection, event="failed", message=_message(problem))
                 return
-            _preload(preload)
+            _prepare(preload, warm_up, setup["uses_gpu"])
         hazard = processes.fork_hazard() or processes.probe_fork(setup["uses_gpu"])
         if hazard is None:
             _tell(connection, event="ready", start_method="forkserver", reason=reason)
@@ -183,6 +190,18 @@ def _dying_with(launcher: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _prepare(preload: Iterable[str], warm_up: WarmUp | None, uses_gpu: bool) -> None:
+    """Import and do once what every trial would import and do."""
+    if not uses_gpu:
+        # The trials see no device either. So torch finds none, and does not start CUDA in this process.
+        os.environ[VISIBLE_DEVICES] = ""
+    _preload(preload)
+    if warm_up is not None and not uses_gpu:
+        # It only saves time, so its failure is none.
+        with contextlib.suppress(Exception):
+            warm_up()
 
 
 def _preload(modules: Iterable[str]) -> None:
