@@ -71,7 +71,7 @@ LAYERS = {
     ),
     "report": Layer(
         ours=some("errors", "core", "runtime", "report", "study"),
-        heavy=some("rich", "numpy"),
+        heavy=some("rich", "numpy", "yaml"),
         heavy_inside_functions=some("plotly", "optuna"),
     ),
     "cli": Layer(
