@@ -49,6 +49,8 @@ class GaussianProcessSearcher:
 
     def suggest(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
         early = too_early(view, self._options)
+        if early is None and not view.space.domains:
+            early = "there is nothing to search"
         if early is not None:
             return random_suggestion(view, request, self._options, early)
         try:

@@ -89,6 +89,8 @@ class FittedModel:
     is_refitted: bool
     remark: str = ""
     """What went wrong, for people."""
+    level_weights: dict[int, float] | None = None
+    """Of an ensemble of levels: resource -> weight."""
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +111,6 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
     data = _observations(history, normalisation, name, options, rng)
     counts = history.counts()
     state = None if view.state is None or "parameters" not in view.state else view.state
-    known = None if state is None else state["parameters"]
     if not needs_refit(state, options, len(history), counts[view.max_t]):
         assert state is not None
         theta = surrogate.space.theta(state["parameters"])
@@ -117,10 +118,10 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
             name, surrogate, history, data, normalisation, theta, surrogate.posterior(data, theta), dict(state), False
         )
     fit_options = FitOptions(options.opt_nstarts, options.opt_maxiter, options.opt_warmstart)
-    found = fit(surrogate, data, fit_options, rng, known)
+    found = fit(surrogate, data, fit_options, rng, state)
     state = {
         **(state or {}),
-        "parameters": surrogate.space.values(found.theta),
+        **found.state,
         "num_observations": len(history),
         "num_at_max_t": counts[view.max_t],
     }

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView, SuggestRequest
+from lightning_hpo.errors import OptionError
 from lightning_hpo.searchers.gp import _ENSEMBLE, GaussianProcessSearcher
 
 if TYPE_CHECKING:
@@ -24,6 +26,14 @@ class HyperTune(GaussianProcessSearcher):
     """
 
     default_model = "gp_independent"
+
+    def __init__(self, options: SearcherOptions) -> None:
+        if options.model in ("gp_expdecay", "gp_issm"):
+            raise OptionError(
+                f"searcher.model={options.model} has no levels to choose among, as Hyper-Tune does. "
+                "Use gp_independent or gp_multitask, or the algorithm mobster."
+            )
+        super().__init__(options)
 
     def _adapt(
         self, view: SearchView, model: FittedModel, request: SuggestRequest

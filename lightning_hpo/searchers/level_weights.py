@@ -64,4 +64,4 @@ def ensemble_posterior(model: FittedModel) -> FittedModel:
     observed = set(model.data.resource.tolist())
     weights = {level: weight for level, weight in model.state.get("level_weights", ()) if level in observed}
     kept = ensemble_weights(weights) or {min(observed): 1.0}
-    return dataclasses.replace(model, posterior=EnsemblePosterior(model.posterior, kept))
+    return dataclasses.replace(model, posterior=EnsemblePosterior(model.posterior, kept), level_weights=kept)

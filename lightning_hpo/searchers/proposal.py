@@ -125,6 +125,8 @@ def _reason(view: SearchView, options: SearcherOptions, model: FittedModel, reso
     else:
         what = f"EI {math.exp(-min(value, 700.0)) * scale:.3g}"
     where = "" if model.name == SINGLE_FIDELITY else f" {place(view, resource)}"
+    if model.level_weights is not None:
+        where = " of levels " + " + ".join(f"{weight:.2g} * {level}" for level, weight in model.level_weights.items())
     return f"{what}{where}, from {len(model.history)} observations{model.remark}"
 
 
