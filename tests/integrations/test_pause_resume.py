@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -136,3 +137,11 @@ def test_both_ranks_go_on_as_before(trials: Trials) -> None:
     assert first.reports | last.reports == uninterrupted.reports
     weights = {result["returned"]["weights"] for result in last.results}
     assert len(weights) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_pauses_change_nothing_on_a_gpu(trials: Trials, precision: str) -> None:
+    # 16-mixed has a gradient scaler with a state of its own; dropout draws from the device's generator.
+    pauses_change_nothing(trials, (1, 3), accelerator="gpu", precision=precision, deterministic=True)
