@@ -1,0 +1,261 @@
+"""``lightning-hpo``: look at a study folder, also while the study runs.
+
+A command is an entry of :data:`COMMANDS`; what it does lives elsewhere and is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_hpo.errors import HpoError, OptionError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from lightning_hpo.core.trial import Checkpoint
+
+EXIT_ERROR = 2
+_EXIT_INTERRUPTED = 130
+_WIDTH_OF_FILES = 200
+"""Columns where there is no screen."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command."""
+
+    name: str
+    summary: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    """Adds its arguments."""
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, or 2 with one line on standard error."""
+    options = make_parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+        return 0
+    except HpoError as problem:
+        print(f"lightning-hpo: {problem}", file=sys.stderr)
+        return EXIT_ERROR
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough; Python's own flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    from lightning_hpo import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="lightning-hpo",
+        description="Look at a hyperparameter study, also while it runs.",
+        epilog="Without DIR a command takes the study in the current folder, or the newest one below ./multirun.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = parsers.add_parser(command.name, help=command.summary, description=_sentence(command.summary))
+        command.declare(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+def _declare_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="the study folder")
+
+
+def _declare_json(parser: argparse.ArgumentParser) -> None:
+    _declare_folder(parser)
+    parser.add_argument("--json", action="store_true", help="write JSON")
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    from lightning_hpo.report.folder import find_study
+
+    return find_study(Path(".")) if options.folder is None else Path(options.folder)
+
+
+def _show(parts: Sequence[RenderableType]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _show_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+
+def _status(options: argparse.Namespace) -> None:
+    from lightning_hpo.report import overview
+    from lightning_hpo.report.folder import read_study
+
+    study = read_study(_folder(options))
+    if options.json:
+        _show_json(overview.status_json(study))
+    else:
+        _show(overview.status(study))
+
+
+def _declare_trials(parser: argparse.ArgumentParser) -> None:
+    from lightning_hpo.core.trial import TrialStatus
+    from lightning_hpo.report.overview import SORT_KEYS
+
+    _declare_json(parser)
+    parser.add_argument("--sort", choices=SORT_KEYS, default="id", help="order: number, best value, or longest trained")
+    parser.add_argument("--status", choices=[s.value for s in TrialStatus], help="only trials with this status")
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _trials(options: argparse.Namespace) -> None:
+    from lightning_hpo.report import overview
+    from lightning_hpo.report.folder import read_study
+
+    study = read_study(_folder(options))
+    chosen = overview.choose_trials(study, options.sort, options.status, options.limit)
+    if options.json:
+        _show_json(overview.trials_json(study, chosen))
+    else:
+        _show(overview.trials(study, chosen))
+
+
+def _best(options: argparse.Namespace) -> None:
+    from lightning_hpo.report import overview
+    from lightning_hpo.report.folder import read_study
+
+    study = read_study(_folder(options))
+    if options.json:
+        _show_json(overview.best_json(study))
+    else:
+        _show(overview.best(study))
+
+
+def _declare_why(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("which", metavar="[DIR] ID", nargs="+", help="the study folder, and the number of a trial")
+
+
+def _why(options: argparse.Namespace) -> None:
+    from rich.text import Text
+
+    from lightning_hpo.report.folder import find_study
+    from lightning_hpo.report.story import tell_story
+
+    *folders, trial = options.which
+    if len(folders) > 1 or not trial.isdecimal():
+        raise OptionError(
+            f"'why {' '.join(options.which)}' names no trial. "
+            "Give the number of one, after the study folder if need be: lightning-hpo why DIR 17"
+        )
+    folder = Path(folders[0]) if folders else find_study(Path("."))
+    _show([Text(tell_story(folder, int(trial)))])
+
+
+def _declare_export(parser: argparse.ArgumentParser) -> None:
+    from lightning_hpo.report.export import KINDS
+
+    _declare_folder(parser)
+    parser.add_argument(
+        "--to",
+        nargs=2,
+        metavar=("FORMAT", "FILE"),
+        required=True,
+        help=f"the format ({', '.join(KINDS)}) and the file to write; optuna writes an SQLite storage",
+    )
+
+
+def _export(options: argparse.Namespace) -> None:
+    from lightning_hpo.errors import did_you_mean
+    from lightning_hpo.report.export import KINDS, export
+
+    kind, target = options.to
+    if kind not in KINDS:
+        raise OptionError(f"{kind!r} is no format.{did_you_mean(kind, KINDS)} Use one of: {', '.join(KINDS)}.")
+    export(_folder(options), kind, Path(target))
+    print(target)
+
+
+def _declare_report(parser: argparse.ArgumentParser) -> None:
+    _declare_folder(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the file to write (default: report.html in DIR)")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from lightning_hpo.report.page import write_page
+
+    print(write_page(_folder(options), options.output))
+
+
+def _declare_clean(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the study folder")
+    parser.add_argument("--all", action="store_true", help="also those of paused trials and of the best one")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _clean(options: argparse.Namespace) -> None:
+    from lightning_hpo.report import formats
+    from lightning_hpo.report.cleaning import clean
+
+    def confirm(doomed: dict[int, Checkpoint]) -> bool:
+        if options.yes or not doomed:
+            return True
+        if not sys.stdin.isatty():
+            raise OptionError("There is nobody to ask whether checkpoints may be deleted. Add --yes.")
+        size = formats.size(sum(checkpoint.size for checkpoint in doomed.values()))
+        loss = "Paused trials will start from the beginning, and the best one's is among them. " if options.all else ""
+        with contextlib.suppress(EOFError):
+            return input(f"Delete {len(doomed)} checkpoints ({size})? {loss}[y/N] ").strip().lower() in ("y", "yes")
+        return False
+
+    cleaned = clean(options.folder, everything=options.all, confirm=confirm)
+    if cleaned is None:
+        print("Nothing was deleted.")
+        return
+    strays = f", and {len(cleaned.strays)} that no trial had recorded" if cleaned.strays else ""
+    print(f"{len(cleaned.trials)} checkpoints deleted ({formats.size(cleaned.size)}){strays}.")
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("status", "show where a study stands", _declare_json, _status),
+    Command("trials", "list the trials of a study", _declare_trials, _trials),
+    Command("best", "show the best trials with their configurations", _declare_json, _best),
+    Command("why", "tell the story of one trial: every decision and its reason", _declare_why, _why),
+    Command("export", "write all reports to a file for other programs", _declare_export, _export),
+    Command("report", "write one HTML page with plots", _declare_report, _report),
+    Command("clean", "delete checkpoints that are not needed any more", _declare_clean, _clean),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""One line per decision: what happened to which trial, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_hpo.core.events import AttemptEnded, Decision, Event, Outcome, Reported, Resume, Start, Told, Verdict
+from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import TrialStatus
+from lightning_hpo.report import formats
+from lightning_hpo.report.folder import trial_log
+from lightning_hpo.report.tally import Tally, is_rung
+
+
+class DecisionLines:
+    """Writes the lines. Reports that lead to no decision give none.
+
+    Args:
+        state: the study before the first event, or after it.
+        folder: the study folder, as the user named it.
+        unit: of resource.
+    """
+
+    def __init__(self, state: StudyState, folder: Path, unit: str) -> None:
+        self._folder = folder
+        self._unit = unit
+        self._metric = formats.plain(state.options.metric)
+        self._names = formats.short_names(state.space.domains)
+        self._tally = Tally(state)
+        self._to_retry = {trial.id for trial in state.trials.values() if trial.status is TrialStatus.WAITING}
+        """Trials whose next resume is another try and no promotion."""
+        self._completed: set[int] = set()
+
+    @property
+    def tally(self) -> Tally:
+        """The study's figures, up to the last event."""
+        return self._tally
+
+    def of(self, event: Event, decisions: Sequence[Decision], state: StudyState) -> list[tuple[str, bool]]:
+        """The lines of an event that ``state`` has handled, each with whether it tells of a failure."""
+        is_new = self._tally.update(event, state)
+        lines = []
+        if isinstance(event, AttemptEnded):
+            lines.append(self._ended(event, state))
+        for decision in decisions:
+            if isinstance(decision, Start):
+                lines.append(self._started(event.time, decision, state))
+            elif isinstance(decision, Resume):
+                lines.append(self._resumed(event.time, decision, state))
+            elif isinstance(decision, Told) and isinstance(event, Reported) and is_new:
+                lines.append(self._told(event, decision, state))
+        return [line for line in lines if line is not None]
+
+    def _started(self, time: float, start: Start, state: StudyState) -> tuple[str, bool]:
+        trial = state.trials[start.trial_id]
+        config = formats.configuration(trial.config, self._names)
+        return _line(time, trial.id, "start", f"{config}  ({formats.plain(trial.reason) or trial.origin})"), False
+
+    def _resumed(self, time: float, resume: Resume, state: StudyState) -> tuple[str, bool]:
+        origin = f"from {self._unit} {resume.from_resource}" if resume.from_resource else "from the beginning"
+        if resume.trial_id in self._to_retry:
+            self._to_retry.discard(resume.trial_id)
+            return _line(time, resume.trial_id, "retry", f"{origin}, attempt {resume.attempt}"), False
+        reason = formats.plain(state.trials[resume.trial_id].reason)
+        return _line(time, resume.trial_id, "resume", f"{origin} to {resume.milestone}  ({reason})"), False
+
+    def _told(self, event: Reported, told: Told, state: StudyState) -> tuple[str, bool] | None:
+        if told.completed:
+            what = "complete"
+            self._completed.add(told.trial_id)
+        elif told.verdict is not Verdict.CONTINUE:
+            what = told.verdict.value
+        elif is_rung(state, state.trials[told.trial_id], event.resource):
+            what = "continue"
+        else:
+            return None
+        result = f"{self._unit} {event.resource}  {self._metric}={formats.number(event.value)}"
+        return _line(event.time, told.trial_id, what, f"{result}  ({formats.plain(told.reason)})"), False
+
+    def _ended(self, event: AttemptEnded, state: StudyState) -> tuple[str, bool] | None:
+        trial = state.trials[event.trial_id]
+        if event.attempt != trial.attempt:
+            return None
+        if trial.status is TrialStatus.WAITING:
+            self._to_retry.add(trial.id)
+        error = formats.error_line(event.error)
+        if trial.status is TrialStatus.FAILED:
+            log = trial_log(self._folder, trial)
+            where = f"  ({log})" if log is not None else ""
+            text = formats.error_line(trial.error) or "no error was told"
+            return _line(event.time, trial.id, "fail", f"{text}{where}"), True
+        if event.outcome is Outcome.LOST:
+            again = "; will be tried again" if trial.status is TrialStatus.WAITING else ""
+            return _line(event.time, trial.id, "lost", f"{error or 'its process is gone'}{again}"), True
+        if trial.status is TrialStatus.COMPLETED and trial.id not in self._completed:
+            text = f"{self._unit} {trial.resource}  (it ended by itself)"
+            return _line(event.time, trial.id, "complete", text), False
+        return None
+
+
+def _line(time: float, trial_id: int, what: str, text: str) -> str:
+    return f"{formats.duration(time):>8}  trial {trial_id:<4} {what:<8}  {text}"

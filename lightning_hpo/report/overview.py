@@ -1,0 +1,132 @@
+"""What ``lightning-hpo status``, ``trials`` and ``best`` show of a study folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from lightning_hpo.core.options import ALGORITHMS
+from lightning_hpo.core.trial import TrialStatus
+from lightning_hpo.report import formats
+from lightning_hpo.report.folder import StudyFolder, params, trial_log
+from lightning_hpo.report.header import ending
+from lightning_hpo.report.live_table import rung_line, shown_trials, trial_table
+from lightning_hpo.report.results import best_rows, counts_line, disk_line, failure_lines, spent_line, table, trial_row
+from lightning_hpo.report.tally import Tally, counts
+
+SORT_KEYS = ("id", "value", "resource")
+_STATUS_ROWS = 10
+
+
+def status(study: StudyFolder) -> list[RenderableType]:
+    """Where the study stands: who works on it, the best, the running and leading trials, failures."""
+    state, unit = study.state, study.unit
+    options = state.options
+    tally = Tally(state)
+    algorithm = f"{options.algorithm} ({ALGORITHMS[options.algorithm].summary})"
+    rows = [
+        ("algorithm", f"{algorithm}, {options.mode} {formats.plain(options.metric)}"),
+        ("space", formats.space(state.space) or "nothing is searched"),
+        ("ends", ending(options)),
+    ]
+    if len(tally.rungs) > 1:
+        rows.append(("rungs", rung_line(tally)))
+    rows += best_rows(state, unit)
+    rows += [("trials", counts_line(state)), ("spent", spent_line(state, tally, unit))]
+    disk = disk_line(state)
+    if disk:
+        rows.append(("checkpoints", disk))
+    rows.append(("elapsed", formats.duration(state.progress.time)))
+    shown = shown_trials(state, tally, _STATUS_ROWS)
+    parts: list[RenderableType] = [trial_table(state, tally, shown, unit)] if shown else []
+    failures = failure_lines(state, study.path)
+    if failures:
+        parts.append(Text("\n" + "\n".join(failures), style="red"))
+    # The last question uses the state up.
+    where = f"is worked on by {study.holder}" if study.holder else _resting(study.why_ended())
+    return [Text(f"Study {study.path} {where}\n{table(rows)}\n"), *parts]
+
+
+def _resting(why_ended: str | None) -> str:
+    return "is not running and can be continued" if why_ended is None else f"has ended: {why_ended}"
+
+
+def trials(study: StudyFolder, chosen: Sequence[int]) -> list[RenderableType]:
+    """The table of the chosen trials, with whole configurations."""
+    return [trial_table(study.state, Tally(study.state), chosen, study.unit, is_complete=True)]
+
+
+def choose_trials(
+    study: StudyFolder, sort: str = "id", status: str | None = None, limit: int | None = None
+) -> list[int]:
+    """Trials in the order of one of :data:`SORT_KEYS`: by number, best value first, or largest resource first."""
+    state = study.state
+    wanted = [i for i, trial in state.trials.items() if status is None or trial.status is TrialStatus(status)]
+    if sort == "value":
+        place = {trial_id: n for n, trial_id in enumerate(Tally(state).ordered())}
+        wanted.sort(key=lambda i: place.get(i, len(place)))
+    elif sort == "resource":
+        wanted.sort(key=lambda i: -state.trials[i].resource)
+    return wanted if limit is None else wanted[:limit]
+
+
+def best(study: StudyFolder) -> list[RenderableType]:
+    """The best trials in both senses, with whole configurations."""
+    state = study.state
+    parts: list[RenderableType] = [Text(table(best_rows(state, study.unit)))]
+    found = dict.fromkeys(b[0] for b in (state.best_full, state.best_any) if b is not None)
+    for trial_id in found:
+        config = state.space.with_constants(state.trials[trial_id].config)
+        rows = [(formats.plain(name), formats.plain(formats.exact(item))) for name, item in config.items()]
+        parts.append(Text(f"\ntrial {trial_id}\n{table(rows)}" if rows else f"\ntrial {trial_id}"))
+    return parts
+
+
+# ------------------------------------------------------------------------------------------- json
+
+
+def trials_json(study: StudyFolder, chosen: Sequence[int]) -> list[dict[str, Any]]:
+    """The chosen trials as JSON data: the columns of ``trials.csv``, the log, configuration and curve."""
+    found = []
+    for trial_id in chosen:
+        trial = study.state.trials[trial_id]
+        log = trial_log(study.path, trial)
+        row = {k: formats.json_value(v) for k, v in trial_row(study.state, trial).items()}
+        curve = {str(resource): formats.json_value(value) for resource, value in trial.curve.items()}
+        found.append(row | {"log": None if log is None else str(log), "config": trial.config, "curve": curve})
+    return found
+
+
+def best_json(study: StudyFolder) -> dict[str, Any]:
+    """Both incumbents as JSON data, None where there is none."""
+    state = study.state
+    found: dict[str, Any] = {"metric": state.options.metric, "mode": state.options.mode}
+    for name, incumbent in (("best_at_full_resource", state.best_full), ("best_seen", state.best_any)):
+        if incumbent is None:
+            found[name] = None
+            continue
+        trial_id, resource, value = incumbent
+        config = params(state, trial_id)
+        found[name] = {"trial": trial_id, "resource": resource, "value": value, "params": config}
+    return found
+
+
+def status_json(study: StudyFolder) -> dict[str, Any]:
+    """Where the study stands, as JSON data."""
+    state = study.state
+    tally = Tally(state)
+    found = {
+        "study": str(study.path),
+        "algorithm": state.options.algorithm,
+        "is_running": study.is_running,
+        "worked_on_by": study.holder,
+        **best_json(study),
+        "trials": {"total": len(state.trials)} | {status.value: n for status, n in counts(state).items()},
+        "resource": {"trained": tally.trained, "full_training": tally.full_training(state)},
+        "rungs": {str(level): {"trials": rung.count, "best": rung.best} for level, rung in tally.rungs.items()},
+        "elapsed_seconds": round(state.progress.time, 3),
+    }
+    return found | {"ended": study.why_ended()}

@@ -1,0 +1,322 @@
+"""What a study leaves behind: ``optimization_results.yaml``, ``trials.csv`` and the closing summary."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import Config, Trial, TrialStatus
+from lightning_hpo.errors import StudyError
+from lightning_hpo.report import formats
+from lightning_hpo.report.folder import params, trial_log
+from lightning_hpo.report.tally import Tally, counts
+from lightning_hpo.study import Recommendation
+
+RESULTS_NAME = "optimization_results.yaml"
+TRIALS_NAME = "trials.csv"
+
+_COLUMNS = (
+    "trial", "status", "bracket", "origin", "resource", "last_value", "best_value", "best_resource", "value_at_max_t",
+    "cost", "seconds", "attempts", "error", "reason",
+)  # fmt: skip
+_MAX_FAILED_SHOWN = 5
+
+
+def write_results(
+    folder: Path,
+    state: StudyState,
+    *,
+    reason: str,
+    recommendation: Recommendation | None = None,
+) -> tuple[Path, Path]:
+    """Write ``optimization_results.yaml`` and ``trials.csv``; each is replaced at once or not at all.
+
+    Args:
+        folder: the study folder.
+        reason: why the study ended.
+        recommendation: from :meth:`lightning_hpo.Study.recommend`, if there is one.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        StudyError: if they cannot be written.
+    """
+    results, trials = folder / RESULTS_NAME, folder / TRIALS_NAME
+    write_atomically(results, results_yaml(state, reason, recommendation))
+    write_atomically(trials, trials_csv(state))
+    return results, trials
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file's content; whoever reads it sees all of the old or all of the new one.
+
+    Raises:
+        StudyError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    try:
+        try:
+            with open(temporary, "x", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as problem:
+        raise StudyError(
+            f"{path} cannot be written: {problem.strerror or problem}. "
+            "Make room on the disk, or choose a folder you may write to."
+        ) from problem
+
+
+# ------------------------------------------------------------------------------------------- yaml
+
+
+def results_yaml(state: StudyState, reason: str, recommendation: Recommendation | None = None) -> str:
+    """The content of ``optimization_results.yaml``.
+
+    ``best_params`` and ``best_value`` are those of the best trial at full resource; while no trial got that far, of the
+    best one seen.
+    """
+    best = state.best_full or state.best_any
+    tally = Tally(state)
+    data: dict[str, Any] = {
+        "name": "lightning_hpo",
+        "best_params": {} if best is None else params(state, best[0]),
+        "best_value": None if best is None else best[2],
+        "metric": state.options.metric,
+        "mode": state.options.mode,
+        "algorithm": state.options.algorithm,
+        "best_at_full_resource": _incumbent(state, state.best_full),
+        "best_seen": _incumbent(state, state.best_any),
+    }
+    if recommendation is not None:
+        data["recommended"] = {
+            "trial": recommendation.trial_id,
+            "params": state.space.searched(recommendation.config),
+            "expected_value": recommendation.mean,
+            "standard_deviation": recommendation.std,
+        }
+    data |= {
+        "trials": {"total": len(state.trials)} | {status.value: count for status, count in counts(state).items()},
+        "resource": {"trained": tally.trained, "full_training": tally.full_training(state)},
+        "elapsed_seconds": round(state.progress.time, 3),
+        "ended": reason,
+    }
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)
+    return str(text)
+
+
+def _incumbent(state: StudyState, best: tuple[int, int, float] | None) -> dict[str, Any] | None:
+    if best is None:
+        return None
+    trial_id, resource, value = best
+    return {"trial": trial_id, "resource": resource, "value": value, "params": params(state, trial_id)}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that YAML 1.2 and OmegaConf would read as numbers: ``1e-3``."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    try:
+        float(text)
+    except ValueError:
+        return dumper.represent_str(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+# -------------------------------------------------------------------------------------------- csv
+
+
+def trials_csv(state: StudyState) -> str:
+    """The content of ``trials.csv``: one row per trial, the hyperparameters last, under the user's names."""
+    names = list(state.space.domains)
+    rows = ([*trial_row(state, trial).values(), *values_of(trial, names)] for trial in state.trials.values())
+    return csv_text([*_COLUMNS, *column_names(names, _COLUMNS)], rows)
+
+
+def trial_row(state: StudyState, trial: Trial) -> dict[str, Any]:
+    """What ``trials.csv`` tells of a trial besides its hyperparameters: column -> value."""
+    finite = [(state.criterion(v), r) for r, v in trial.curve.items() if math.isfinite(v)]
+    criterion, resource = min(finite, default=(None, None))
+    max_t = state.scheduler.max_t
+    values = (
+        trial.id,
+        trial.status.value,
+        trial.bracket,
+        trial.origin,
+        trial.resource,
+        trial.curve.get(trial.resource),
+        None if criterion is None else state.criterion(criterion),
+        resource,
+        None if max_t is None else trial.curve.get(max_t),
+        trial.cost or None,
+        round(state.busy_seconds(trial.id), 3),
+        trial.attempt,
+        formats.error_line(trial.error) or None,
+        trial.reason,
+    )
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def column_names(names: Sequence[str], taken: Iterable[str]) -> list[str]:
+    """Names of the hyperparameters' columns: their own; ``config.<name>`` for one that is a column of ours already."""
+    used = {*taken, *names}
+    found = []
+    for name in names:
+        column = name
+        while column in taken or (column != name and column in used):
+            column = f"config.{column}"
+        used.add(column)
+        found.append(column)
+    return found
+
+
+def values_of(trial: Trial, names: Sequence[str]) -> list[Any]:
+    """Values of the hyperparameters for a table: lists, dicts and booleans as in JSON, None empty."""
+    values = [trial.config.get(name) for name in names]
+    return [item if item is None or isinstance(item, float) else formats.exact(item) for item in values]
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Comma-separated values with a line of column names; None is empty, not-a-number ``nan``."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------- summary
+
+
+def summary(
+    state: StudyState,
+    folder: Path,
+    *,
+    reason: str,
+    unit: str = "epoch",
+    recommendation: Recommendation | None = None,
+    retrain: Callable[[Config], str] | None = None,
+    continue_command: str | None = None,
+    log_of: Callable[[int], Path] | None = None,
+) -> str:
+    """The closing words of a study.
+
+    Args:
+        folder: the study folder, as the user named it.
+        reason: why the study ended.
+        unit: of resource.
+        recommendation: from :meth:`lightning_hpo.Study.recommend`, if there is one.
+        retrain: configuration with constants -> the command line that trains it alone.
+        continue_command: the command line that continues the study.
+        log_of: trial id -> the log of a failed trial; default: looked for in ``folder``.
+    """
+    tally = Tally(state)
+    rows = best_rows(state, unit)
+    if recommendation is not None:
+        rows.append(("recommended", _recommended(state, recommendation)))
+    rows += [("trials", counts_line(state)), ("spent", spent_line(state, tally, unit))]
+    disk = disk_line(state)
+    if disk:
+        rows.append(("checkpoints", disk))
+    rows.append(("results", f"{folder / RESULTS_NAME}, {TRIALS_NAME}"))
+    text = f"The study ended after {formats.duration(state.progress.time)}: {reason}.\n" + table(rows)
+    failures = failure_lines(state, folder, log_of)
+    if failures:
+        text += "\n\n" + "\n".join(failures)
+    best = state.best_full or state.best_any
+    commands = [("look", f"lightning-hpo status {formats.quoted(folder)}")]
+    if continue_command is not None:
+        commands.insert(0, ("continue", continue_command))
+    if retrain is not None and best is not None:
+        chosen = recommendation.trial_id if recommendation is not None else best[0]
+        config = state.space.with_constants(state.trials[chosen].config)
+        commands.insert(0, (f"train trial {chosen}", retrain(config)))
+    return f"{text}\n\n{table(commands)}"
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Two columns, the first one as wide as its longest entry."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
+
+
+def best_rows(state: StudyState, unit: str) -> list[tuple[str, str]]:
+    """Best at full resource and best seen, each named as such."""
+    full, seen = state.best_full, state.best_any
+    if seen is None:
+        return [("best", "no trial has reported a finite value")]
+    rows = [("best seen", _best_line(state, seen, unit))]
+    if full is None:
+        rows.insert(0, ("best at full resource", "no trial was trained to the end"))
+    else:
+        rows.insert(0, ("best at full resource", _best_line(state, full, unit)))
+    return rows
+
+
+def _best_line(state: StudyState, best: tuple[int, int, float], unit: str) -> str:
+    trial_id, resource, value = best
+    config = formats.configuration(params(state, trial_id), formats.short_names(state.space.domains))
+    result = f"{formats.plain(state.options.metric)}={formats.number(value)}"
+    return f"{result}  {unit} {resource}  trial {trial_id}  {config}"
+
+
+def _recommended(state: StudyState, recommendation: Recommendation) -> str:
+    names = formats.short_names(state.space.domains)
+    config = formats.configuration(state.space.searched(recommendation.config), names)
+    spread = f" ± {formats.number(recommendation.std)}" if math.isfinite(recommendation.std) else ""
+    return f"expected {formats.number(recommendation.mean)}{spread}  trial {recommendation.trial_id}  {config}"
+
+
+def counts_line(state: StudyState) -> str:
+    """``20: 12 paused, 7 stopped, 1 completed``."""
+    parts = ", ".join(f"{count} {status}" for status, count in counts(state).items())
+    return f"{len(state.trials)}: {parts}" if parts else "none"
+
+
+def spent_line(state: StudyState, tally: Tally, unit: str) -> str:
+    """What was trained, against training every trial to the end."""
+    trained, full = tally.trained, tally.full_training(state)
+    if not full or full <= trained:
+        return formats.amount(trained, unit)
+    saved = formats.share(full - trained, full)
+    return f"{formats.amount(trained, unit)} instead of {full:,} for full training: {saved} saved"
+
+
+def disk_line(state: StudyState) -> str:
+    """Number and size of the recorded checkpoints; empty if there are none."""
+    sizes = [trial.checkpoint.size for trial in state.trials.values() if trial.checkpoint and trial.checkpoint.path]
+    return f"{len(sizes)}, {formats.size(sum(sizes))}" if sizes else ""
+
+
+def failure_lines(state: StudyState, folder: Path, log_of: Callable[[int], Path] | None = None) -> list[str]:
+    """The first failed trials, each with the line that names its problem, and its log if there is one."""
+    failed = [trial for trial in state.trials.values() if trial.status is TrialStatus.FAILED]
+    lines = []
+    for trial in failed[:_MAX_FAILED_SHOWN]:
+        log = log_of(trial.id) if log_of is not None else trial_log(folder, trial)
+        where = f"  ({log})" if log is not None else ""
+        lines.append(f"  trial {trial.id} failed: {formats.error_line(trial.error) or 'no error was told'}{where}")
+    more = len(failed) - len(lines)
+    if more:
+        lines.append(f"  {more} more failed: lightning-hpo trials {formats.quoted(folder)} --status failed")
+    return lines
