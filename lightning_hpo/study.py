@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from lightning_hpo.core.events import (
     Verdict,
     WorkerReady,
 )
-from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.options import ALGORITHMS, LIMITS, StudyOptions
 from lightning_hpo.core.searcher import Searcher, SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
@@ -33,9 +34,6 @@ from lightning_hpo.searchers import make_searcher
 
 if TYPE_CHECKING:
     from lightning_hpo.runtime.journal import Journal
-
-_CHANGEABLE = ("n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row", "asynchronous")
-"""Options that may differ when a study is continued: they say how long and how wide, not what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,7 @@ class Study:
         self._journal = journal
         self._searcher: Searcher = make_searcher(ALGORITHMS[state.options.algorithm].searcher, state.options.searcher)
         self._zero = time.monotonic() - state.progress.time
+        self._unwritten: list[Event] = []
 
     # -------------------------------------------------------------------------------------- opening
 
@@ -116,15 +115,15 @@ class Study:
             return cls(state)
         from lightning_hpo.runtime.journal import Journal
 
-        if Journal.exists(path):
-            journal = Journal.open(path)
-            try:
-                check_same_study(journal.header, parsed, checked)
-                return cls._continued(state, journal)
-            except BaseException:
-                journal.close()
-                raise
-        return cls(state, Journal.create(path, study_header(parsed, checked)))
+        if not Journal.exists(path):
+            return cls(state, Journal.create(path, study_header(parsed, checked)))
+        journal = Journal.open(path)
+        try:
+            check_same_study(journal.header, parsed, checked)
+            return cls(continued_state(journal, checked)[0], journal)
+        except BaseException:
+            journal.close()
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Study:
@@ -137,18 +136,10 @@ class Study:
 
         journal = Journal.open(path)
         try:
-            return cls._continued(state_from_header(journal.header), journal)
+            return cls(continued_state(journal)[0], journal)
         except BaseException:
             journal.close()
             raise
-
-    @classmethod
-    def _continued(cls, state: StudyState, journal: Journal) -> Study:
-        for event in journal.events():
-            state.handle(event, is_replay=True)
-        study = cls(state, journal)
-        study._handle(StudyContinued(state.progress.time))
-        return study
 
     def close(self) -> None:
         """Let others continue the study; a study in memory needs no closing."""
@@ -161,21 +152,22 @@ class Study:
         """What a free worker is to do: start a trial, resume a paused one, or nothing now.
 
         A resumed trial goes on after ``from_resource``; where its state cannot be kept it may also be trained from
-        scratch:
-        reports up to ``from_resource`` are ignored then.
+        scratch: reports up to ``from_resource`` are ignored then.
         """
-        ready = WorkerReady(self._now())
-        (decision,) = self._state.handle(ready)
-        if isinstance(decision, SuggestionWanted):
-            self._record(ready)
-            request = self._state.request(decision)
-            decisions = self._handle(self._suggested(request))
-            started = [d for d in decisions if isinstance(d, Start)]
-            return started[0] if started else None
-        if isinstance(decision, (Start, Resume)):
-            self._record(ready)
-            return decision
-        return None
+        wanted = self._state.wanted  # still there if the searcher raised the last time
+        if wanted is None:
+            ready = WorkerReady(self._now())
+            (decision,) = self._state.handle(ready)
+            if not isinstance(decision, (Start, Resume, SuggestionWanted)):
+                return None
+            self._unwritten.append(ready)
+            if not isinstance(decision, SuggestionWanted):
+                self._commit()
+                return decision
+            wanted = decision
+        decisions = self._handle(self._suggested(self._state.request(wanted)))
+        self._commit()
+        return next((d for d in decisions if isinstance(d, Start)), None)
 
     def tell(
         self,
@@ -200,17 +192,20 @@ class Study:
         """
         trial = self._state.trial(trial_id)
         number = _number(value, trial_id)
-        event = Reported(self._now(), trial_id, trial.attempt, resource, number, dict(metrics or {}), cost)
+        others = {str(name): _number(other, trial_id) for name, other in (metrics or {}).items()}
+        spent = None if cost is None else _number(cost, trial_id)
+        event = Reported(self._now(), trial_id, trial.attempt, _integer(resource), number, others, spent)
         told = next(d for d in self._handle(event) if isinstance(d, Told))
         if told.completed:
             self._end(trial, Outcome.COMPLETED)
-        elif told.verdict is Verdict.PAUSE:
+        elif told.verdict is Verdict.PAUSE and trial_id in self._state.live:
             # Whoever trains keeps the state of the trial; the study only notes how far it got.
             kept = Checkpoint(resource, "", "", 0)
             self._handle(CheckpointSaved(self._now(), trial_id, trial.attempt, kept))
             self._end(trial, Outcome.PAUSED)
         elif told.verdict is Verdict.STOP:
             self._end(trial, Outcome.STOPPED)
+        self._commit()
         return told.verdict
 
     def complete(self, trial_id: int) -> None:
@@ -219,10 +214,12 @@ class Study:
         Nothing happens if it was stopped, paused or complete already.
         """
         self._end(self._state.trial(trial_id), Outcome.COMPLETED)
+        self._commit()
 
     def fail(self, trial_id: int, error: str = "it failed") -> None:
         """The trial cannot go on; its configuration will not be proposed again."""
         self._end(self._state.trial(trial_id), Outcome.FAILED, error)
+        self._commit()
 
     def attach(self, config: Mapping[str, Any]) -> int:
         """Start a trial with a configuration chosen outside; returns its id.
@@ -234,6 +231,7 @@ class Study:
         checked = space.check(space.searched(config))
         trial_id = len(self._state.trials)
         self._handle(Suggested(self._now(), trial_id, checked, "attached", "chosen outside the study"))
+        self._commit()
         return trial_id
 
     # -------------------------------------------------------------------------------------- results
@@ -293,12 +291,14 @@ class Study:
 
     def _handle(self, event: Event) -> list[Any]:
         decisions = self._state.handle(event)
-        self._record(event)
+        self._unwritten.append(event)
         return decisions
 
-    def _record(self, event: Event) -> None:
+    def _commit(self) -> None:
+        """Write what a call has changed, in one transaction; what cannot be written is kept for the next try."""
         if self._journal is not None:
-            self._journal.append([event])
+            self._journal.append(self._unwritten)
+        self._unwritten.clear()
 
     def _now(self) -> float:
         return time.monotonic() - self._zero
@@ -331,17 +331,44 @@ def state_from_header(header: Mapping[str, Any]) -> StudyState:
     return StudyState(SearchSpace.from_json(header["space"]), StudyOptions.from_mapping(header["options"]))
 
 
+def continued_state(journal: Journal, options: StudyOptions | None = None) -> tuple[StudyState, list[Event]]:
+    """The study of a journal, ready to go on: attempts that ran when it was left are gone.
+
+    Args:
+        journal: gets a :class:`StudyContinued` if it has events already.
+        options: whose limits are in force from now on; None: those of the last time.
+
+    Returns:
+        The state, and the events that led to it.
+
+    Raises:
+        StudyCorrupt: if the journal cannot be read.
+    """
+    state = state_from_header(journal.header)
+    events = list(journal.events())
+    for event in events:
+        state.handle(event)
+    limits = None if options is None or options.limits() == state.options.limits() else options.limits()
+    if events or limits is not None:
+        continued = StudyContinued(state.progress.time, limits)
+        state.handle(continued)
+        journal.append([continued])
+        events.append(continued)
+    return state, events
+
+
 def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: StudyOptions) -> None:
     """Refuse to continue a study with settings that would change what it means.
 
     Raises:
         StudyMismatch: naming every difference.
     """
-    old, new = header["options"], options.to_json()
+    # Read and written again, so that options which are newer than the study have their defaults.
+    old, new = StudyOptions.from_mapping(header["options"]).to_json(), options.to_json()
     changes = [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
-        if name not in _CHANGEABLE and old.get(name) != new.get(name)
+        if name not in LIMITS and old.get(name) != new.get(name)
     ]
     if header["space"] != space.to_json():
         changes.append(f"space: {header['space']} -> {space.to_json()}")
@@ -350,6 +377,14 @@ def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: Stu
             "The study was created with other settings:\n  " + "\n  ".join(changes) + "\n"
             "Use the settings it was created with, or start a new study in another folder."
         )
+
+
+def _integer(resource: Any) -> Any:
+    """Whole numbers of other libraries are integers too; the study refuses the rest."""
+    try:
+        return resource if isinstance(resource, bool) else operator.index(resource)
+    except TypeError:
+        return resource
 
 
 def _number(value: Any, trial_id: int) -> float:

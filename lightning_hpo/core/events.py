@@ -143,6 +143,8 @@ class StudyContinued:
     """The study was opened again: attempts that were running are gone."""
 
     time: float
+    limits: dict[str, Any] | None = None
+    """Options that say how long and how wide from now on (``StudyOptions.limits``); None leaves them."""
 
 
 Event: TypeAlias = (
@@ -239,18 +241,25 @@ _EVENTS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 
+_DEFAULTS: dict[str, tuple[tuple[str, Any], ...]] = {
+    name: tuple((f.name, f.default) for f in dataclasses.fields(cls)) for name, cls in _EVENTS.items()
+}
+"""Fields of every event with their defaults; looked up once per event of a journal."""
+
+
 def to_json(event: Event) -> dict[str, Any]:
     """The event as JSON data. Non-finite floats become the strings ``nan``, ``inf``, ``-inf``."""
-    data: dict[str, Any] = {"event": type(event).__name__}
-    for f in dataclasses.fields(event):
-        value = getattr(event, f.name)
-        if value is None or value == f.default:
+    kind = type(event).__name__
+    data: dict[str, Any] = {"event": kind}
+    for name, default in _DEFAULTS[kind]:
+        value = getattr(event, name)
+        if value is None or value == default:
             continue
         if isinstance(value, enum.Enum):
             value = value.value
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = dataclasses.asdict(value)
-        data[f.name] = _portable(value)
+        data[name] = portable(value)
     return data
 
 
@@ -262,11 +271,12 @@ def from_json(data: dict[str, Any]) -> Event:
     """
     try:
         cls = _EVENTS[data["event"]]
-        known = {f.name for f in dataclasses.fields(cls)}
-        values = {k: v for k, v in data.items() if k in known}
+        values = {name: data[name] for name, _ in _DEFAULTS[cls.__name__] if name in data}
         if cls is Reported:
             values["value"] = float(values["value"])
             values["metrics"] = {k: float(v) for k, v in values.get("metrics", {}).items()}
+            if values.get("cost") is not None:
+                values["cost"] = float(values["cost"])
         elif cls is CheckpointSaved:
             values["checkpoint"] = Checkpoint(**values["checkpoint"])
         elif cls is AttemptEnded:
@@ -284,12 +294,12 @@ def from_json(data: dict[str, Any]) -> Event:
         ) from problem
 
 
-def _portable(value: Any) -> Any:
-    """JSON has no NaN and no infinity; numpy scalars are not JSON either."""
+def portable(value: Any) -> Any:
+    """The value as JSON data: what JSON cannot hold (NaN, infinities) as text, tuples as lists, keys as text."""
     if isinstance(value, float):
         return value if value - value == 0.0 else str(value)
     if isinstance(value, dict):
-        return {k: _portable(v) for k, v in value.items()}
+        return {str(k): portable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_portable(v) for v in value]
+        return [portable(v) for v in value]
     return value

@@ -53,12 +53,16 @@ class SearcherData:
         self._observations: dict[tuple[int, int], float] = {}
         self._pending: dict[tuple[int, int], None] = {}
         self._pending_of: dict[int, set[int]] = {}
+        self._listed: list[Observation] | None = None
+        """The observations as they were last asked for, None if others have come since."""
         self._droppable: dict[int, int] = {}
         """Trial -> resource of the observation that the next one replaces (``rungs_and_last``)."""
 
     def observations(self) -> Sequence[Observation]:
         """In the order of arrival."""
-        return [Observation(trial, resource, value) for (trial, resource), value in self._observations.items()]
+        if self._listed is None:
+            self._listed = [Observation(trial, r, value) for (trial, r), value in self._observations.items()]
+        return self._listed
 
     def pending(self) -> Sequence[Pending]:
         """In the order of registration."""
@@ -111,6 +115,7 @@ class SearcherData:
         self.drop_pending(trial_id)
         if not math.isfinite(value) or resource < 1:
             return
+        self._listed = None
         if self._at_completion:
             self._observations[trial_id, resource] = value
         elif self._kind == "rungs":
@@ -128,6 +133,7 @@ class SearcherData:
     # -- details
 
     def _observe(self, trial_id: int, resource: int, value: float, at_milestone: bool) -> None:
+        self._listed = None
         if self._kind == "rungs_and_last":
             dropped = self._droppable.pop(trial_id, None)
             if dropped is not None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_hpo.core.events import portable
 from lightning_hpo.core.observations import KINDS
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.errors import OptionError, did_you_mean
@@ -60,6 +61,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "dehb": Algorithm("dehb", "differential_evolution", "synchronous Hyperband with differential evolution"),
 }
+
+LIMITS = ("n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row", "asynchronous")
+"""Options that may differ when a study is continued: they say how long and how wide, not what."""
 
 ADDITIVE_MODELS = ("gp_expdecay", "gp_issm")
 TYPES = ("stopping", "promotion", "pasha", "cost_promotion")
@@ -326,8 +330,25 @@ class StudyOptions:
                 f"searcher.model={model} does not work with Hyper-Tune. Choose algorithm=mobster, or another model."
             )
 
+    def limits(self) -> dict[str, Any]:
+        """The options that may change when the study is continued, as JSON data."""
+        return {name: value for name, value in self.to_json().items() if name in LIMITS}
+
+    def with_limits(self, limits: Mapping[str, Any]) -> StudyOptions:
+        """These options with other limits (:meth:`limits`).
+
+        Raises:
+            OptionError: for a wrong type or a value out of range.
+        """
+        values = {name: value for name, value in limits.items() if name in LIMITS}
+        if "stop" in values:
+            values["stop"] = StopCriterion.from_mapping(values["stop"])
+        return dataclasses.replace(self, **values)
+
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """JSON data; :meth:`from_mapping` reads it."""
+        data: dict[str, Any] = portable(dataclasses.asdict(self))
+        return data
 
 
 def _known(cls: type, given: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from lightning_hpo.core.events import (
     Told,
     Verdict,
     WorkerReady,
+    portable,
 )
 from lightning_hpo.core.observations import SearcherData
 from lightning_hpo.core.options import StudyOptions
@@ -78,6 +79,8 @@ class StudyState:
         self.searcher_state: dict[str, Any] | None = None
         self.taken: dict[str, int] = {}
         """Match key of every trial's configuration -> the first trial that had it."""
+        self._configs: dict[int, Config] = {}
+        self._taken_by_failed: dict[str, None] = {}
         self._failed: set[int] = set()
         self._waiting: list[int] = []
         self._live: set[int] = set()
@@ -112,21 +115,22 @@ class StudyState:
 
     # ------------------------------------------------------------------------------------ the door
 
-    def handle(self, event: Event, *, is_replay: bool = False) -> list[Decision]:
+    def handle(self, event: Event) -> list[Decision]:
         """Take in a fact; returns what is to be done about it.
 
-        Args:
-            event: what happened.
-            is_replay: the event comes from a journal: it was within the limits then, so limits (number of trials, stop
-                criterion, batches), which may have been changed since, are not applied to it.
+        A :class:`WorkerReady` that is answered by :class:`Idle` or :class:`Finish` need not be kept. Every other
+        event that does not raise must be, in this order, for the study to be the same when they are fed again.
 
         Raises:
-            ReportError: if the event speaks of a trial that does not exist, or reports an impossible resource.
+            ReportError: if the event speaks of a trial that does not exist, or is a report that no trial can have sent.
+                The study has not changed then.
         """
         self.progress.time = max(self.progress.time, event.time)
         if isinstance(event, WorkerReady):
-            return [self._next_job(event, is_replay)]
+            return [self._next_job(event)]
         decisions = self._handlers[type(event)](event)
+        if isinstance(event, StudyContinued):
+            return decisions  # nobody is there yet to delete checkpoints: the next event brings it up
         return decisions + self._spent()
 
     # ---------------------------------------------------------------------------------- questions
@@ -141,10 +145,15 @@ class StudyState:
 
     def next_request(self) -> SuggestRequest | None:
         """The request that would come next, to be answered ahead of time; None if none can come."""
-        if self._wanted is not None or not self._may_start(is_replay=False) or self._initial_left:
+        if self._wanted is not None or not self._may_start() or self._initial_left:
             return None
         bracket = self._draw_bracket()
         return SuggestRequest(len(self.trials), bracket, self.scheduler.first_milestone(bracket), self.scheduler.slot())
+
+    @property
+    def wanted(self) -> SuggestionWanted | None:
+        """The suggestion that was asked for and has not come yet."""
+        return self._wanted
 
     @property
     def live(self) -> Set[int]:
@@ -189,16 +198,15 @@ class StudyState:
 
     # ------------------------------------------------------------------------------- starting jobs
 
-    def _next_job(self, event: WorkerReady, is_replay: bool) -> Decision:
-        if not is_replay:
-            closing = self._closing_reason()
-            if closing is not None:
-                return Finish(closing)
-            if not self.options.asynchronous and not self._batch_left:
-                if self._live:
-                    return Idle("the batch is not complete")
-                self._batch_left = self.options.n_workers
-        job = self._resume_waiting() or self._promote() or self._start_new(is_replay)
+    def _next_job(self, event: WorkerReady) -> Decision:
+        closing = self.closing_reason(event.time)
+        if closing is not None:
+            return Finish(closing)
+        if not self.options.asynchronous and not self._batch_left:
+            if self._live:
+                return Idle("the batch is not complete")
+            self._batch_left = self.options.n_workers
+        job = self._resume_waiting() or self._promote() or self._start_new()
         if isinstance(job, (Start, Resume)):
             self._batch_left = max(self._batch_left - 1, 0)
             self._clock[job.trial_id] = event.time
@@ -210,7 +218,9 @@ class StudyState:
         self.ended = self._why_nothing_is_left()
         return Finish(self.ended)
 
-    def _closing_reason(self) -> str | None:
+    def closing_reason(self, time: float) -> str | None:
+        """Why the study ends at this time: its stop criterion, or the same error again and again; None: it goes on."""
+        self.progress.time = max(self.progress.time, time)
         if self.ended is None:
             self.ended = self.options.stop.reason(self.progress)
         return self.ended
@@ -218,7 +228,7 @@ class StudyState:
     def _why_nothing_is_left(self) -> str:
         if self._is_exhausted:
             return "every configuration has been tried"
-        if self.options.n_trials is not None and len(self.trials) >= self.options.n_trials:
+        if self._is_full:
             return f"all {self.options.n_trials} trials are done"
         return "nothing is left to start"
 
@@ -258,22 +268,26 @@ class StudyState:
         return self.trials[trial_id].status is TrialStatus.PAUSED
 
     def _draw_bracket(self) -> int:
+        if len(self._bracket_weights) == 1:
+            return 0
         return draw_bracket(self._bracket_weights, generator(self.options.random_seed, Stream.BRACKET, self._jobs))
 
     @property
     def _initial_left(self) -> bool:
         return self._initial_used < len(self.initial_configs)
 
-    def _may_start(self, is_replay: bool) -> bool:
-        if self._is_exhausted or not self.scheduler.may_start():
-            return False
-        limit = self.options.n_trials
-        return is_replay or limit is None or len(self.trials) < limit
+    @property
+    def _is_full(self) -> bool:
+        """Has the study its total number of trials?"""
+        return self.options.n_trials is not None and len(self.trials) >= self.options.n_trials
 
-    def _start_new(self, is_replay: bool) -> Decision | None:
+    def _may_start(self) -> bool:
+        return not self._is_exhausted and not self._is_full and self.scheduler.may_start()
+
+    def _start_new(self) -> Decision | None:
         if self._wanted is not None:
             return Idle("waiting for the searcher")
-        if not self._may_start(is_replay):
+        if not self._may_start():
             return None
         bracket = self._draw_bracket()
         if self._initial_left:
@@ -295,27 +309,29 @@ class StudyState:
         self._live.add(trial_id)
         self._clock[trial_id] = self.progress.time
         self.progress.started += 1
-        if self.options.n_trials is not None and len(self.trials) >= self.options.n_trials:
+        self._configs[trial_id] = config
+        if self._is_full:
             self.scheduler.close()
         return Start(trial_id, self.space.with_constants(config), milestone)
 
     # --------------------------------------------------------------------------------------- events
 
     def _on_suggested(self, event: Suggested) -> list[Decision]:
-        wanted, self._wanted = self._wanted, None
-        if event.bracket_weights is not None:
-            self._bracket_weights = event.bracket_weights
-        if event.searcher_state is not None:
-            self.searcher_state = event.searcher_state
-        if event.config is None:
-            self._is_exhausted = True
-            self.scheduler.close()
-            return []
         if event.trial_id != len(self.trials):
             raise StudyError(
                 f"The next trial is {len(self.trials)}, not {event.trial_id}. Answer suggestions in the order "
                 f"in which they are wanted."
             )
+        wanted, self._wanted = self._wanted, None
+        if event.bracket_weights is not None:
+            self._bracket_weights = event.bracket_weights
+        if event.searcher_state is not None:
+            # What the searcher gets back must not depend on whether it went through a journal.
+            self.searcher_state = portable(event.searcher_state)
+        if event.config is None:
+            self._is_exhausted = True
+            self.scheduler.close()
+            return []
         bracket = 0 if wanted is None else wanted.bracket
         self._batch_left = max(self._batch_left - 1, 0)
         return [self._start(dict(event.config), bracket, event.origin, event.reason)]
@@ -335,10 +351,14 @@ class StudyState:
             )
         if event.attempt != trial.attempt or trial.status is not TrialStatus.RUNNING:
             return [self._late(trial, event.attempt)]
-        if event.resource in trial.curve:
+        if self._is_trained_to_the_end(trial):
+            return [self._verdicts[trial.id]]
+        if event.resource <= trial.resource:
             return [self._repeated(trial, event)]
-        self._account(trial, event)
-        ruling = self.scheduler.report(trial.id, event.resource, self.criterion(event.value), trial.cost or event.cost)
+        cost = _latest_cost(trial, event.cost)
+        # First, because it may refuse the report.
+        ruling = self.scheduler.report(trial.id, event.resource, self.criterion(event.value), cost)
+        self._account(trial, event, cost)
         told = self._rule(trial, event, ruling)
         self._verdicts[trial.id] = told
         return [told]
@@ -351,23 +371,24 @@ class StudyState:
         return Told(trial.id, Verdict.PAUSE if paused else Verdict.STOP, f"the trial is {trial.status}")
 
     def _repeated(self, trial: Trial, event: Reported) -> Told:
-        """What is known is not judged again; the first value stands."""
-        self.scheduler.repeat(trial.id, event.resource, self.criterion(trial.curve[event.resource]))
-        done = self.scheduler.max_t is not None and event.resource >= self.scheduler.max_t
-        if trial.id in self._pause_requests and not done:
+        """What is known is not judged again, and what comes out of order comes too late; the first value stands."""
+        known = trial.curve.get(event.resource)
+        if known is not None:
+            self.scheduler.repeat(trial.id, event.resource, self.criterion(known))
+        if trial.id in self._pause_requests:
             return self._pause_as_requested(trial)
-        return Told(trial.id, Verdict.CONTINUE, f"repeats what is known at {event.resource}", completed=done)
+        return Told(trial.id, Verdict.CONTINUE, f"repeats what is known up to {trial.resource}")
 
-    def _account(self, trial: Trial, event: Reported) -> None:
+    def _account(self, trial: Trial, event: Reported, cost: float | None) -> None:
         trial.curve[event.resource] = event.value
         trial.metrics = dict(event.metrics)
         self._busy_seconds[trial.id] = self._busy_seconds.get(trial.id, 0.0) + max(
             event.time - self._clock.get(trial.id, event.time), 0.0
         )
         self._clock[trial.id] = event.time
-        if event.cost is not None:
-            self.progress.cost += max(event.cost - trial.cost, 0.0)
-            trial.cost = max(trial.cost, event.cost)
+        if cost is not None:
+            self.progress.cost += cost - trial.cost
+            trial.cost = cost
         self.progress.add_report({self.options.metric: event.value, **event.metrics})
         criterion = self.criterion(event.value)
         if math.isfinite(criterion) and (self._best_any is None or criterion < self._best_any[0]):
@@ -408,6 +429,8 @@ class StudyState:
         if event.attempt != trial.attempt:
             return []
         old, trial.checkpoint = trial.checkpoint, event.checkpoint
+        if trial.status.is_final:
+            self._spent_checkpoints.add(trial.id)
         if old is None or old.path == event.checkpoint.path:
             return []
         return [DropCheckpoint(trial.id, old, "a newer checkpoint is saved")]
@@ -476,6 +499,7 @@ class StudyState:
 
     def _fail(self, trial: Trial) -> None:
         self._failed.add(trial.id)
+        self._taken_by_failed[self.space.match_key(trial.config)] = None
         self.progress.failed += 1
         self._give_up(trial, TrialStatus.FAILED)
         if not self._has_success and not any(t.curve for t in self.trials.values()):
@@ -504,12 +528,20 @@ class StudyState:
         self._waiting.append(trial.id)
 
     def _on_continued(self, event: StudyContinued) -> list[Decision]:
+        if event.limits is not None:
+            self.options = self.options.with_limits(event.limits)
         self._wanted = None
         self._batch_left = 0
         self.ended = self.repeated_error = None
         for trial_id in sorted(self._live):
             trial = self.trials[trial_id]
             self._on_ended(AttemptEnded(event.time, trial_id, trial.attempt, Outcome.INTERRUPTED))
+        if self._is_full or self._is_exhausted:
+            self.scheduler.close()
+        else:
+            self.scheduler.reopen()
+        # The launcher may have gone before it deleted what it was told to.
+        self._spent_checkpoints = {i for i, t in self.trials.items() if t.status.is_final and t.checkpoint is not None}
         return []
 
     # ------------------------------------------------------------------------------------ retention
@@ -539,13 +571,21 @@ class StudyState:
         assert len(self._waiting) == len(set(self._waiting))
         running = {i for i, t in self.trials.items() if t.status is TrialStatus.RUNNING}
         waiting = set(self._waiting)
-        assert {p.trial_id for p in self.data.pending()} <= running | waiting
+        pausing = {i for i in self._pause_requests if self.trials[i].status is TrialStatus.PAUSING}
+        assert {p.trial_id for p in self.data.pending()} <= running | waiting | pausing
         observed = {(o.trial_id, o.resource) for o in self.data.observations()}
         assert not observed & set(self.data.pending())
         assert self.progress.started == len(self.trials)
         finals = [t.status for t in self.trials.values() if t.status.is_final]
         assert self.progress.finished == len(finals)
         assert self.progress.completed == sum(s is TrialStatus.COMPLETED for s in finals)
+
+
+def _latest_cost(trial: Trial, reported: float | None) -> float | None:
+    """The largest cost the trial ever reported, None if it reported none; what is not finite does not count."""
+    if reported is None or not math.isfinite(reported):
+        return trial.cost or None
+    return max(trial.cost, reported)
 
 
 class StudyView:
@@ -589,7 +629,7 @@ class StudyView:
 
     @property
     def configs(self) -> Mapping[int, Config]:
-        return {i: t.config for i, t in self._state.trials.items()}
+        return self._state._configs
 
     @property
     def initial_configs(self) -> Sequence[Config]:
@@ -601,8 +641,7 @@ class StudyView:
 
     @property
     def taken_by_failed(self) -> Set[str]:
-        state = self._state
-        return {state.space.match_key(state.trials[i].config) for i in state._failed}
+        return self._state._taken_by_failed.keys()
 
     @property
     def state(self) -> Mapping[str, Any] | None:

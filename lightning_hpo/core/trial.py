@@ -72,7 +72,7 @@ class Trial:
     resume_from: int = 0
     """Resource at which the running attempt began; reports up to it repeat what is known."""
     curve: dict[int, float] = field(default_factory=dict)
-    """Resource -> reported value of the metric, in the order of arrival."""
+    """Resource -> reported value of the metric. Resources increase: a report that comes late is not taken in."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last report's other metrics."""
     cost: float = 0.0
@@ -85,4 +85,4 @@ class Trial:
     @property
     def resource(self) -> int:
         """Largest resource reported so far, 0 before the first report."""
-        return max(self.curve, default=0)
+        return next(reversed(self.curve), 0)

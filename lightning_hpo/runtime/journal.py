@@ -2,7 +2,8 @@
 
 The study *is* its events: opening a journal and folding over them gives the state. One launcher writes,
 guarded by an advisory lock that the kernel releases when the process dies; readers never block it (WAL).
-Everything is JSON text: opening a journal executes no code.
+Everything is JSON text: opening a journal executes no code. Every row carries a checksum, so a damaged disk is noticed
+instead of believed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import json
 import os
 import socket
 import sqlite3
-from collections.abc import Iterator, Sequence
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +26,17 @@ from lightning_hpo.core.events import Event, from_json, to_json
 from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked, StudyNotFound
 
 FILE_NAME = "study.db"
+BACKUP_NAME = "study.db.bak"
 LOCK_NAME = "study.lock"
 SCHEMA = 1
 _BUSY_S = 60.0
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, trial INTEGER, data TEXT NOT NULL);
-"""
+_TABLES = (
+    "CREATE TABLE header (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE event (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, trial INTEGER, data TEXT NOT NULL,"
+    " crc INTEGER NOT NULL)",
+)
+"""``crc`` is the CRC-32 of the row's other columns (:func:`_crc`)."""
 
 
 class Journal:
@@ -43,8 +49,10 @@ class Journal:
         self.folder = folder
         self._connection = connection
         self._lock = lock
-        row = connection.execute("SELECT count(*), max(number) FROM event").fetchone()
-        self._count = int(row[1] or 0)
+        try:
+            self._count = int(connection.execute("SELECT max(number) FROM event").fetchone()[0] or 0)
+        except (sqlite3.Error, ValueError) as problem:
+            raise _corrupt(folder, problem) from problem
 
     # ------------------------------------------------------------------------------------- opening
 
@@ -73,14 +81,9 @@ class Journal:
         try:
             if cls.exists(path):
                 raise StudyError(f"There is a study in {path} already. Continue it, or choose another folder.")
-            connection = _connect(path / FILE_NAME)
-            with _transaction(connection):
-                for statement in _TABLES.strip().splitlines():
-                    connection.execute(statement)
-                rows = [("schema", SCHEMA), *header.items()]
-                connection.executemany("INSERT INTO header VALUES (?, ?)", [(k, json.dumps(v)) for k, v in rows])
-            return cls(path, connection, lock)
-        except sqlite3.OperationalError as problem:
+            _write_empty(path / FILE_NAME, {"schema": SCHEMA, **header})
+            return cls(path, _connect(path / FILE_NAME), lock)
+        except (sqlite3.OperationalError, OSError) as problem:
             lock.release()
             raise _unwritable(path, problem) from problem
         except BaseException:
@@ -147,14 +150,20 @@ class Journal:
 
     @property
     def header(self) -> dict[str, Any]:
-        return {k: json.loads(v) for k, v in self._connection.execute("SELECT name, value FROM header")}
+        """What the study was created with.
 
-    def set_header(self, **values: Any) -> None:
-        """Replace entries of the header."""
-        with _transaction(self._connection):
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO header VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()]
-            )
+        Raises:
+            StudyCorrupt: if the file is damaged.
+        """
+        found = {}
+        try:
+            for name, value, crc in self._connection.execute("SELECT name, value, crc FROM header"):
+                if crc != _crc(name, value):
+                    raise _corrupt(self.folder, f"the header's {name} is damaged")
+                found[name] = json.loads(value)
+        except (sqlite3.Error, ValueError) as problem:
+            raise _corrupt(self.folder, problem) from problem
+        return found
 
     def __len__(self) -> int:
         return self._count
@@ -168,19 +177,19 @@ class Journal:
         if not events:
             return
         rows = []
-        for event in events:
-            self._count += 1
+        for number, event in enumerate(events, self._count + 1):
             data = to_json(event)
-            rows.append((self._count, data.pop("event"), data.get("trial_id"), json.dumps(data, separators=(",", ":"))))
+            kind, text = data.pop("event"), json.dumps(data, separators=(",", ":"), allow_nan=False)
+            rows.append((number, kind, data.get("trial_id"), text, _crc(number, kind, text)))
         try:
             with _transaction(self._connection):
-                self._connection.executemany("INSERT INTO event VALUES (?, ?, ?, ?)", rows)
+                self._connection.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as problem:
-            self._count -= len(rows)
             raise StudyError(
                 f"The study in {self.folder} cannot be written: {problem}. "
                 "Make room on the disk or restore the folder, then give the same command again to continue."
             ) from problem
+        self._count += len(rows)
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Events in the order of writing, from number ``after + 1`` on.
@@ -189,22 +198,38 @@ class Journal:
             StudyCorrupt: if the file is damaged.
         """
         try:
-            for number, kind, data in self._connection.execute(
-                "SELECT number, kind, data FROM event WHERE number > ? ORDER BY number", (after,)
+            for number, kind, data, crc in self._connection.execute(
+                "SELECT number, kind, data, crc FROM event WHERE number > ? ORDER BY number", (after,)
             ):
                 after += 1
                 if number != after:
                     raise _corrupt(self.folder, f"event {after} is missing")
+                if crc != _crc(number, kind, data):
+                    raise _corrupt(self.folder, f"event {number} is damaged")
                 yield from_json({"event": kind, **json.loads(data)})
-        except (sqlite3.DatabaseError, json.JSONDecodeError) as problem:
+        except (sqlite3.Error, ValueError) as problem:
             raise _corrupt(self.folder, problem) from problem
 
-    def backup(self, target: str | os.PathLike[str]) -> None:
-        """Copy the journal, also while it is written to; an earlier copy is replaced at once or not at all."""
-        temporary = Path(f"{os.fspath(target)}.tmp")
-        with contextlib.closing(sqlite3.connect(temporary)) as copy:
-            self._connection.backup(copy)
-        os.replace(temporary, target)
+    def backup(self) -> Path:
+        """Copy the journal to ``study.db.bak`` beside it, also while it is written to.
+
+        The copy is on disk and whole before it takes the place of the last one.
+
+        Raises:
+            StudyError: if it cannot be written.
+        """
+        target = self.folder / BACKUP_NAME
+        temporary = self.folder / f"{BACKUP_NAME}.tmp"
+        try:
+            temporary.unlink(missing_ok=True)
+            with contextlib.closing(sqlite3.connect(temporary)) as copy:
+                self._connection.backup(copy)
+            _publish(temporary, target)
+        except (sqlite3.Error, OSError) as problem:
+            raise StudyError(
+                f"The backup {target} cannot be written: {problem}. Make room on the disk or restore the folder."
+            ) from problem
+        return target
 
     def close(self) -> None:
         self._connection.close()
@@ -218,6 +243,50 @@ class Journal:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Backups:
+    """Keeps ``study.db.bak`` up to date, in a thread: a reader does not hold up the writer.
+
+    Args:
+        journal: what to copy.
+        every_s: seconds between two copies.
+        clock: monotonic clock, seconds.
+    """
+
+    def __init__(self, journal: Journal, every_s: float, clock: Callable[[], float]) -> None:
+        self._journal = journal
+        self._every_s = every_s
+        self._clock = clock
+        self._due = clock() + every_s
+        self._copied = len(journal)
+        self._thread: threading.Thread | None = None
+        self._problem: StudyError | None = None
+
+    def tick(self) -> StudyError | None:
+        """Begin a copy if it is time and there is something new; returns why the last one failed, once."""
+        if self._thread is not None and self._thread.is_alive():
+            return None
+        if self._clock() >= self._due and len(self._journal) > self._copied:
+            self._due = self._clock() + self._every_s
+            self._copied = len(self._journal)
+            self._thread = threading.Thread(target=self._copy, name="journal-backup", daemon=True)
+            self._thread.start()
+        problem, self._problem = self._problem, None
+        return problem
+
+    def _copy(self) -> None:
+        try:
+            with Journal.read(self._journal.folder) as reader:
+                reader.backup()
+        except StudyError as problem:
+            self._problem = problem
+
+    def close(self) -> StudyError | None:
+        """Wait for a copy that is being made; returns why it failed."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._problem
 
 
 class _Lock:
@@ -248,15 +317,49 @@ class _Lock:
             self._fd = -1
 
 
+def _crc(*columns: object) -> int:
+    return zlib.crc32("\x1f".join(map(str, columns)).encode())
+
+
+def _write_empty(file: Path, header: dict[str, Any]) -> None:
+    """A journal without events appears whole or not at all, so a crash leaves no study that cannot be opened."""
+    temporary = file.with_name(f"{file.name}.new")
+    temporary.unlink(missing_ok=True)
+    rows = [(name, json.dumps(value, allow_nan=False)) for name, value in header.items()]
+    with (
+        contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection,
+        _transaction(connection),
+    ):
+        for statement in _TABLES:
+            connection.execute(statement)
+        connection.executemany("INSERT INTO header VALUES (?, ?, ?)", [(*row, _crc(*row)) for row in rows])
+    for left_over in ("-wal", "-shm"):  # of a study whose main file was deleted: it must not be taken for ours
+        file.with_name(file.name + left_over).unlink(missing_ok=True)
+    _publish(temporary, file)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    os.chmod(temporary, 0o600)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk may have ended it already
+            connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -264,8 +367,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        with contextlib.suppress(OSError):
-            os.chmod(path, 0o600)
         return connection
     except sqlite3.OperationalError:
         connection.close()
@@ -280,11 +381,11 @@ def _check(folder: Path, connection: sqlite3.Connection) -> None:
         if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise _corrupt(folder, "its pages are damaged")
         row = connection.execute("SELECT value FROM header WHERE name='schema'").fetchone()
-    except sqlite3.DatabaseError as problem:
+        schema = None if row is None else json.loads(row[0])
+    except (sqlite3.Error, ValueError) as problem:
         raise _corrupt(folder, problem) from problem
-    if row is None:
+    if not isinstance(schema, int):
         raise _corrupt(folder, "it has no header")
-    schema = json.loads(row[0])
     if schema > SCHEMA:
         raise StudyCorrupt(
             f"The study in {folder} was written by a newer version (schema {schema}, this one knows {SCHEMA}). "
@@ -304,5 +405,6 @@ def _unwritable(folder: Path, problem: Exception) -> StudyError:
 def _corrupt(folder: Path, problem: object) -> StudyCorrupt:
     return StudyCorrupt(
         f"The study in {folder} cannot be read: {problem}. "
-        f"Copy its backup {FILE_NAME}.bak over {FILE_NAME}, or recover it with: sqlite3 {FILE_NAME} .recover"
+        f"Delete {FILE_NAME}-wal and {FILE_NAME}-shm and copy the backup {BACKUP_NAME} over {FILE_NAME}, "
+        f"or recover what can be read with: sqlite3 {FILE_NAME} .recover"
     )

@@ -42,7 +42,7 @@ def serve(connection: Connection[Any, Any]) -> None:
             searcher = make_searcher(ALGORITHMS[options.algorithm].searcher, options.searcher)
         assert state is not None and searcher is not None, "the header comes first"
         for event in message.get("events", ()):
-            state.handle(from_json(event), is_replay=True)
+            state.handle(from_json(event))
         if "request" in message:
             try:
                 suggestion = searcher.suggest(state.view(), _request(message["request"]))

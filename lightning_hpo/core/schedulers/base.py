@@ -82,6 +82,9 @@ class Scheduler(ABC):
     def close(self) -> None:  # noqa: B027 - most schedulers have nothing to do
         """No new trial will be started any more: do not wait for one."""
 
+    def reopen(self) -> None:  # noqa: B027 - most schedulers have nothing to do
+        """New trials may be started again after :meth:`close`."""
+
     def fail(self, trial_id: int) -> None:  # noqa: B027 - most schedulers have nothing to do
         """The trial failed for good; its earlier values stay."""
 

@@ -24,7 +24,6 @@ class _Job:
     bracket: int
     milestone: int
     resume_from: int = 0
-    cost: float = 0.0
 
 
 class AsynchronousHyperband(Scheduler):
@@ -135,8 +134,6 @@ class PromotionAsha(AsynchronousHyperband):
         if resource >= self.max_t:
             return self._complete()
         job = self._jobs[trial_id]
-        if cost is not None:
-            job.cost = cost
         if resource <= job.resume_from:
             return Ruling(Verdict.CONTINUE, f"repeats what is known up to {job.resume_from}")
         if resource < job.milestone:

@@ -73,6 +73,8 @@ class _Ceiling:
         self._largest_epoch = 0
         self._window = (0, 0)
         self._gaps: dict[tuple[int, int], float] = {}
+        self._in_window: dict[int, None] = {}
+        """Trials that reported in the window; only these have to be compared."""
 
     def update(self, trial_id: int, epoch: int, value: float) -> None:
         curve = self._curves.setdefault(trial_id, {})
@@ -91,20 +93,22 @@ class _Ceiling:
             # The epochs that count have moved: every pair has to be looked at again.
             self._window = window
             self._gaps.clear()
-            ids = sorted(i for i, curve in self._curves.items() if self._last_in_window(curve) is not None)
+            ids = sorted(i for i, curve in self._curves.items() if self._reaches_window(curve))
+            self._in_window = dict.fromkeys(ids)
             for n, first in enumerate(ids):
                 for second in ids[n + 1 :]:
                     self._compare(first, second)
-        elif trial_id is not None and self._last_in_window(self._curves[trial_id]) is not None:
-            for other in self._curves:
+        elif trial_id is not None and self._reaches_window(self._curves[trial_id]):
+            self._in_window[trial_id] = None
+            for other in self._in_window:
                 if other != trial_id:
                     self._compare(min(trial_id, other), max(trial_id, other))
         if self._gaps:
             self.epsilon = float(np.percentile(list(self._gaps.values()), 90))
 
-    def _last_in_window(self, curve: dict[int, float]) -> int | None:
+    def _reaches_window(self, curve: dict[int, float]) -> bool:
         low, high = self._window
-        return next((e for e in range(high, low, -1) if e in curve), None)
+        return any(e in curve for e in range(high, low, -1))
 
     def _compare(self, first: int, second: int) -> None:
         """Keep the pair's difference if its curves crossed twice before their last common epoch of the window."""

@@ -113,36 +113,38 @@ class SyncHyperband(Scheduler):
     # -- places
 
     def _new_bracket(self) -> _Bracket:
+        """The bracket that would be opened next."""
         shape = self._shapes[self._opened % len(self._shapes)]
-        self._opened += 1
         return _Bracket(
             [_Rung(level, [_Place() for _ in range(size)], promotes=k > 0) for k, (size, level) in enumerate(shape)]
         )
 
     def _free_places(self) -> Iterator[tuple[_Bracket, _Place]]:
-        """Free places in the order in which they are to be filled; opens a new bracket at the end."""
+        """Free places of open brackets, in the order in which they are to be filled."""
         for bracket in self._open:
-            if not bracket.is_finished:
-                for place in bracket.rung.places:
-                    if place.is_free:
-                        yield bracket, place
-        if not self._is_closed:
-            self._open.append(self._new_bracket())
-            for place in self._open[-1].rung.places:
-                yield self._open[-1], place
+            for place in bracket.rung.places:
+                if place.is_free:
+                    yield bracket, place
 
-    def _next(self, is_paused: Callable[[int], bool] | None) -> tuple[_Bracket, _Place] | None:
+    def _next(self, is_paused: Callable[[int], bool]) -> tuple[_Bracket, _Place] | None:
         """The place to fill now. A promoted trial whose checkpoint is not written yet is passed over."""
         for bracket, place in self._free_places():
             if place.trial_id is None:
                 if not self._is_closed:
                     return bracket, place
-            elif is_paused is not None and is_paused(place.trial_id):
+            elif is_paused(place.trial_id):
                 return bracket, place
         return None
 
     def _place_for_new(self) -> tuple[_Bracket, _Place] | None:
-        return next(((b, p) for b, p in self._free_places() if p.trial_id is None and not self._is_closed), None)
+        """The place a new trial would take; it may be in a bracket that is not open yet."""
+        if self._is_closed:
+            return None
+        for bracket, place in self._free_places():
+            if place.trial_id is None:
+                return bracket, place
+        bracket = self._new_bracket()
+        return bracket, bracket.rung.places[0]
 
     # -- scheduler
 
@@ -172,6 +174,9 @@ class SyncHyperband(Scheduler):
         if found is None:  # attached from outside: it belongs to no bracket and trains to the end
             return self.max_t
         home, place = found
+        if not any(home is known for known in self._open):
+            self._open.append(home)
+            self._opened += 1
         place.trial_id, place.is_training = trial_id, True
         self._places[trial_id] = (home, home.current, place)
         return home.rung.level
@@ -232,6 +237,9 @@ class SyncHyperband(Scheduler):
                 for place in bracket.rung.places:
                     if place.is_free and place.trial_id is None:
                         self._fill(bracket, place, math.inf)
+
+    def reopen(self) -> None:
+        self._is_closed = False
 
     def may_promote(self, trial_id: int) -> bool:
         located = self._places.get(trial_id)
@@ -306,14 +314,17 @@ class DifferentialEvolutionHyperband(SyncHyperband):
         return Verdict.PAUSE if promotes_next else Verdict.STOP
 
     def _settle(self, rung: _Rung) -> None:
-        held = dict(self._populations.get(rung.level, []))
+        before = self._populations.get(rung.level, [])
+        held = dict(before)
         population = []
-        for place in rung.places:
+        for index, place in enumerate(rung.places):
             value = math.inf if place.value is None else place.value
             if place.target is not None and held.get(place.target, math.inf) <= value:
                 population.append((place.target, held[place.target]))
             elif place.trial_id is not None:
                 population.append((place.trial_id, value))
+            elif index < len(before):  # no trial came any more
+                population.append(before[index])
         self._populations[rung.level] = population
 
     def _prepare(self, bracket: _Bracket, filled: _Rung) -> None:

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lightning_hpo.core.events import AttemptEnded, Outcome, Reported, WorkerReady
+from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked, StudyNotFound
+from lightning_hpo.runtime.journal import BACKUP_NAME, FILE_NAME, Backups, Journal
+
+HEADER = {"space": [{"name": "lr"}], "options": {"metric": "loss"}}
+EVENTS = [
+    WorkerReady(0.25),
+    Reported(1.5, 0, 1, 3, math.nan, {"acc": math.inf}, 12.5),
+    AttemptEnded(2.0, 0, 1, Outcome.FAILED, "ValueError: käse"),
+]
+
+
+def make(folder: Path, events=EVENTS) -> None:
+    with Journal.create(folder, HEADER) as journal:
+        journal.append(events)
+
+
+class TestWhatIsWritten:
+    def test_is_read_again(self, tmp_path):
+        make(tmp_path)
+        with Journal.open(tmp_path) as journal:
+            assert len(journal) == 3
+            assert journal.header == {**HEADER, "schema": 1}
+            # NaN is not equal to itself, hence the texts.
+            assert [str(e) for e in journal.events()] == [str(e) for e in EVENTS]
+
+    def test_goes_on_where_it_ended(self, tmp_path):
+        make(tmp_path)
+        with Journal.open(tmp_path) as journal:
+            journal.append([WorkerReady(9.0)])
+            assert list(journal.events(after=3)) == [WorkerReady(9.0)]
+
+    def test_is_on_disk_when_append_returns(self, tmp_path):
+        program = (
+            "import os, sys\n"
+            "from lightning_hpo.core.events import WorkerReady\n"
+            "from lightning_hpo.runtime.journal import Journal\n"
+            "journal = Journal.create(sys.argv[1], {})\n"
+            "journal.append([WorkerReady(1.0), WorkerReady(2.0)])\n"
+            "os.kill(os.getpid(), 9)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=60)
+        assert done.returncode == -9
+        with Journal.open(tmp_path) as journal:  # the lock went with the process
+            assert list(journal.events()) == [WorkerReady(1.0), WorkerReady(2.0)]
+
+    def test_is_for_the_owner_only(self, tmp_path):
+        make(tmp_path / "study")
+        assert (tmp_path / "study").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "study" / FILE_NAME).stat().st_mode & 0o777 == 0o600
+
+    def test_is_text_that_other_programs_can_read(self, tmp_path):
+        make(tmp_path)
+        with sqlite3.connect(tmp_path / FILE_NAME) as database:
+            ((_kind, data),) = database.execute("SELECT kind, data FROM event WHERE trial = 0 AND kind = 'Reported'")
+        assert json.loads(data)["value"] == "nan"
+
+    def test_events_of_one_call_are_written_all_or_none(self, tmp_path, monkeypatch):
+        with Journal.create(tmp_path, HEADER) as journal:
+            monkeypatch.setattr("lightning_hpo.runtime.journal._crc", lambda *_: object())
+            with pytest.raises(StudyError, match="cannot be written"):
+                journal.append(EVENTS)
+            monkeypatch.undo()
+            assert len(journal) == 0
+            journal.append(EVENTS)
+            assert len(list(journal.events())) == 3
+
+
+class TestOpening:
+    def test_a_folder_without_a_study_is_named(self, tmp_path):
+        for opening in (Journal.open, Journal.read):
+            with pytest.raises(StudyNotFound, match=rf"{tmp_path}.*Give the folder of a study\.$"):
+                opening(tmp_path)
+
+    def test_a_study_is_never_overwritten(self, tmp_path):
+        make(tmp_path)
+        with pytest.raises(StudyError, match="already"):
+            Journal.create(tmp_path, HEADER)
+        with Journal.open(tmp_path) as journal:
+            assert len(journal) == 3
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_that_cannot_be_written_is_refused(self, tmp_path):
+        tmp_path.chmod(0o500)
+        with pytest.raises(StudyError, match=r"Choose a folder you may write to\.$"):
+            Journal.create(tmp_path / "study", HEADER)
+
+    def test_a_file_where_the_folder_should_be_is_refused(self, tmp_path):
+        (tmp_path / "study").write_text("")
+        with pytest.raises(StudyError, match=r"Choose a folder you may write to\.$"):
+            Journal.create(tmp_path / "study", HEADER)
+
+    def test_a_second_process_is_refused_and_told_who_works_on_it(self, tmp_path):
+        with Journal.create(tmp_path, HEADER):
+            program = f"from lightning_hpo.runtime.journal import Journal; Journal.open({str(tmp_path)!r})"
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+            assert f"StudyLocked: The study in {tmp_path} is being worked on by process {os.getpid()}" in done.stderr
+            assert f"process {os.getpid()}" in (Journal.holder(tmp_path) or "")
+        assert Journal.holder(tmp_path) is None
+
+    def test_the_lock_is_released_when_opening_fails(self, tmp_path):
+        make(tmp_path)
+        with pytest.raises(StudyError):
+            Journal.create(tmp_path, HEADER)
+        Journal.open(tmp_path).close()
+
+    def test_a_crash_while_a_study_is_created_leaves_nothing_in_the_way(self, tmp_path, monkeypatch):
+        def crash(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            Journal.create(tmp_path, HEADER)
+        monkeypatch.undo()
+        assert not Journal.exists(tmp_path)
+        make(tmp_path)
+        assert sorted(p.name for p in tmp_path.iterdir()) == [FILE_NAME, "study.lock"]
+
+    def test_the_write_ahead_log_of_a_deleted_study_is_not_taken_for_this_one(self, tmp_path):
+        old = Journal.create(tmp_path, HEADER)
+        old.append(EVENTS * 50)
+        left_over = (tmp_path / f"{FILE_NAME}-wal").read_bytes()
+        old.close()
+        (tmp_path / FILE_NAME).unlink()
+        (tmp_path / f"{FILE_NAME}-wal").write_bytes(left_over)
+        with Journal.create(tmp_path, HEADER) as journal:
+            assert list(journal.events()) == []
+
+    def test_a_newer_format_is_refused(self, tmp_path):
+        with Journal.create(tmp_path, {"schema": 99}):
+            pass
+        for opening in (Journal.open, Journal.read):
+            with pytest.raises(StudyCorrupt, match=r"newer version.*Upgrade hydra-lightning-hpo to open it\.$"):
+                opening(tmp_path)
+
+    def test_opening_executes_nothing(self, tmp_path):
+        """Even if somebody puts a pickle where JSON should be."""
+        make(tmp_path)
+        marker = tmp_path / "executed"
+        bomb = f"cposix\nsystem\n(S'touch {marker}'\ntR."
+        with sqlite3.connect(tmp_path / FILE_NAME) as database:
+            database.execute("UPDATE event SET data = ?", (bomb,))
+            database.execute("UPDATE header SET value = ? WHERE name = 'space'", (bomb,))
+        with Journal.read(tmp_path) as journal:
+            with pytest.raises(StudyCorrupt):
+                list(journal.events())
+            with pytest.raises(StudyCorrupt):
+                _ = journal.header
+        assert not marker.exists()
+
+
+class TestReaders:
+    def test_see_what_is_committed_while_the_launcher_writes(self, tmp_path):
+        with Journal.create(tmp_path, HEADER) as writer, Journal.read(tmp_path) as reader:
+            assert list(reader.events()) == []
+            writer.append([WorkerReady(1.0)])
+            assert list(reader.events()) == [WorkerReady(1.0)]
+
+    def test_do_not_hold_up_the_launcher(self, tmp_path):
+        with Journal.create(tmp_path, HEADER) as writer, Journal.read(tmp_path) as reader:
+            writer.append([WorkerReady(float(i)) for i in range(10)])
+            slow = reader.events()
+            next(slow)  # in the middle of a read transaction
+            begun = time.monotonic()
+            writer.append([WorkerReady(11.0)])
+            assert time.monotonic() - begun < 5.0
+            assert len(list(slow)) == 9  # a reader's view does not change under it
+
+    def test_cannot_write(self, tmp_path):
+        make(tmp_path)
+        with Journal.read(tmp_path) as reader, pytest.raises(StudyError, match="cannot be written"):
+            reader.append([WorkerReady(1.0)])
+
+
+class TestDamage:
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+    def test_a_flipped_byte_is_noticed_or_does_not_matter(self, tmp_path, place, flip):
+        make_once(tmp_path)
+        content = bytearray((tmp_path / "good").read_bytes())
+        content[int(place * len(content))] ^= flip
+        folder = tmp_path / "damaged"
+        folder.mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            file.unlink()
+        (folder / FILE_NAME).write_bytes(content)
+        try:
+            with Journal.open(folder) as journal:
+                found = (journal.header, [str(e) for e in journal.events()])
+        except StudyCorrupt as problem:
+            assert "study.db.bak" in str(problem) or "Upgrade" in str(problem)
+        else:
+            assert found == ({**HEADER, "schema": 1}, [str(e) for e in EVENTS * 40])
+
+    @pytest.mark.parametrize("sixteenth", range(16))
+    def test_a_truncated_file_is_refused(self, tmp_path, sixteenth):
+        make_once(tmp_path)
+        content = (tmp_path / "good").read_bytes()
+        (tmp_path / FILE_NAME).write_bytes(content[: len(content) * sixteenth // 16])
+        with pytest.raises(StudyCorrupt, match="backup"), Journal.open(tmp_path) as journal:
+            list(journal.events())
+
+    def test_a_missing_event_is_noticed(self, tmp_path):
+        make(tmp_path)
+        with sqlite3.connect(tmp_path / FILE_NAME) as database:
+            database.execute("DELETE FROM event WHERE number = 2")
+        with Journal.read(tmp_path) as journal, pytest.raises(StudyCorrupt, match="event 2 is missing"):
+            list(journal.events())
+
+
+def make_once(folder: Path) -> None:
+    """A study of several pages, in ``good``."""
+    if not (folder / "good").exists():
+        make(folder / "whole", EVENTS * 40)
+        (folder / "good").write_bytes((folder / "whole" / FILE_NAME).read_bytes())
+
+
+class TestBackup:
+    def test_is_a_study_that_can_be_put_in_place_of_a_damaged_one(self, tmp_path):
+        with Journal.create(tmp_path, HEADER) as journal:
+            journal.append(EVENTS)
+            assert journal.backup() == tmp_path / BACKUP_NAME
+            journal.append([WorkerReady(99.0)])
+        (tmp_path / FILE_NAME).write_bytes(b"damaged")
+        with pytest.raises(StudyCorrupt, match=BACKUP_NAME):
+            Journal.open(tmp_path)
+        (tmp_path / FILE_NAME).write_bytes((tmp_path / BACKUP_NAME).read_bytes())
+        with Journal.open(tmp_path) as journal:
+            assert [str(e) for e in journal.events()] == [str(e) for e in EVENTS]
+
+    def test_replaces_the_last_one_only_when_it_is_whole(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        with Journal.create(tmp_path, HEADER) as journal:
+            journal.append(EVENTS)
+            journal.backup()
+            before = (tmp_path / BACKUP_NAME).read_bytes()
+            journal.append(EVENTS * 100)
+            monkeypatch.setattr(os, "fsync", full)
+            with pytest.raises(StudyError, match="No space left"):
+                journal.backup()
+            assert (tmp_path / BACKUP_NAME).read_bytes() == before
+
+    def test_is_made_every_so_often_if_there_is_something_new(self, tmp_path):
+        now = 0.0
+        with Journal.create(tmp_path, HEADER) as journal:
+            backups = Backups(journal, every_s=600.0, clock=lambda: now)
+            journal.append(EVENTS)
+            now = 599.0
+            assert backups.tick() is None and not backup_size(tmp_path, backups)
+            now = 600.0
+            assert backups.tick() is None and backup_size(tmp_path, backups) == 3
+            (tmp_path / BACKUP_NAME).unlink()
+            now = 5000.0
+            backups.tick()
+            assert backup_size(tmp_path, backups) == 0  # nothing new
+            journal.append(EVENTS)
+            backups.tick()
+            assert backup_size(tmp_path, backups) == 6
+
+    def test_that_fails_is_reported_once_and_tried_again(self, tmp_path, monkeypatch):
+        now = 600.0
+        with Journal.create(tmp_path, HEADER) as journal:
+            backups = Backups(journal, every_s=600.0, clock=lambda: now)
+            journal.append(EVENTS)
+            (tmp_path / f"{BACKUP_NAME}.tmp").mkdir()
+            now = 1200.0
+            backups.tick()
+            assert "cannot be written" in str(backups.close())
+            assert "cannot be written" in str(backups.tick()) and backups.tick() is None
+            (tmp_path / f"{BACKUP_NAME}.tmp").rmdir()
+            journal.append(EVENTS)
+            now = 1800.0
+            backups.tick()
+            assert backup_size(tmp_path, backups) == 6
+
+
+def backup_size(folder: Path, backups: Backups) -> int:
+    backups.close()
+    if not (folder / BACKUP_NAME).exists():
+        return 0
+    with sqlite3.connect(folder / BACKUP_NAME) as database:
+        return int(database.execute("SELECT count(*) FROM event").fetchone()[0])
+
+
+def test_many_events_share_one_commit(tmp_path):
+    """Group commit: a thousand events cost about as much as one."""
+    with Journal.create(tmp_path, HEADER) as journal:
+        commits = []
+        journal._connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+        journal.append([WorkerReady(float(i)) for i in range(1000)])
+        assert len(commits) == 1
+
+
+def test_a_locked_out_launcher_is_a_study_error():
+    assert issubclass(StudyLocked, StudyError)
