@@ -6,6 +6,7 @@ Commands and events are JSON lines. What the trials do is named in their payload
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -96,8 +97,17 @@ def do_second_rank_fails(job: Job) -> None:
     time.sleep(120)
 
 
+def warm_up(path: str, fail: bool) -> None:
+    with open(path, "a") as file:
+        file.write(f"warm with CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}\n")
+    if fail:
+        raise RuntimeError("cold")
+
+
 def main(entry: Entry) -> None:
     options = json.loads(sys.argv[1])
+    if "warm_up" in options:
+        options["warm_up"] = functools.partial(warm_up, *options["warm_up"])
     inherited = tempfile.TemporaryDirectory()
     say(event="temporary", path=inherited.name)
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -315,6 +315,26 @@ def test_lightning_does_not_take_a_trial_for_a_slurm_task(launch: MakeLauncher) 
     assert facts(folder)["environment"]["SLURM_JOB_NAME"] == "interactive"
 
 
+# ---------------------------------------------------------------------------------------------- warm-up
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_the_warm_up_is_done_once_for_all_trials(
+    launch: MakeLauncher, tmp_path: Path, method: str, fails: bool
+) -> None:
+    launcher = launch(start_method=method, warm_up=[str(tmp_path / "warm"), fails])
+    for trial_id in range(2):
+        assert launcher.run(trial_id, do="describe")[1]["exit_code"] == 0
+    assert (tmp_path / "warm").read_text() == "warm with CUDA_VISIBLE_DEVICES=''\n"
+
+
+def test_a_process_that_forks_trials_on_gpus_is_not_warmed_up(launch: MakeLauncher, tmp_path: Path) -> None:
+    launcher = launch(gpus_per_trial=1, devices=["GPU-a"], warm_up=[str(tmp_path / "warm"), False])
+    assert launcher.run(0, do="describe")[1]["exit_code"] == 0
+    assert not (tmp_path / "warm").exists()
+
+
 # ------------------------------------------------------------------------------------------------ ranks
 
 
