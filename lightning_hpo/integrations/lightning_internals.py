@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 def warn_if_untested() -> None:
-    """Log once per process and version if Lightning is older or newer than what the tests run on."""
+    """Log it if Lightning is older or newer than what the tests run on."""
     version = tuple(int(part) for part in lightning.__version__.split(".")[:2])
     if not OLDEST_TESTED <= version <= NEWEST_TESTED:
         _log.warning(

@@ -16,12 +16,14 @@ on_train_end                first of all: save, after Lightning has stepped epoc
 from __future__ import annotations
 
 import contextlib
+import pickle
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lightning_hpo import errors
@@ -29,6 +31,7 @@ from lightning_hpo.core.events import Outcome
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import (
     ChannelError,
+    CheckpointError,
     HpoError,
     OptionError,
     ResourceMismatch,
@@ -40,12 +43,14 @@ from lightning_hpo.integrations import lightning_internals as internals
 from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
 from lightning_hpo.integrations.random_state import RandomState, random_state, restore_random_state
 from lightning_hpo.runtime.channel import TrialChannel
-from lightning_hpo.runtime.checkpoints import checkpoint_path, publish, temporary_path, verify, write_durably
+from lightning_hpo.runtime.checkpoints import Written, checkpoint_path, publish, temporary_path, verify, write_durably
 from lightning_hpo.runtime.messages import Answer
 
 STATE_KEY = "lightning_hpo"
 """Our entry in the checkpoints we write."""
 
+_HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
+_NOT_PICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 _T = TypeVar("_T")
 
 
@@ -294,7 +299,7 @@ class SteeredFit:
             trainer.strategy.barrier("HPOCallback")
 
         def write() -> None:
-            written = publish(shards, path) if shards else write_durably(path, lambda f: torch.save(checkpoint, f))
+            written = publish(shards, path) if shards else _write(path, checkpoint)
             relative = path.relative_to(self._channel.directory).as_posix()
             self._channel.checkpoint(Checkpoint(resource, relative, written.sha256, written.size))
 
@@ -362,6 +367,27 @@ def interruption(outcome: Outcome) -> TrialInterrupted:
     if outcome is Outcome.PAUSED:
         return TrialPaused("The trial is paused and its checkpoint is written. Let this exception pass.")
     return TrialStopped("The trial is stopped, others are more promising. Let this exception pass.")
+
+
+def _write(path: Path, checkpoint: dict[str, Any]) -> Written:
+    try:
+        return write_durably(path, lambda file: torch.save(checkpoint, file))
+    except _NOT_PICKLABLE as problem:
+        # Hyperparameters may hold anything, and going on does not need them: the script passes them again.
+        slim = {key: value for key, value in checkpoint.items() if key not in _HYPERPARAMETERS}
+        if len(slim) == len(checkpoint):
+            raise _unpicklable(problem) from problem
+    try:
+        return write_durably(path, lambda file: torch.save(slim, file))
+    except _NOT_PICKLABLE as problem:
+        raise _unpicklable(problem) from problem
+
+
+def _unpicklable(problem: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"The trial's state cannot be saved: {problem}. "
+        "Keep objects that cannot be pickled out of the state_dict() of modules and callbacks."
+    )
 
 
 def _accumulated_gradients(pl_module: LightningModule) -> dict[str, torch.Tensor]:

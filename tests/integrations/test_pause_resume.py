@@ -35,7 +35,8 @@ SCRIPTS: dict[str, dict[str, Any]] = {
     "loaders reloaded every 2nd epoch": {
         "data_module": True, "random_split": False, "reload_dataloaders_every_n_epochs": 2,
     },
-    "hyperparameters from Hydra": {"hydra_config": True},
+    "hyperparameters from Hydra": {"config": "hydra"},
+    "hyperparameters that cannot be pickled": {"config": "lambda"},
     "bfloat16": {"precision": "bf16-mixed"},
     "gradient clipping": {"gradient_clip_val": 0.1},
     "max_steps too": {"max_steps": 24, "scheduler": "one_cycle"},

@@ -209,7 +209,7 @@ def train(
     metric_from: str = "validation",
     metric: str | None = None,
     callbacks: tuple[str, ...] = (),
-    hydra_config: bool = False,
+    config: str = "",
     own_generators: bool = False,
     stream: bool = False,
     data_module: bool = False,
@@ -241,7 +241,7 @@ def train(
         "lr_finder": lambda: LearningRateFinder(num_training_steps=5, mode="linear"),
     }
     model = (Model if validation else WithoutValidation)(
-        scheduler, metric_from, OmegaConf.create({"a": {"b": [1, 2]}}) if hydra_config else None
+        scheduler, metric_from, {"hydra": OmegaConf.create({"a": {"b": [1, 2]}}), "lambda": lambda: 0}.get(config)
     )
     options = {"max_epochs": 4, "accelerator": "cpu", "devices": 1, "logger": False} | options
     if options["logger"] == "csv":
