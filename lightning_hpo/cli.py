@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 from lightning_hpo.errors import HpoError, OptionError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.text import Text
 
     from lightning_hpo.core.trial import Checkpoint
 
 EXIT_ERROR = 2
 _EXIT_INTERRUPTED = 130
-_WIDTH_OF_FILES = 200
-"""Columns where there is no screen."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +92,12 @@ def _folder(options: argparse.Namespace) -> Path:
     return find_study(Path(".")) if options.folder is None else Path(options.folder)
 
 
-def _show(parts: Sequence[RenderableType]) -> None:
+def _show(parts: Iterable[Text]) -> None:
     from rich.console import Console
-    from rich.text import Text
 
-    width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
-    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, Text))
+        console.print(part, soft_wrap=True)
 
 
 def _show_json(data: Any) -> None:

@@ -39,18 +39,34 @@ class DecisionLines:
 
     def of(self, event: Event, decisions: Sequence[Decision], state: StudyState) -> list[tuple[str, bool]]:
         """The lines of an event that ``state`` has handled, each with whether it tells of a failure."""
-        is_new = self._tally.update(event, state)
-        lines = []
+        if isinstance(event, Reported):
+            return self._reported(event, decisions, state)
         if isinstance(event, AttemptEnded):
-            lines.append(self._ended(event, state))
+            return self._ended(event, state)
+        lines = []
         for decision in decisions:
             if isinstance(decision, Start):
                 lines.append(self._started(event.time, decision, state))
             elif isinstance(decision, Resume):
                 lines.append(self._resumed(event.time, decision, state))
-            elif isinstance(decision, Told) and isinstance(event, Reported) and is_new:
-                lines.append(self._told(event, decision, state))
-        return [line for line in lines if line is not None]
+        return lines
+
+    def _reported(self, event: Reported, decisions: Sequence[Decision], state: StudyState) -> list[tuple[str, bool]]:
+        if not self._tally.update(event, state):
+            return []
+        told = decisions[0]
+        assert isinstance(told, Told), "a report is answered first"
+        if told.completed:
+            what = "complete"
+            self._completed.add(told.trial_id)
+        elif told.verdict is not Verdict.CONTINUE:
+            what = told.verdict.value
+        elif is_rung(state, state.trials[told.trial_id], event.resource):
+            what = "continue"
+        else:
+            return []
+        result = f"{self._unit} {event.resource}  {self._metric}={formats.number(event.value)}"
+        return [(_line(event.time, told.trial_id, what, f"{result}  ({formats.plain(told.reason)})"), False)]
 
     def _started(self, time: float, start: Start, state: StudyState) -> tuple[str, bool]:
         trial = state.trials[start.trial_id]
@@ -65,38 +81,25 @@ class DecisionLines:
         reason = formats.plain(state.trials[resume.trial_id].reason)
         return _line(time, resume.trial_id, "resume", f"{origin} to {resume.milestone}  ({reason})"), False
 
-    def _told(self, event: Reported, told: Told, state: StudyState) -> tuple[str, bool] | None:
-        if told.completed:
-            what = "complete"
-            self._completed.add(told.trial_id)
-        elif told.verdict is not Verdict.CONTINUE:
-            what = told.verdict.value
-        elif is_rung(state, state.trials[told.trial_id], event.resource):
-            what = "continue"
-        else:
-            return None
-        result = f"{self._unit} {event.resource}  {self._metric}={formats.number(event.value)}"
-        return _line(event.time, told.trial_id, what, f"{result}  ({formats.plain(told.reason)})"), False
-
-    def _ended(self, event: AttemptEnded, state: StudyState) -> tuple[str, bool] | None:
+    def _ended(self, event: AttemptEnded, state: StudyState) -> list[tuple[str, bool]]:
         trial = state.trials[event.trial_id]
         if event.attempt != trial.attempt:
-            return None
+            return []
         if trial.status is TrialStatus.WAITING:
             self._to_retry.add(trial.id)
-        error = formats.error_line(event.error)
         if trial.status is TrialStatus.FAILED:
             log = trial_log(self._folder, trial)
             where = f"  ({log})" if log is not None else ""
             text = formats.error_line(trial.error) or "no error was told"
-            return _line(event.time, trial.id, "fail", f"{text}{where}"), True
+            return [(_line(event.time, trial.id, "fail", f"{text}{where}"), True)]
         if event.outcome is Outcome.LOST:
             again = "; will be tried again" if trial.status is TrialStatus.WAITING else ""
-            return _line(event.time, trial.id, "lost", f"{error or 'its process is gone'}{again}"), True
+            text = formats.error_line(event.error) or "its process is gone"
+            return [(_line(event.time, trial.id, "lost", f"{text}{again}"), True)]
         if trial.status is TrialStatus.COMPLETED and trial.id not in self._completed:
             text = f"{self._unit} {trial.resource}  (it ended by itself)"
-            return _line(event.time, trial.id, "complete", text), False
-        return None
+            return [(_line(event.time, trial.id, "complete", text), False)]
+        return []
 
 
 def _line(time: float, trial_id: int, what: str, text: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -234,7 +234,7 @@ class LiveObserver(RunObserver):
         self._draw(frame)
         self._next_frame = now + max(_FRAME_S, (self._clock() - now) / _DRAWING_SHARE)
 
-    def _draw(self, frame: RenderableType) -> None:
+    def _draw(self, frame: Text) -> None:
         if self._live is None:
             # Nothing is redirected: processes forked from this one would inherit it.
             self._live = Live(
@@ -254,7 +254,7 @@ class LiveObserver(RunObserver):
     def _draw_above(self) -> None:
         if self._above:
             lines, self._above = self._above, []
-            self._console.print(Group(*lines), soft_wrap=True)
+            self._console.print(Text("\n").join(lines), soft_wrap=True)
 
     def _finish(self) -> None:
         self._draw_above()

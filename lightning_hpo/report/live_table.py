@@ -1,13 +1,16 @@
-"""The table that is shown on a terminal while a study runs: at most 25 lines, whatever the study's size."""
+"""The table that is shown on a terminal while a study runs: at most 25 lines, whatever the study's size.
+
+It is drawn several times per second in the process that answers the trials' reports. Hence its columns are padded here:
+laying out a table with rich takes ten times as long.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import ConsoleDimensions, Group, RenderableType
-from rich.table import Table
+from rich.cells import cell_len
+from rich.console import ConsoleDimensions
 from rich.text import Text
 
 from lightning_hpo.core.study import StudyState
@@ -19,6 +22,7 @@ from lightning_hpo.report.tally import Tally
 MAX_LINES = 25
 _LEADERS = 5
 """Rows that running trials leave to the best ones."""
+_METRIC_WIDTH = 24
 _STYLES = {
     TrialStatus.RUNNING: "cyan",
     TrialStatus.PAUSING: "cyan",
@@ -39,7 +43,7 @@ def live_table(
     messages: Sequence[str],
     screen: ConsoleDimensions,
     elapsed: float,
-) -> RenderableType:
+) -> Text:
     """Running trials and the best ones, then rungs, best trials, what was spent, free workers and the last messages.
 
     Args:
@@ -47,15 +51,16 @@ def live_table(
         folder: the study folder, as the user named it.
         unit: of resource.
         messages: the last ones, oldest first.
-        screen: of the terminal.
+        screen: size of the terminal; longer lines are cut off.
         elapsed: seconds since the study began.
     """
-    below = _figures(state, tally, unit)
-    lines = min(MAX_LINES, screen.height - 1)
-    rows = max(lines - 3 - below.row_count - len(messages), 1)  # 3: title, names of columns, the line below them
-    trials = shown_trials(state, tally, rows)
-    said = [Text(formats.plain(message), style="dim", overflow="ellipsis", no_wrap=True) for message in messages]
-    return Group(_title(state, folder, elapsed), trial_table(state, tally, trials, unit), below, *said)
+    below = _figures(state, tally, unit) + [Text(formats.plain(message), style="dim") for message in messages]
+    above = [_title(state, folder, elapsed)]
+    room = min(MAX_LINES, screen.height - 1) - len(above) - len(below) - 1  # 1: the names of the columns
+    lines = above + trial_table(state, tally, shown_trials(state, tally, max(room, 1)), unit) + below
+    for line in lines:
+        line.truncate(screen.width, overflow="ellipsis")
+    return Text("\n", no_wrap=True, overflow="crop").join(lines)
 
 
 def shown_trials(state: StudyState, tally: Tally, count: int) -> list[int]:
@@ -66,35 +71,24 @@ def shown_trials(state: StudyState, tally: Tally, count: int) -> list[int]:
     return (running[: count - kept] + best)[:count]
 
 
-def _title(state: StudyState, folder: Path, elapsed: float) -> Text:
-    options = state.options
-    kind = f"{options.algorithm}, {options.mode} {formats.plain(options.metric)}"
-    return Text.assemble(
-        (formats.duration(elapsed), "bold"), "  ", (kind, "bold"), f"  {folder}", no_wrap=True, overflow="ellipsis"
-    )
-
-
-def trial_table(state: StudyState, tally: Tally, trials: Sequence[int], unit: str, is_complete: bool = False) -> Table:
-    """One row per trial.
+def trial_table(state: StudyState, tally: Tally, trials: Sequence[int], unit: str) -> list[Text]:
+    """A line with the names of the columns, and one line per trial.
 
     Args:
-        trials: their ids, in the order of the rows.
-        is_complete: wrap a configuration that is too long instead of cutting it off.
+        trials: their ids, in the order of the lines.
     """
     names = formats.short_names(state.space.domains)
-    rows = [_row(state, tally, i) for i in trials]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    titles = ("trial", "status", unit, formats.shortened(formats.plain(state.options.metric), 24), "best", "at")
-    for title, *cells in zip(titles, *rows, strict=True):
-        # Only the configuration gives way on a narrow screen.
-        width = max(len(text) for text in (title, *cells))
-        table.add_column(Text(title), justify="left" if title == "status" else "right", min_width=width, no_wrap=True)
-    table.add_column("configuration", no_wrap=not is_complete, overflow="fold" if is_complete else "ellipsis")
-    for (number, status, *figures), trial_id in zip(rows, trials, strict=True):
+    metric = formats.shortened(formats.plain(state.options.metric), _METRIC_WIDTH)
+    titles = ("trial", "status", unit, metric, "best", "at")
+    rows = [_row(state, tally, trial_id) for trial_id in trials]
+    widths = [max(map(cell_len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = [Text(_padded(titles, widths) + "configuration", style="underline")]
+    for row, trial_id in zip(rows, trials, strict=True):
         trial = state.trials[trial_id]
-        configuration = Text(formats.configuration(trial.config, names))
-        table.add_row(number, Text(status, style=_STYLES[trial.status]), *figures, configuration)
-    return table
+        line = Text(_padded(row, widths) + formats.configuration(trial.config, names))
+        line.stylize(_STYLES[trial.status], widths[0] + 2, widths[0] + 2 + widths[1])
+        lines.append(line)
+    return lines
 
 
 def _row(state: StudyState, tally: Tally, trial_id: int) -> tuple[str, str, str, str, str, str]:
@@ -106,7 +100,22 @@ def _row(state: StudyState, tally: Tally, trial_id: int) -> tuple[str, str, str,
     return str(trial_id), trial.status.value, f"{resource}{goal}", last, formats.number(value), str(at or "")
 
 
-def _figures(state: StudyState, tally: Tally, unit: str) -> Table:
+def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Cells aligned to the right, the second one, the status, to the left."""
+    padding = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+    return "".join(
+        f"{cell}{space}  " if n == 1 else f"{space}{cell}  "
+        for n, (cell, space) in enumerate(zip(cells, padding, strict=True))
+    )
+
+
+def _title(state: StudyState, folder: Path, elapsed: float) -> Text:
+    options = state.options
+    kind = f"{options.algorithm}, {options.mode} {formats.plain(options.metric)}"
+    return Text.assemble((f"{formats.duration(elapsed)}  {kind}", "bold"), f"  {formats.plain(str(folder))}")
+
+
+def _figures(state: StudyState, tally: Tally, unit: str) -> list[Text]:
     rows = []
     if len(tally.rungs) > 1:
         rows.append(("rungs", rung_line(tally)))
@@ -116,12 +125,8 @@ def _figures(state: StudyState, tally: Tally, unit: str) -> Table:
     busy, workers = len(state.live), state.options.n_workers
     free = max(workers - busy, 0)
     rows.append(("workers", f"{busy} of {workers} busy" + (f", {free} free" if free else "")))
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True, min_width=max(len(name) for name, _ in rows))
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    for name, text in rows:
-        table.add_row(name, Text(text))
-    return table
+    width = max(len(name) for name, _ in rows)
+    return [Text.assemble((f"{name:<{width}}  ", "bold"), text) for name, text in rows]
 
 
 def rung_line(tally: Tally) -> str:

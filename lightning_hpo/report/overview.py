@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import RenderableType
 from rich.text import Text
 
 from lightning_hpo.core.options import ALGORITHMS
@@ -21,7 +20,7 @@ SORT_KEYS = ("id", "value", "resource")
 _STATUS_ROWS = 10
 
 
-def status(study: StudyFolder) -> list[RenderableType]:
+def status(study: StudyFolder) -> list[Text]:
     """Where the study stands: who works on it, the best, the running and leading trials, failures."""
     state, unit = study.state, study.unit
     options = state.options
@@ -41,22 +40,22 @@ def status(study: StudyFolder) -> list[RenderableType]:
         rows.append(("checkpoints", disk))
     rows.append(("elapsed", formats.duration(state.progress.time)))
     shown = shown_trials(state, tally, _STATUS_ROWS)
-    parts: list[RenderableType] = [trial_table(state, tally, shown, unit)] if shown else []
+    lines = trial_table(state, tally, shown, unit) if shown else []
     failures = failure_lines(state, study.path)
     if failures:
-        parts.append(Text("\n" + "\n".join(failures), style="red"))
+        lines.append(Text("\n" + "\n".join(failures), style="red"))
     # The last question uses the state up.
     where = f"is worked on by {study.holder}" if study.holder else _resting(study.why_ended())
-    return [Text(f"Study {study.path} {where}\n{table(rows)}\n"), *parts]
+    return [Text(f"Study {study.path} {where}\n{table(rows)}\n"), *lines]
 
 
 def _resting(why_ended: str | None) -> str:
     return "is not running and can be continued" if why_ended is None else f"has ended: {why_ended}"
 
 
-def trials(study: StudyFolder, chosen: Sequence[int]) -> list[RenderableType]:
+def trials(study: StudyFolder, chosen: Sequence[int]) -> list[Text]:
     """The table of the chosen trials, with whole configurations."""
-    return [trial_table(study.state, Tally(study.state), chosen, study.unit, is_complete=True)]
+    return trial_table(study.state, Tally(study.state), chosen, study.unit)
 
 
 def choose_trials(
@@ -73,10 +72,10 @@ def choose_trials(
     return wanted if limit is None else wanted[:limit]
 
 
-def best(study: StudyFolder) -> list[RenderableType]:
+def best(study: StudyFolder) -> list[Text]:
     """The best trials in both senses, with whole configurations."""
     state = study.state
-    parts: list[RenderableType] = [Text(table(best_rows(state, study.unit)))]
+    parts = [Text(table(best_rows(state, study.unit)))]
     found = dict.fromkeys(b[0] for b in (state.best_full, state.best_any) if b is not None)
     for trial_id in found:
         config = state.space.with_constants(state.trials[trial_id].config)

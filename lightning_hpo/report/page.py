@@ -110,7 +110,8 @@ def learning_curves(state: StudyState, tally: Tally, unit: str) -> Plot:
     values = [v for trial in shown for v in trial.curve.values() if math.isfinite(v)]
     resources = [float(r) for trial in shown for r in trial.curve]
     y = Axis.of(state.options.metric, _without_outliers(state, values))
-    plot = Plot("Learning curves", Axis.of(unit, resources, is_log=len(state.scheduler.levels) > 1), y)
+    x = Axis.of(unit, resources, is_log=len(state.scheduler.levels) > 1, marked=tuple(tally.rungs))
+    plot = Plot("Learning curves", x, y)
     best = (state.best_full or state.best_any or (None,))[0]
     for trial in [*(t for t in reversed(shown) if t.id != best), *(t for t in shown if t.id == best)]:
         style = "best" if trial.id == best else trial.status.value

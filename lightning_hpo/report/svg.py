@@ -21,6 +21,7 @@ class Axis:
         lower, upper: the range shown.
         is_log: logarithmic; both ends must be positive then.
         categories: names of the positions 0, 1, 2, ...; ``lower`` and ``upper`` are ignored then.
+        marked: values that get a tick, instead of round ones.
     """
 
     label: str
@@ -28,9 +29,17 @@ class Axis:
     upper: float = 1.0
     is_log: bool = False
     categories: tuple[str, ...] = ()
+    marked: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, label: str, values: Iterable[float], is_log: bool = False, margin: float = 0.04) -> Axis:
+    def of(
+        cls,
+        label: str,
+        values: Iterable[float],
+        is_log: bool = False,
+        margin: float = 0.04,
+        marked: Sequence[float] = (),
+    ) -> Axis:
         """The axis that shows all values, with a margin; logarithmic only if all of them are positive."""
         known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
         low, high = min(known), max(known)
@@ -39,7 +48,9 @@ class Axis:
             low, high = math.log(low), math.log(high)
         room = (high - low) * margin or (abs(high) * 0.1 or 1.0)
         low, high = low - room, high + room
-        return cls(label, math.exp(low), math.exp(high), True) if is_log else cls(label, low, high)
+        if is_log:
+            low, high = math.exp(low), math.exp(high)
+        return cls(label, low, high, is_log, marked=tuple(v for v in marked if low <= v <= high))
 
     def place(self, value: float) -> float:
         """Where the value lies, 0 at the beginning of the axis and 1 at its end."""
@@ -53,17 +64,17 @@ class Axis:
         """Round values with their labels."""
         if self.categories:
             return [(float(n), name) for n, name in enumerate(self.categories)]
-        values = self._log_ticks() if self.is_log else self._linear_ticks()
+        values = self.marked or (self._log_ticks() if self.is_log else self._linear_ticks())
         return [(v, f"{v:.6g}") for v in values]
 
-    def _linear_ticks(self) -> list[float]:
+    def _linear_ticks(self) -> Sequence[float]:
         rough = (self.upper - self.lower) / _TICKS
         power = 10.0 ** math.floor(math.log10(rough))
         step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
         first = math.ceil(self.lower / step)
         return [n * step for n in range(first, math.floor(self.upper / step) + 1)]
 
-    def _log_ticks(self) -> list[float]:
+    def _log_ticks(self) -> Sequence[float]:
         low, high = math.floor(math.log10(self.lower)), math.ceil(math.log10(self.upper))
         multiples = (1,) if high - low > 3 else (1, 3) if high - low > 1 else (1, 2, 5)
         every = max((high - low) // (2 * _TICKS), 1)

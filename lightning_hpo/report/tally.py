@@ -62,12 +62,14 @@ class Tally:
             self.resource[trial.id] = resource
             self.trained += resource - before
         criterion = state.criterion(value)
+        is_finite = math.isfinite(criterion)
         rung = self.rungs.get(resource)
         if rung is not None and is_rung(state, trial, resource):
             rung.count += 1
-            if math.isfinite(value) and (rung.best is None or criterion < state.criterion(rung.best)):
+            if is_finite and (rung.best is None or criterion < state.criterion(rung.best)):
                 rung.best = value
-        if math.isfinite(criterion) and criterion < self._best.get(trial.id, (math.inf, 0))[0]:
+        best = self._best.get(trial.id)
+        if is_finite and (best is None or criterion < best[0]):
             self._best[trial.id] = (criterion, resource)
 
     def best_of(self, trial_id: int, state: StudyState) -> tuple[float, int] | None:
