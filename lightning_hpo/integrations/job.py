@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,10 +34,10 @@ from lightning_hpo.core.events import Outcome
 from lightning_hpo.errors import OptionError, ResourceMismatch, TrialError, TrialInterrupted, TrialPaused
 from lightning_hpo.integrations.config import MAX_RESOURCE_ATTRS, PREFIX, LauncherOptions
 from lightning_hpo.integrations.hydra_space import format_value
-from lightning_hpo.integrations.select_sweeper import written_overrides
+from lightning_hpo.integrations.select_sweeper import as_composed, written_overrides
 from lightning_hpo.runtime.script import FunctionReference, dump_entry
 
-_JOB_NUM_SUBDIRS = ("${hydra.job.num}", "${hydra:job.num}")
+_JOB_NUM = re.compile(r"\$\{hydra[.:]job\.num\}")
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ class HydraJob:
         sweep_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.hydra_context = hydra_context
-        self.config = config
         self.task_function = FunctionReference(task_function)
         self.sweep_dir = Path(os.path.abspath(sweep_dir if sweep_dir is not None else str(config.hydra.sweep.dir)))
+        self.config = as_composed(config)
         self.argv = tuple(sys.argv)
+        self._folders: dict[tuple[int | str, ...], Path] = {}
 
     # ------------------------------------------------------------------------------- in the launcher
 
@@ -99,14 +101,19 @@ class HydraJob:
         Raises:
             OptionError: if ``hydra.sweep.subdir`` leads out of the sweep's folder.
         """
-        # Composing costs tens of milliseconds; the usual folder is known without.
+        key = (job_num, *overrides)
+        if key not in self._folders:
+            self._folders[key] = self._find_folder(overrides, job_num)
+        return self._folders[key]
+
+    def _find_folder(self, overrides: Sequence[str], job_num: int) -> Path:
         written = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
         assert isinstance(written, dict)
-        if written["subdir"] in _JOB_NUM_SUBDIRS:
-            return self.sweep_dir / str(job_num)
-        composed = self.compose(overrides, job_num)
-        with hydra_config(composed):
-            subdir = str(composed.hydra.sweep.subdir)
+        subdir = _JOB_NUM.sub(str(job_num), str(written["subdir"]))
+        if "${" in subdir:  # composing costs tens of milliseconds, and most folders do not need it
+            composed = self.compose(overrides, job_num)
+            with hydra_config(composed):
+                subdir = str(composed.hydra.sweep.subdir)
         folder = Path(os.path.abspath(self.sweep_dir / subdir))
         if folder == self.sweep_dir or self.sweep_dir not in folder.parents:
             raise OptionError(
@@ -303,7 +310,8 @@ def _guarded(task_function: TaskFunction, interruptions: list[TrialInterrupted])
 def _failed(error: Exception, job_return: JobReturn | None = None) -> JobResult:
     lines = traceback.format_exception(type(error), error, _from_task(error.__traceback__))
     print("".join(lines), file=sys.stderr, flush=True)
-    summary = traceback.format_exception_only(type(error), error)[-1].strip()
+    # Of a long message the first line says most; the log has the rest.
+    summary = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[0]
     return JobResult(Outcome.FAILED, None, summary, "".join(lines), error, job_return)
 
 

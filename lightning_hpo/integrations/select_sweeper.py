@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,11 +28,25 @@ class SelectSweeper(Callback):
             return
         if chose_basic_sweeper(config):
             return
-        settings = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
-        assert isinstance(settings, dict)
+        basic = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+        assert isinstance(basic, dict)
+        ours = {**basic, "_target_": SWEEPER, "_recursive_": False, "replaced": basic}
         with read_write(config.hydra), open_dict(config.hydra):
-            config.hydra.sweeper = OmegaConf.create({**settings, "_target_": SWEEPER})
-            config.hydra.runtime.choices["hydra/sweeper"] = "hpo"
+            config.hydra.sweeper = OmegaConf.create(ours)
+
+
+def as_composed(config: DictConfig) -> DictConfig:
+    """The multirun's configuration as it was before :class:`SelectSweeper` changed it.
+
+    Hydra 1.4 composes no job whose sweeper differs from that of the multirun.
+    """
+    replaced = config.hydra.sweeper.get("replaced")
+    if replaced is None:
+        return config
+    config = copy.deepcopy(config)
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.sweeper = replaced
+    return config
 
 
 def chose_basic_sweeper(config: DictConfig) -> bool:

@@ -12,7 +12,8 @@ from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from lightning_hpo.errors import OptionError, SpaceError
-from lightning_hpo.integrations.select_sweeper import BASIC_SWEEPER, LAUNCHER, SWEEPER, SelectSweeper
+from lightning_hpo.integrations.job import HydraJob
+from lightning_hpo.integrations.select_sweeper import BASIC_SWEEPER, LAUNCHER, SWEEPER, SelectSweeper, as_composed
 
 Plugins.instance()
 
@@ -49,7 +50,9 @@ class TestTheFlag:
         call = sweep("hydra/launcher=hpo", "hydra.launcher.metric=loss", "bar=tag(log,int(interval(1,100)))")
         assert call.arguments == ["bar=tag(log,int(interval(1,100)))"]
         assert call.config.hydra.sweeper._target_ == SWEEPER
-        assert call.config.hydra.runtime.choices["hydra/sweeper"] == "hpo"
+        # Hydra 1.4 wants the sweeper of a job to be that of the multirun.
+        job = HydraJob(call.context, call.config, call.task)
+        assert job.compose(["bar=3"], 0).hydra.sweeper._target_ == BASIC_SWEEPER
         assert (call.config.hydra.launcher.metric, call.config.hydra.launcher.mode) == ("loss", "min")
 
     def test_the_sweeper_alone_brings_the_launcher_and_no_callback(self, sweep):
@@ -70,8 +73,9 @@ class TestTheFlag:
             flags={"struct": True, "readonly": True},
         )
         SelectSweeper().on_multirun_start(config)
-        expected = {"_target_": SWEEPER, "params": {"lr": "interval(0,${top})"}}
-        assert OmegaConf.to_container(config.hydra.sweeper) == expected
+        assert OmegaConf.to_container(config.hydra.sweeper.params) == {"lr": "interval(0,${top})"}
+        assert config.hydra.sweeper._target_ == SWEEPER
+        assert as_composed(config).hydra.sweeper._target_ == BASIC_SWEEPER
 
     def test_options_may_be_nested_and_need_no_plus(self, sweep):
         call = sweep(

@@ -44,8 +44,14 @@ class HpoLauncher(Launcher):
 class HpoSweeper(Sweeper):
     """Searches the space which the overrides describe: trials start, pause, go on and stop as the algorithm decides."""
 
-    def __init__(self, params: Any = None, **others: Any) -> None:
-        self.params = params
+    def __init__(self, params: Any = None, replaced: Any = None, **others: Any) -> None:
+        """What was given is read from the configuration.
+
+        Args:
+            params: overrides, ranges among them; those of the command line win.
+            replaced: settings of the sweeper whose place this one has taken.
+            others: settings of other sweepers, to be refused.
+        """
         self.others = others
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
