@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,21 +19,18 @@ from lightning_hpo.surrogates.optimize import Array, minimize_batch
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """How parameters are fitted and how often."""
+    """How parameters are fitted."""
 
     opt_nstarts: int = 2
-    """Starts: the first from the initial (or current) values, the others from these plus standard normal noise on every
-    internal coordinate."""
+    """Starts of a full search: the first from the initial values, the others from these plus standard normal noise on
+    every internal coordinate. The current values, if any, are one more."""
     opt_maxiter: int = 50
     """Largest number of L-BFGS-B iterations of each start."""
     opt_warmstart: bool = False
-    """Start from the current values instead of the initial ones."""
-    opt_skip_init_length: int = 150
-    """Never skip a fit below this number of observations."""
-    opt_skip_period: int = 1
-    """Above it, fit only whenever the number of observations has changed this many times."""
-    opt_skip_num_max_resource: bool = False
-    """Above it, fit only when the number of observations at the largest resource has grown."""
+    """Let a full search's starts begin around the current values instead of the initial ones."""
+    opt_restart_growth: float = 0.2
+    """Search fully when the data have grown by this share since the last full search. In between, the current values are
+    the only start: a new observation moves the optimum little, so that a few evaluations find it again."""
     tolerance: float = 1e-6
     """Relative decrease of the objective, and projected gradient, at which a start ends."""
 
@@ -45,11 +42,14 @@ class Fit:
     theta: Tensor
     """``(p,)`` internal coordinates, on the CPU."""
     objective: float
-    """Negative log posterior density reached; infinite if nothing could be computed."""
+    """Negative log posterior density reached; infinite if nothing could be computed, NaN without data."""
     failed: bool
     """No start gave a finite objective: ``theta`` are the old parameters."""
     evaluations: int
     """Evaluations of the objective, all starts together counting once."""
+    state: dict[str, Any]
+    """JSON data for the next fit of the same model: ``parameters`` (natural values by name) and ``searched``, the
+    number of observations at the last full search."""
 
 
 def fit(
@@ -57,30 +57,43 @@ def fit(
     data: Observations,
     options: FitOptions,
     generator: np.random.Generator,
-    current: Mapping[str, Sequence[float]] | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Parameters that minimise ``model.objective(data)`` within their bounds.
 
     Args:
         generator: draws the noise of the starts.
-        current: values of an earlier fit, kept if this one fails.
+        state: of an earlier fit of the model. Its parameters are kept if this fit fails.
 
     The computation runs on the device of the data.
     """
-    space = model.space
-    old = space.initial if current is None else space.theta(current)
-    if len(data) == 0:
-        return Fit(old, math.nan, False, 0)
-    first = (old if options.opt_warmstart else space.initial).numpy()
-    noise = generator.standard_normal((options.opt_nstarts - 1, space.size))
-    starts = np.concatenate([first[None], first + noise])
+    space, n = model.space, len(data)
+    current = None if state is None else space.theta(state["parameters"])
+    old = space.initial if current is None else current
+    searched = 0 if state is None else int(state["searched"])
+
+    def result(theta: Tensor, objective: float, failed: bool, evaluations: int, searched: int) -> Fit:
+        values = {"parameters": space.values(theta), "searched": searched}
+        return Fit(theta, objective, failed, evaluations, values)
+
+    if n == 0:
+        return result(old, math.nan, False, 0, searched)
+    full = n >= (1.0 + options.opt_restart_growth) * searched
+    starts = np.empty((0, space.size)) if current is None else current.numpy()[None]
+    if full:
+        first = old if options.opt_warmstart else space.initial
+        noise = generator.standard_normal((options.opt_nstarts, space.size))
+        noise[0] = 0.0
+        fresh = first.numpy() + noise
+        starts = np.concatenate([starts, fresh[1:] if options.opt_warmstart and current is not None else fresh])
     objective = batched(model.objective(data), data.y.device)
     lower, upper = space.lower.numpy(), space.upper.numpy()
     found = minimize_batch(objective, starts, lower, upper, options.opt_maxiter, options.tolerance)
     best = int(np.argmin(found.value))
     if not np.isfinite(found.value[best]):
-        return Fit(old, math.inf, True, found.evaluations)
-    return Fit(torch.from_numpy(found.x[best]), float(found.value[best]), False, found.evaluations)
+        return result(old, math.inf, True, found.evaluations, searched)
+    theta = torch.from_numpy(found.x[best])
+    return result(theta, float(found.value[best]), False, found.evaluations, n if full else searched)
 
 
 def batched(objective: Objective, device: torch.device) -> Any:
@@ -98,31 +111,3 @@ def batched(objective: Objective, device: torch.device) -> Any:
         return value.cpu().numpy(), gradient.cpu().numpy()
 
     return evaluate
-
-
-def fit_is_due(
-    options: FitOptions, n: int, n_max_resource: int, state: Mapping[str, Any] | None
-) -> tuple[bool, dict[str, Any]]:
-    """Whether to fit again, or to go on with the current parameters.
-
-    Args:
-        n: number of observations, before any subsampling.
-        n_max_resource: number of those at the largest resource.
-        state: what the last call returned; None at first.
-
-    Returns:
-        the answer, and JSON data for the next call.
-    """
-    state = state or {"n": None, "n_max_resource": None, "sizes": 0}
-    changed = n != state["n"]
-    due = changed
-    grown, sizes = state["n_max_resource"], state["sizes"]
-    if n >= options.opt_skip_init_length:
-        if options.opt_skip_num_max_resource:
-            due = changed and (grown is None or n_max_resource > grown)
-            if due:
-                grown = n_max_resource
-        elif options.opt_skip_period > 1:
-            due = changed and sizes % options.opt_skip_period == 0
-            sizes += int(changed)
-    return due, {"n": n, "n_max_resource": grown, "sizes": sizes}

@@ -91,17 +91,24 @@ def matern52(z: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
         ``(1 + b + b**2 / 3) exp(-b)``, ``b = sqrt(5) * distance``, and its derivative with respect to the *squared*
         distance; both ``(.., n, m)``.
     """
-    norm = (z * z).sum(-1)
+    n5, one = _norm_columns(z)
+    m5 = n5
     if other is None:
-        other, other_norm = z, norm
+        other = z
     else:
-        other_norm = (other * other).sum(-1)
-    d = torch.matmul(z, other.mT).mul_(-10.0)
-    d.add_(norm.mul(5.0).unsqueeze(-1)).add_(other_norm.mul(5.0).unsqueeze(-2)).clamp_min_(0.0)
-    b = d.sqrt()
+        m5, one = _norm_columns(other)
+    # one product gives 5 (|z|² - 2 z.z' + |z'|²): passes over the matrix cost as much as its factorisation
+    d = torch.cat([-10.0 * z, n5, torch.ones_like(n5)], -1) @ torch.cat([other, one, m5], -1).mT
+    b = d.clamp_min_(0.0).sqrt()
     decay = b.neg().exp_()
-    slope = b.add_(1.0).mul(decay).mul_(-5.0 / 6.0)
-    return d.div_(3.0).add_(b).mul_(decay), slope
+    slope = b.add_(1.0).mul_(decay)
+    correlation = torch.addcmul(slope, d, decay, value=1.0 / 3.0)
+    return correlation, slope.mul_(-5.0 / 6.0)
+
+
+def _norm_columns(z: Tensor) -> tuple[Tensor, Tensor]:
+    n5 = (z * z).sum(-1, keepdim=True).mul_(5.0)
+    return n5, torch.ones_like(n5)
 
 
 def pull_distances(weight: Tensor, z: Tensor, other: Tensor | None = None) -> Tensor:
@@ -109,9 +116,13 @@ def pull_distances(weight: Tensor, z: Tensor, other: Tensor | None = None) -> Te
 
     Without ``other`` the distances are those within ``z``, and ``weight`` is symmetric.
     """
-    if other is None:
-        return 4.0 * (weight.sum(-1, keepdim=True) * z - weight @ z)
-    return 2.0 * (weight.sum(-1, keepdim=True) * z - weight @ other)
+    both = weight @ torch.nn.functional.pad(z if other is None else other, (0, 1), value=1.0)
+    return (4.0 if other is None else 2.0) * (both[..., -1:] * z - both[..., :-1])
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of the products of the entries of ``(S, n, m)`` matrices, ``(S, 1)``."""
+    return (a.flatten(1).unsqueeze(1) @ b.flatten(1).unsqueeze(2)).squeeze(-1)
 
 
 class DecayTable(NamedTuple):
@@ -208,7 +219,7 @@ def gaussian_nll(covariance: Tensor, residual: Tensor) -> DenseTerms:
     solved = torch.cholesky_solve(residual.unsqueeze(-1), factor)
     log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     value = 0.5 * (residual * solved.squeeze(-1)).sum(-1) + log_det + 0.5 * residual.shape[-1] * LOG_2PI
-    derivative = torch.baddbmm(torch.cholesky_inverse(factor), solved, solved.mT, beta=0.5, alpha=-0.5)
+    derivative = torch.cholesky_inverse(factor).baddbmm_(solved, solved.mT, beta=0.5, alpha=-0.5)
     return DenseTerms(value, derivative, solved.squeeze(-1))
 
 
@@ -280,7 +291,9 @@ def level_additive_nll(
     """
     m, n_levels = data.mean_level.shape
     batch = covariance.shape[0]
-    factor = cholesky(covariance + torch.diag_embed(noise / data.count))
+    covariance = covariance.clone()
+    covariance.diagonal(dim1=-2, dim2=-1).add_(noise / data.count)
+    factor = cholesky(covariance)
     inverse = torch.cholesky_inverse(factor)
     residual = data.mean_target - mean @ data.mean_level.mT
     solved = torch.cholesky_solve(

@@ -37,21 +37,25 @@ class Prior:
     """The same density as a gpytorch prior, up to a constant."""
 
 
+def _double(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
 def gamma_prior(mean: float, shape: float) -> Prior:
     """Gamma density with the given mean and shape."""
     rate = shape / mean
     constant = math.lgamma(shape) - shape * math.log(rate)
-    return Prior(log_x=1.0 - shape, linear=rate, constant=constant, torch_prior=GammaPrior(shape, rate))
+    return Prior(log_x=1.0 - shape, linear=rate, constant=constant, torch_prior=GammaPrior(_double(shape), _double(rate)))
 
 
 def log_normal_prior(sigma: float) -> Prior:
     """Log-normal density with median 1; the constant is ``log(sigma)``, without ``log(2 pi) / 2``."""
-    return Prior(log_x=1.0, log_square=0.5 / sigma**2, constant=math.log(sigma), torch_prior=LogNormalPrior(0.0, sigma))
+    return Prior(log_x=1.0, log_square=0.5 / sigma**2, constant=math.log(sigma), torch_prior=LogNormalPrior(_double(0.0), _double(sigma)))
 
 
 def normal_prior() -> Prior:
     """Standard normal density without its constant."""
-    return Prior(square=0.5, torch_prior=NormalPrior(0.0, 1.0))
+    return Prior(square=0.5, torch_prior=NormalPrior(_double(0.0), _double(1.0)))
 
 
 def uniform_prior(width: float) -> Prior:
