@@ -63,7 +63,7 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
         HpoError: whatever ended the study before its time, after everything was closed and written.
     """
     options = setup.options
-    _check_folder(setup.folder)
+    check_folder(setup.folder)
     stored = _stored_header(setup.folder)
     seed = _seed(options.random_seed, stored)
     # Before anything is started: wrong options, or another launcher, must not cost a process.
@@ -203,8 +203,12 @@ def _seed(wanted: int | None, stored: Mapping[str, Any] | None) -> int:
     return int.from_bytes(os.urandom(4), "big") & 0x7FFFFFFF
 
 
-def _check_folder(folder: Path) -> None:
-    """Fail before any work is lost, not when the first result is to be written."""
+def check_folder(folder: Path) -> None:
+    """Fail before any work is lost, not when the first result is to be written.
+
+    Raises:
+        StudyError: if the folder cannot be made or written.
+    """
     probe = folder / f".write-test-{os.getpid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

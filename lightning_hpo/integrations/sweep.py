@@ -17,7 +17,7 @@ from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.integrations.batch import read_launcher_options
 from lightning_hpo.integrations.hydra_space import ParsedSweep, read_space
 from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t
-from lightning_hpo.integrations.run import StudySetup, run_study
+from lightning_hpo.integrations.run import StudySetup, check_folder, run_study
 from lightning_hpo.integrations.trial import TrialEntry
 from lightning_hpo.runtime.backends.base import Job
 
@@ -45,7 +45,7 @@ def run_sweep(
     middle = parsed.space.default()
     composed = hydra_job.compose(parsed.overrides(middle), 0)
     max_t = resolve_max_t(composed, options, parsed.space.names)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
     OmegaConf.save(config, folder / "multirun.yaml")
     program = _Program(hydra_job)
     state, _ = run_study(

@@ -64,6 +64,7 @@ _GRACE_S = 5.0
 _TERM_LIMIT_S = 30.0
 """After SIGTERM or SIGHUP: time for running trials to pause before they are killed."""
 _RETRY_COMMIT_S = 2.0
+_LAST_WORDS_BYTES = 4096
 _FRESHNESS = 5.0
 """An answer computed ahead is renewed after so many times the time it took, if there is new data."""
 
@@ -406,8 +407,17 @@ class Coordinator:
         if ended is not None:
             return Outcome.FAILED, ended.error or ended.traceback or end.description
         if end.signal is None and end.exit_code not in (None, 0):
-            return Outcome.FAILED, end.description
+            return Outcome.FAILED, self._last_words(attempt.trial_id) or end.description
         return Outcome.LOST, end.description
+
+    def _last_words(self, trial_id: int) -> str | None:
+        """The last line a process wrote to its log."""
+        log = self._folder(self._state.trials[trial_id]) / "trial.log"
+        with contextlib.suppress(OSError), open(log, "rb") as file:
+            file.seek(max(os.path.getsize(log) - _LAST_WORDS_BYTES, 0))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+            return lines[-1] if lines else None
+        return None
 
     def _check_timeouts(self) -> None:
         now = self._clock()

@@ -105,20 +105,23 @@ class TestAStudy:
         assert finished.code == 0
         assert len(rows(first.study)) == 6
 
-    def test_takes_ranges_from_the_config_too(self, tune):
-        ended = tune("hydra.sweeper.params={model.units: 'int(interval(4,16))'}", "model.lr=0.02")
+    def test_takes_ranges_from_the_config_too(self, server, tmp_path):
+        program = tmp_path / "program.py"
+        params = '"hydra": {"sweeper": {"params": {"model.units": "int(interval(4,16))"}}}, "model"'
+        program.write_text(PROGRAM.replace('"model"', params, 1))
+        ended = server.run(program, *TUNE, "hydra.launcher.n_trials=3", "model.lr=0.02", folder=tmp_path)
         assert ended.code == 0, ended.output
         assert all(4 <= int(row["model.units"]) <= 16 for row in rows(ended.study))
 
     def test_survives_a_trial_that_raises(self, tune):
-        ended = tune(LR, "+do=raise once", "hydra.launcher.algorithm=random")
+        ended = tune(LR, "do=raise once", "hydra.launcher.algorithm=random")
         assert ended.code == 0, ended.output
         assert [row["status"] for row in rows(ended.study)] == ["completed", "failed", "completed", "completed"]
         assert "no such data set" in ended.output
         assert "no such data set" in (ended.study / "1" / "trial.log").read_text()
 
     def test_never_calls_a_nan_the_best(self, tune):
-        ended = tune(LR, "++do=nan", "hydra.launcher.n_trials=6", "hydra.launcher.algorithm=random")
+        ended = tune(LR, "do=nan", "hydra.launcher.n_trials=6", "hydra.launcher.algorithm=random")
         assert ended.code == 0, ended.output
         results = yaml.safe_load((ended.study / "optimization_results.yaml").read_text())
         assert results["best_params"]["model.lr"] <= 0.01
@@ -162,12 +165,12 @@ class TestBadInput:
         assert "Traceback" not in ended.output
 
     def test_a_script_without_the_callback_is_told_the_line_to_add(self, tune):
-        ended = tune(LR, "++do=forget")
+        ended = tune(LR, "do=forget")
         assert ended.code == 1
         assert "Trainer(callbacks=[HPOCallback()], ...)" in ended.output
 
     def test_a_bug_common_to_all_trials_ends_the_study_with_its_error(self, tune):
-        ended = tune(LR, "++do=raise", "hydra.launcher.n_trials=20")
+        ended = tune(LR, "do=raise", "hydra.launcher.n_trials=20")
         assert ended.code == 1
         assert "ValueError: no such data set" in ended.output
         assert "trial.log" in ended.output
@@ -197,14 +200,15 @@ class TestBadInput:
     def test_a_script_without_a_main_guard(self, server, tmp_path):
         program = tmp_path / "program.py"
         program.write_text(PROGRAM.replace('if __name__ == "__main__":\n    main()', "main()"))
-        ended = server.run(program, *TUNE, LR, "hydra.launcher.start_method=spawn", folder=tmp_path)
+        few = ["hydra.launcher.n_workers=1", "hydra.launcher.max_failures_in_a_row=1"]
+        ended = server.run(program, *TUNE, LR, *few, "hydra.launcher.start_method=spawn", folder=tmp_path)
         assert ended.code == 1
         assert '__name__ == "__main__"' in ended.output
 
 
 class TestInterruption:
     def test_ctrl_c_pauses_what_runs_and_the_same_command_goes_on(self, start, tune):
-        running = start(LR, "+sleep=0.3", "trainer.max_epochs=20", "hydra.launcher.n_workers=2", "hydra.launcher.n_trials=2")
+        running = start(LR, "sleep=0.3", "trainer.max_epochs=20", "hydra.launcher.n_workers=2", "hydra.launcher.n_trials=2")
         running.wait_for(lambda text: text.count("  start") >= 2)
         time.sleep(1.0)
         running.signal(signal.SIGINT)
@@ -218,7 +222,7 @@ class TestInterruption:
         assert list(ended.study.glob("*/checkpoints/*.ckpt"))
 
     def test_ctrl_c_twice_stops_within_seconds(self, start):
-        running = start(LR, "+sleep=20", "hydra.launcher.n_workers=2", "hydra.launcher.n_trials=2")
+        running = start(LR, "sleep=20", "hydra.launcher.n_workers=2", "hydra.launcher.n_trials=2")
         running.wait_for(lambda text: text.count("  start") >= 2)
         time.sleep(0.5)
         running.signal(signal.SIGINT)
