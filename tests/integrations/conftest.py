@@ -57,6 +57,8 @@ class Zygote:
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
+        # Nothing is left to do for it, and taking torch apart is slow.
+        self._process.kill()
         self._process.wait(timeout=30)
         self._process.stdout.close()
 

@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
@@ -120,16 +119,6 @@ class WithoutValidation(Model):
     validation_step = LightningModule.validation_step
 
 
-class Averaging(WeightAveraging):
-    """The mean of the weights after every second step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None and step_idx % 2 == 0
-
-
 class DrawingCallback(Callback):
     """Draws random numbers where they are easily lost."""
 
@@ -155,6 +144,18 @@ class Data(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         return DataLoader(Points(8, seed=2), 4)
+
+
+def averaging() -> Callback:
+    """The mean of the weights after every second step."""
+    # Not at the top: it came with Lightning 2.6.
+    from lightning.pytorch.callbacks import WeightAveraging
+
+    class EverySecondStep(WeightAveraging):
+        def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+            return step_idx is not None and step_idx % 2 == 0
+
+    return EverySecondStep()
 
 
 def digest(value: Any) -> str:
@@ -235,7 +236,7 @@ def train(
     checkpoint = ModelCheckpoint(Path(folder) / "best", monitor=monitor, **(saving or {}))
     made: dict[str, Any] = {
         "early": lambda: EarlyStopping("val_loss", patience=2, min_delta=0.5),
-        "averaging": Averaging,
+        "averaging": averaging,
         "swa": lambda: StochasticWeightAveraging(5e-3, swa_epoch_start=2, annealing_epochs=1),
         "drawing": DrawingCallback,
         "lr_finder": lambda: LearningRateFinder(num_training_steps=5, mode="linear"),
