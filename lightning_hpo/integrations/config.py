@@ -133,9 +133,11 @@ def read_options(mapping: Mapping[str, Any], tunes: bool = True) -> LauncherOpti
     if not tunes:
         given.setdefault("metric", "none")
     try:
-        return LauncherOptions.from_mapping(given)
+        options = LauncherOptions.from_mapping(given)
     except OptionError as problem:
         raise OptionError(f"{PREFIX}: {problem}") from None
+    assert isinstance(options, LauncherOptions)
+    return options
 
 
 def _defaults(cls: type, preset: set[str]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class HydraJob:
         Raises:
             OptionError: if ``hydra.sweep.subdir`` leads out of the sweep's folder.
         """
-        key = (job_num, *overrides)
+        key: tuple[int | str, ...] = (job_num, *overrides)
         if key not in self._folders:
             self._folders[key] = self._find_folder(overrides, job_num)
         return self._folders[key]

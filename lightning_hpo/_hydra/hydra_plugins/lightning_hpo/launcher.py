@@ -64,6 +64,7 @@ class HpoSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from lightning_hpo.integrations.sweep import run_sweep
 
+        assert self.hydra_context is not None and self.config is not None  # Hydra calls setup first
         with _printed_by_hydra():
             return run_sweep(self.hydra_context, self.task_function, self.config, arguments)
 
