@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from lightning_hpo.errors import BackendError, TrialInterrupted
+from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Entry, Job
 
 STACK_DUMP_SIGNAL = signal.SIGURG
@@ -300,9 +301,12 @@ def seed_everything(seed: int) -> None:
 
 
 def _watch(parent: int) -> None:
-    """Kill this process and its group once the process that started it is gone."""
+    """Kill this process, its group and what has left it once the process that started it is gone."""
     while os.getppid() == parent:
         time.sleep(_WATCH_PERIOD_S)
+    word = os.environ.get(process_table.MARK)
+    if word:
+        process_table.kill_marked(word)
     os.killpg(0, signal.SIGKILL)
 
 

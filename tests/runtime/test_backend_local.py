@@ -265,7 +265,7 @@ def test_the_daemons_of_a_trial_go_with_it_and_those_of_others_stay(launch: Make
 def test_trials_die_with_the_server_and_the_next_trial_runs(launch: MakeLauncher) -> None:
     launcher = launch()
     server = launcher.next("made")["server"]
-    folder = launcher.start(0, do="ignore_sigterm")
+    folder = launcher.start(0, do="leave_processes", seconds=120)
     wait_until((folder / "runs").exists)
     os.kill(server, signal.SIGKILL)
     ended = launcher.next("Exit", timeout_s=5)
@@ -281,7 +281,7 @@ def test_trials_die_with_the_server_and_the_next_trial_runs(launch: MakeLauncher
 def test_nothing_is_left_when_launcher_and_server_are_killed_together(launch: MakeLauncher) -> None:
     launcher = launch()
     server = launcher.next("made")["server"]
-    folder = launcher.start(0, do="ignore_sigterm")
+    folder = launcher.start(0, do="leave_processes", seconds=120)
     wait_until((folder / "runs").exists)
     os.kill(launcher.process.pid, signal.SIGSTOP)  # so that it cannot clean up after the server
     os.kill(server, signal.SIGKILL)

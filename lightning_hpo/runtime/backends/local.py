@@ -12,13 +12,14 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal, get_args
 
 from lightning_hpo.errors import BackendError, OptionError, did_you_mean
-from lightning_hpo.runtime import processes
+from lightning_hpo.runtime import process_table, processes
 from lightning_hpo.runtime.backends import zygote
 from lightning_hpo.runtime.backends.base import Entry, Exit, Job, Started, WarmUp
 from lightning_hpo.runtime.backends.slots import Slot, SlotPool, available_cores
@@ -117,6 +118,7 @@ class LocalBackend:
         self._warm_up = warm_up
         self._running: dict[tuple[int, int], _Running] = {}
         self._pending: list[Started | Exit] = []
+        self._mark = uuid.uuid4().hex
         self._doorbell, self._doorbell_end = os.pipe()
         self._servers = 0
         self._closed = False
@@ -159,7 +161,7 @@ class LocalBackend:
             command = {
                 "op": "start",
                 "job": job.to_json(),
-                "environment": slot.environment,
+                "environment": {**slot.environment, process_table.MARK: self._mark},
                 "threads": self._threads_of(job),
             }
             self._running[key] = _Running(job, slot, json.dumps(command).encode())
@@ -275,7 +277,7 @@ class LocalBackend:
             self._server = None
 
     def _kill_all(self) -> None:
-        """Without a server: kill the groups of all trials that are known."""
+        """Without a server: kill the groups of all trials that are known, and what has left them."""
         for running in self._running.values():
             for pid in running.pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -283,6 +285,7 @@ class LocalBackend:
         for running in self._running.values():
             for pid in running.pids:
                 _wait_for(functools.partial(_group_is_gone, pid), 1.0)
+        process_table.kill_marked(self._mark)
 
     # ---- bookkeeping
 

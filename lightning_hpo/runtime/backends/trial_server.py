@@ -29,10 +29,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from lightning_hpo.errors import BackendError
+from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Exit, Job
 from lightning_hpo.runtime.processes import STACK_DUMP_SIGNAL
 from lightning_hpo.runtime.script import NO_MAIN_GUARD
@@ -242,9 +242,7 @@ class TrialServer:
     def _drain(self, attempt: _Attempt, now: float) -> None:
         """Report the end of an attempt once nothing of it is left."""
         left = list(self._left_overs(attempt))
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        process_table.kill(left)
         if left and attempt.drain_until is not None and now < attempt.drain_until:
             return
         del self._attempts[attempt.key]
@@ -267,9 +265,9 @@ class TrialServer:
         """Living processes that the attempt started: of its sessions, or orphans that made a session of their own."""
         marks = {f"LIGHTNING_HPO_TRIAL={attempt.job.trial_id}", f"LIGHTNING_HPO_ATTEMPT={attempt.job.attempt}"}
         alone = len(self._attempts) == 1
-        for pid, parent, session in _processes():
+        for pid, parent, session in process_table.processes():
             orphan = parent == os.getpid() and pid not in self._by_pid
-            if session in attempt.groups or (orphan and (alone or marks <= _environment_of(pid))):
+            if session in attempt.groups or (orphan and (alone or marks <= process_table.environment_of(pid))):
                 yield pid
 
     def _kill_everything(self) -> None:
@@ -281,12 +279,14 @@ class TrialServer:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
-            left = [pid for pid, parent, session in _processes() if parent == os.getpid() or session in sessions]
+            left = [
+                pid
+                for pid, parent, session in process_table.processes()
+                if parent == os.getpid() or session in sessions
+            ]
             if not left:
                 return
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+            process_table.kill(left)
             time.sleep(_DRAIN_PERIOD_S)
 
 
@@ -313,21 +313,3 @@ def _signal_group(leader: int, number: int) -> None:
         os.killpg(leader, number)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(leader, number)
-
-
-def _processes() -> Iterator[tuple[int, int, int]]:
-    """Process id, parent and session of every process that is not a zombie."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # After the command's name, which may contain anything: state, parent, group, session.
-                fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
-                if fields[0] not in (b"Z", b"X"):
-                    yield int(entry.name), int(fields[1]), int(fields[3])
-
-
-def _environment_of(pid: int) -> set[str]:
-    try:
-        return set(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0"))
-    except OSError:
-        return set()

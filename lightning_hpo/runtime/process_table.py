@@ -1,0 +1,60 @@
+"""What the system knows of processes (``/proc``), to find those that a trial has left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+MARK = "LIGHTNING_HPO_MARK"
+"""Variable with a word that only the processes of one backend's trials have in their environment."""
+
+_ROUNDS = 20
+
+
+class ProcessInfo(NamedTuple):
+    pid: int
+    parent: int
+    session: int
+
+
+def processes() -> Iterator[ProcessInfo]:
+    """Every process that is not a zombie."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # After the command's name, which may contain anything: state, parent, group, session.
+                fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
+                if fields[0] not in (b"Z", b"X"):
+                    yield ProcessInfo(int(entry.name), int(fields[1]), int(fields[3]))
+
+
+def environment_of(pid: int) -> set[str]:
+    """``NAME=value`` of the environment with which the program was started; empty if it may not be read."""
+    try:
+        return set(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0"))
+    except OSError:
+        return set()
+
+
+def kill(pids: Collection[int]) -> None:
+    """SIGKILL to each that still exists."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill_marked(word: str) -> None:
+    """Kill every program that was started with this mark, wherever it went, except the caller.
+
+    A process that left its session and lost its parents can be found in no other way. One that was merely forked is
+    not found: its environment, as the system knows it, is that of an ancestor.
+    """
+    for _ in range(_ROUNDS):  # they may start others while they are looked for
+        found = [p.pid for p in processes() if p.pid != os.getpid() and f"{MARK}={word}" in environment_of(p.pid)]
+        if not found:
+            return
+        kill(found)
