@@ -272,6 +272,7 @@ def from_json(data: dict[str, Any]) -> Event:
     try:
         cls = _EVENTS[data["event"]]
         values = {name: data[name] for name, _ in _DEFAULTS[cls.__name__] if name in data}
+        values["time"] = float(values["time"])
         if cls is Reported:
             values["value"] = float(values["value"])
             values["metrics"] = {k: float(v) for k, v in values.get("metrics", {}).items()}
@@ -284,7 +285,7 @@ def from_json(data: dict[str, Any]) -> Event:
         elif cls is Suggested:
             values.setdefault("config", None)
             if values.get("bracket_weights") is not None:
-                values["bracket_weights"] = tuple(values["bracket_weights"])
+                values["bracket_weights"] = tuple(map(float, values["bracket_weights"]))
         event: Event = cls(**values)
         return event
     except (KeyError, TypeError, ValueError) as problem:

@@ -95,7 +95,7 @@ class SearcherData:
         """
         if self._at_completion:
             return
-        if level is not None:
+        if level is not None or milestone is not None:
             # A level that was jumped over will never be reported.
             for passed in [r for r in self._pending_of.get(trial_id, ()) if r <= resource]:
                 self._forget(trial_id, passed)
