@@ -355,10 +355,9 @@ def _known(cls: type, given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     names = [f.name for f in dataclasses.fields(cls)]
     for name in given:
         if name not in names:
-            raise OptionError(
-                f"{prefix}{name} is not an option.{did_you_mean(str(name), names)} "
-                f"Known options: {', '.join(sorted(names))}."
-            )
+            near = did_you_mean(str(name), names).strip()
+            fix = near or f"Use one of: {', '.join(sorted(names))}."
+            raise OptionError(f"{prefix}{name} is not an option. {fix}")
     return dict(given)
 
 
