@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_hpo.core.trial import Checkpoint
 
 EXIT_ERROR = 2
+_EXIT_BROKEN_PIPE = 1
 _EXIT_INTERRUPTED = 130
 
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader, such as head, has seen enough; Python's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
 
@@ -228,10 +229,11 @@ def _clean(options: argparse.Namespace) -> None:
             return True
         if not sys.stdin.isatty():
             raise OptionError("There is nobody to ask whether checkpoints may be deleted. Add --yes.")
+        what = formats.amount(len(doomed), "checkpoint")
         size = formats.size(sum(checkpoint.size for checkpoint in doomed.values()))
         loss = "Paused trials will start from the beginning, and the best one's is among them. " if options.all else ""
         with contextlib.suppress(EOFError):
-            return input(f"Delete {len(doomed)} checkpoints ({size})? {loss}[y/N] ").strip().lower() in ("y", "yes")
+            return input(f"Delete {what} ({size})? {loss}[y/N] ").strip().lower() in ("y", "yes")
         return False
 
     cleaned = clean(options.folder, everything=options.all, confirm=confirm)
@@ -239,7 +241,8 @@ def _clean(options: argparse.Namespace) -> None:
         print("Nothing was deleted.")
         return
     strays = f", and {len(cleaned.strays)} that no trial had recorded" if cleaned.strays else ""
-    print(f"{len(cleaned.trials)} checkpoints deleted ({formats.size(cleaned.size)}){strays}.")
+    what = formats.amount(len(cleaned.trials), "checkpoint")
+    print(f"{what} deleted ({formats.size(cleaned.size)}){strays}.")
 
 
 COMMANDS: tuple[Command, ...] = (

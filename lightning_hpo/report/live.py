@@ -100,6 +100,8 @@ class RunObserver(ABC):
             continue_command=continue_command,
         )
         self._safely(lambda: self._print(text + "\n"))
+        # What is known before the first event tells news from repetition.
+        self._decision_lines(state)
 
     def event(self, event: Event, decisions: Sequence[Decision], state: StudyState) -> None:
         """An event was handled."""

@@ -132,12 +132,17 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_TEXT = "tag:yaml.org,2002:str"
+
+
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    if not text.isprintable():
+        return dumper.represent_scalar(_TEXT, text, style='"')  # only there are all characters escaped
     try:
         float(text)
     except ValueError:
         return dumper.represent_str(text)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+    return dumper.represent_scalar(_TEXT, text, style="'")
 
 
 _Dumper.add_representer(str, _represent_text)

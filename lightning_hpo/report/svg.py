@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -49,7 +50,7 @@ class Axis:
         room = (high - low) * margin or (abs(high) * 0.1 or 1.0)
         low, high = low - room, high + room
         if is_log:
-            low, high = math.exp(low), math.exp(high)
+            low, high = max(math.exp(low), sys.float_info.min), math.exp(high)
         return cls(label, low, high, is_log, marked=tuple(v for v in marked if low <= v <= high))
 
     def place(self, value: float) -> float:
@@ -57,7 +58,8 @@ class Axis:
         if self.categories:
             return (value + 0.5) / len(self.categories)
         if self.is_log:
-            return math.log(value / self.lower) / math.log(self.upper / self.lower)
+            low, high = math.log(self.lower), math.log(self.upper)
+            return (math.log(value) - low) / (high - low)
         return (value - self.lower) / (self.upper - self.lower)
 
     def ticks(self) -> list[tuple[float, str]]:
