@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lightning_hpo.core.events import Finish, Outcome, StudyContinued, WorkerReady
+from lightning_hpo.core.schedulers.synchronous import hyperband_brackets
+from lightning_hpo.core.searcher import Slot
+from lightning_hpo.core.trial import TrialStatus
+from lightning_hpo.errors import OptionError
+from tests.core.driving import Driven, snapshot
+
+
+class TestBrackets:
+    def test_of_the_papers_example(self):
+        """R = 81, eta = 3 (Hyperband, table 1); sizes are rounded up."""
+        assert hyperband_brackets(81) == [
+            [(81, 1), (27, 3), (9, 9), (3, 27), (1, 81)],
+            [(34, 3), (12, 9), (4, 27), (2, 81)],
+            [(15, 9), (5, 27), (2, 81)],
+            [(8, 27), (3, 81)],
+            [(5, 81)],
+        ]
+
+    def test_end_at_max_t_even_if_it_is_no_power(self):
+        assert hyperband_brackets(20, grace_period=2)[0] == [(27, 2), (9, 6), (3, 18), (1, 20)]
+
+    def test_may_be_fewer(self):
+        assert hyperband_brackets(81, brackets=2) == hyperband_brackets(81)[:2]
+        assert len(hyperband_brackets(81, brackets=99)) == 5
+
+    def test_that_make_no_sense_are_refused(self):
+        with pytest.raises(OptionError, match="Choose 1 <= grace_period <= max_t"):
+            hyperband_brackets(3, grace_period=4)
+
+
+def sync(max_t: int = 9, **options) -> Driven:
+    """max_t = 9: brackets 9@1 3@3 1@9, 5@3 2@9, 3@9."""
+    return Driven(algorithm="sync_hyperband", max_t=max_t, **options)
+
+
+class TestSyncHyperband:
+    def test_fills_a_rung_promotes_its_best_and_cycles_through_the_brackets(self):
+        """max_t = 3: brackets 3@1 1@3 and 2@3. Trial i reports 0.1 i, so the first of each bracket is best."""
+        jobs = sync(3, n_trials=10).run(lambda i, r: 0.1 * i)
+        assert jobs == "n0 n1 n2 0->3 n3 n4 n5 n6 n7 5->3 n8 n9"
+
+    def test_trials_of_later_brackets_begin_at_later_levels(self):
+        study = sync(3, n_trials=10)
+        study.run(lambda i, r: 0.1 * i)
+        full = [i for i, t in study.state.trials.items() if t.status is TrialStatus.COMPLETED]
+        assert full == [0, 3, 4, 5, 8, 9]
+
+    def test_the_best_of_a_rung_go_on_ties_to_the_earlier(self):
+        study = sync(9)
+        for value in (0.5, 0.1, 0.3, 0.1, 0.9, 0.1, 0.1, 0.8, 0.7):
+            study.ready()
+            study.train(len(study.state.trials) - 1, value)
+        assert [study.job() for _ in range(3)] == ["1->3", "3->3", "5->3"]
+
+    def test_a_free_worker_fills_the_next_bracket_meanwhile(self):
+        study = sync(3)
+        assert [study.job() for _ in range(5)] == ["n0", "n1", "n2", "n3", "n4"]
+        assert [study[i].milestone for i in range(5)] == [1, 1, 1, 3, 3]
+        for trial in range(3):
+            study.train(trial, 0.1)
+        assert study.job() == "0->3"  # the oldest bracket first
+        assert study.job() == "n5"
+
+    def test_a_promoted_trial_whose_process_has_not_ended_is_passed_over(self):
+        study = sync(3)
+        for _ in range(3):
+            study.ready()
+        study.report(0, 1, 0.1)
+        study.train(1, 0.2)
+        study.train(2, 0.3)
+        assert study.job() == "n3"
+        study.save(0, 1)
+        study.end(0, Outcome.PAUSED)
+        assert study.job() == "0->3"
+
+    def test_a_failed_trial_is_last_in_its_rung(self):
+        study = sync(3)
+        for _ in range(3):
+            study.ready()
+        study.fail(0)
+        study.train(1, 0.9)
+        study.train(2, 0.8)
+        assert study.job() == "2->3"
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    def test_so_is_one_whose_value_is_not_finite(self, bad):
+        study = sync(3)
+        for value in (bad, 0.9, 0.8):
+            study.ready()
+            study.train(len(study.state.trials) - 1, value)
+        assert study[0].status is TrialStatus.STOPPED
+        assert study.job() == "2->3"
+
+    def test_a_rung_of_nothing_but_failures_ends_its_bracket(self):
+        study = sync(3)
+        for trial in range(3):
+            study.ready()
+            study.fail(trial, f"error {trial}")
+        assert study.job() == "n3"
+        assert study[3].milestone == 3
+
+    def test_does_not_wait_for_trials_that_will_not_come(self):
+        """Two of the three places of the first rung are never taken."""
+        assert sync(3, n_trials=1).run(lambda i, r: 0.1) == "n0 0->3"
+
+    def test_goes_on_when_the_total_is_raised(self):
+        study = sync(3, n_trials=1)
+        study.run(lambda i, r: 0.1)
+        assert isinstance(study.ready(), Finish)
+        study.handle(StudyContinued(0.0, {"n_trials": 3}))
+        assert study.run(lambda i, r: 0.1) == "n1 n2"
+        assert [study[i].milestone for i in (1, 2)] == [3, 3]
+
+    def test_asking_what_would_come_next_changes_nothing(self):
+        study, other = sync(3), sync(3)
+        for _ in range(12):
+            for driven in (study, other):
+                if driven is study:
+                    for _ in range(3):
+                        driven.state.next_request()
+                driven.ready()
+        for trial in (0, 1, 2, 3, 4):
+            study.tell(trial, study[trial].milestone, 0.1 * trial)
+            other.tell(trial, other[trial].milestone, 0.1 * trial)
+        assert snapshot(study.state) == snapshot(other.state)
+        assert study.job() == other.job() == "0->3"
+
+    def test_a_lost_trial_keeps_its_place(self):
+        study = sync(3)
+        for _ in range(3):
+            study.ready()
+        study.lose(0)
+        study.train(1, 0.5)
+        study.train(2, 0.4)
+        assert study.job() == "0->1"
+        study.train(0, 0.1)
+        assert study.job() == "0->3"
+
+    def test_checkpoints_of_trials_that_are_out_are_not_needed(self):
+        study = sync(3)
+        for value in (0.1, 0.2, 0.3):
+            study.ready()
+            study.train(len(study.state.trials) - 1, value)
+        assert [study.state.scheduler.may_promote(i) for i in range(3)] == [True, False, False]
+
+
+class TestDifferentialEvolution:
+    """max_t = 3: brackets 3@1 1@3, 1@3, 3@1 1@3, ..."""
+
+    def want(self, study: Driven) -> Slot | None:
+        (wanted,) = study.handle(WorkerReady(0.0))
+        return study.state.request(wanted).slot
+
+    def start(self, study: Driven, *values: float) -> None:
+        study.suggest(len(study.state.trials))
+        study.train(len(study.state.trials) - 1, *values)
+
+    def test_the_first_bracket_is_successive_halving(self):
+        study = Driven(algorithm="dehb", max_t=3)
+        for value in (0.3, 0.1, 0.2):
+            assert self.want(study) is None
+            self.start(study, value)
+        assert study.job() == "1->3"
+
+    def test_later_brackets_evolve_the_populations(self):
+        study = Driven(algorithm="dehb", max_t=3)
+        for value in (0.3, 0.1, 0.2):
+            study.ready()
+            study.train(len(study.state.trials) - 1, value)
+        study.job()
+        study.train(1, 0.06, 0.05)
+        # Bracket 1: one place at level 3, held by trial 1.
+        assert self.want(study) == Slot(3, target=1, parents=(1,))
+        self.start(study, 0.5, 0.5, 0.07)  # not better than 0.05: trial 1 keeps the place
+        # Bracket 2: three places at level 1, held by 0, 1 and 2.
+        assert self.want(study) == Slot(1, target=0, parents=(0, 1, 2))
+        self.start(study, 0.25)  # better than 0.3
+        assert self.want(study) == Slot(1, target=1, parents=(0, 1, 2))
+        self.start(study, 0.1)  # a tie: the target stays
+        assert self.want(study) == Slot(1, target=2, parents=(0, 1, 2))
+        self.start(study, 0.5)
+        # Its rung at level 3: the target is who holds it, the parents are the best of the rung below.
+        assert self.want(study) == Slot(3, target=1, parents=(1,))
+        self.start(study, 0.5, 0.5, 0.01)
+        assert self.want(study) == Slot(3, target=7, parents=(7,))
+        self.start(study, 0.5, 0.5, 0.5)
+        assert self.want(study) == Slot(1, target=4, parents=(4, 1, 2))
+
+    def test_offspring_end_at_their_level_and_are_never_resumed(self):
+        study = Driven(algorithm="dehb", max_t=3, n_trials=8)
+        jobs = study.run(lambda i, r: 1.0 - 0.1 * i)
+        assert jobs == "n0 n1 n2 2->3 n3 n4 n5 n6 n7"
+        assert [study[i].status.value for i in (4, 5, 6)] == ["stopped"] * 3
+        assert study[7].status is TrialStatus.COMPLETED
+
+    def test_a_failed_offspring_loses_against_its_target(self):
+        study = Driven(algorithm="dehb", max_t=3)
+        for value in (0.3, 0.1, 0.2):
+            study.ready()
+            study.train(len(study.state.trials) - 1, value)
+        study.job()
+        study.train(1, 0.06, 0.05)
+        study.ready()
+        study.fail(3)
+        for _ in range(3):
+            study.ready()
+            study.train(len(study.state.trials) - 1, 0.9)
+        assert self.want(study) == Slot(3, target=1, parents=(1,))
+
+    def test_places_nobody_came_for_keep_their_holders(self):
+        study = Driven(algorithm="dehb", max_t=3, n_trials=5)
+        study.run(lambda i, r: 1.0 - 0.1 * i)  # the fifth trial takes the first place of bracket 2
+        study.handle(StudyContinued(0.0, {"n_trials": 50}))
+        assert self.want(study) == Slot(3, target=3, parents=(4,))
+        self.start(study, 0.95, 0.95, 0.95)
+        assert self.want(study) == Slot(3, target=3, parents=(3,))  # bracket 3
+        self.start(study, 0.95, 0.95, 0.95)
+        assert self.want(study) == Slot(1, target=4, parents=(4, 1, 2))
