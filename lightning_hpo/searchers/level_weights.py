@@ -12,6 +12,7 @@ import torch
 from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.searchers.gp_model import FittedModel
 from lightning_hpo.surrogates.ensemble import ensemble_weights, highest_supported, level_losses, level_weights
+from lightning_hpo.surrogates.models import IndependentModel, JointModel
 from lightning_hpo.surrogates.posterior import EnsemblePosterior
 
 
@@ -53,8 +54,10 @@ def judge_levels(
     def normals(rows: int) -> torch.Tensor:
         return torch.from_numpy(rng.standard_normal((rows, num_samples))).to(model.device)
 
+    surrogate = model.surrogate
+    assert isinstance(surrogate, (JointModel, IndependentModel)), "HyperTune refuses other models"
     with torch.no_grad():
-        losses = level_losses(model.surrogate, model.data, model.theta, model.posterior, with_data, normals)
+        losses = level_losses(surrogate, model.data, model.theta, model.posterior, with_data, normals)
     found = dict(zip(with_data, level_weights(losses).tolist(), strict=True))
     return JudgedLevels({level: found.get(level, 0.0) for level in levels[:supported]}, judge, num_observations)
 

@@ -124,9 +124,13 @@ def _reason(view: SearchView, options: SearcherOptions, model: FittedModel, reso
         what = f"confidence bound {value * scale + mean:.3g}"
     else:
         what = f"EI {math.exp(-min(value, 700.0)) * scale:.3g}"
-    where = "" if model.name == SINGLE_FIDELITY else f" {place(view, resource)}"
-    if model.level_weights is not None:
-        where = " of levels " + " + ".join(f"{weight:.2g} * {level}" for level, weight in model.level_weights.items())
+    weights = {resource: 1.0} if model.level_weights is None else model.level_weights
+    if model.name == SINGLE_FIDELITY:
+        where = ""
+    elif len(weights) == 1:
+        where = f" {place(view, *weights)}"
+    else:
+        where = " over levels " + ", ".join(f"{level} ({weight:.0%})" for level, weight in weights.items())
     return f"{what}{where}, from {len(model.history)} observations{model.remark}"
 
 

@@ -57,7 +57,7 @@ def test_until_a_second_level_has_six_observations_the_lowest_alone_counts(model
     view = study({1: 12, 3: 5})
     assert judged(view, model) is None
     suggestion = suggest(view, model=model)
-    assert " of levels 1 * 1, from 17 observations" in suggestion.reason
+    assert " at rung 1, from 17 observations" in suggestion.reason
     assert "level_weights" not in suggestion.state
     assert suggestion.bracket_weights is None
 
@@ -75,6 +75,8 @@ def test_a_level_that_ranks_well_gets_weight_and_a_misleading_one_none():
     agreeing = judged(study({1: 12, 3: 6}))
     misleading = judged(study({1: 12, 3: 6}, low=lambda x: -((x - 0.7) ** 2)))
     assert agreeing.weights[1] > 0.5
+    reason = suggest(study({1: 12, 3: 8, 9: 6}), num_init_random=1).reason
+    assert " over levels 1 (" in reason and "%), 3 (" in reason
     assert misleading.weights[1] < 0.1
 
 
