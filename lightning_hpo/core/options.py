@@ -356,7 +356,7 @@ def _known(cls: type, given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     for name in given:
         if name not in names:
             near = did_you_mean(str(name), names).strip()
-            fix = near or f"Use one of: {', '.join(sorted(names))}."
+            fix = f"{near} Correct the name." if near else f"Use one of: {', '.join(sorted(names))}."
             raise OptionError(f"{prefix}{name} is not an option. {fix}")
     return dict(given)
 
