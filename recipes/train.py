@@ -25,7 +25,7 @@ def main(config: DictConfig) -> float:
     trainer: Trainer = instantiate(config.trainer)
     trainer.fit(model, datamodule=data)
     score = float(trainer.callback_metrics[config.metric])
-    trainer.print(f"{config.metric} after {trainer.current_epoch} epochs: {score:.4f}")
+    trainer.print(f"{config.metric}={score:.4f} at epoch {trainer.current_epoch}")
     return score
 
 
