@@ -21,6 +21,7 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -58,9 +59,18 @@ def serve_forked(
     _serve_by_fork(connection, launcher, entry)
 
 
-def serve_fresh(fd: int, launcher: int) -> None:
+def serve_fresh(fd: int, launcher: int) -> NoReturn:
     """Body of a server that is a new interpreter; told what to be by the first message."""
-    connection: Connection[Any, Any] = Connection(fd)
+    try:
+        _serve_fresh(Connection(fd), launcher)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Without the interpreter's own end, which takes seconds once torch is imported.
+        os._exit(0)
+
+
+def _serve_fresh(connection: Connection[Any, Any], launcher: int) -> None:
     _become_server()
     setup = json.loads(connection.recv_bytes())
     blob, script, preload = setup["entry"], setup["script"], setup["preload"]
