@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,20 +73,18 @@ def learning_curves(view: SearchView) -> History:
     """Whole curves: per trial its reports at 1, 2, .. up to the first gap, and pending ones right behind them."""
     values: dict[tuple[int, int], float] = {}
     lengths: dict[int, int] = {}
-    for trial in dict.fromkeys([*(o.trial_id for o in view.observations), *(p.trial_id for p in view.pending)]):
+    goals: dict[int, int] = {}
+    for pending in view.pending:
+        goals[pending.trial_id] = max(pending.resource, goals.get(pending.trial_id, 0))
+    for trial in dict.fromkeys([*(o.trial_id for o in view.observations), *goals]):
         curve = view.curve(trial)
-        contiguous = itertools.takewhile(lambda r: r in curve and r <= view.max_t, itertools.count(1))  # noqa: B023
-        lengths[trial] = 0
-        for resource in contiguous:
-            values[trial, resource] = curve[resource]
-            lengths[trial] = resource
-    goals = {trial: max(p.resource for p in view.pending if p.trial_id == trial) for trial in _pending_trials(view)}
-    pending = [(trial, r) for trial, goal in goals.items() for r in range(lengths[trial] + 1, goal + 1)]
-    return _history(view, values, pending)
-
-
-def _pending_trials(view: SearchView) -> list[int]:
-    return list(dict.fromkeys(p.trial_id for p in view.pending))
+        length = 0
+        while length < view.max_t and length + 1 in curve:
+            length += 1
+            values[trial, length] = curve[length]
+        lengths[trial] = length
+    missing = [(trial, r) for trial, goal in goals.items() for r in range(lengths[trial] + 1, goal + 1)]
+    return _history(view, values, missing)
 
 
 def _history(view: SearchView, values: dict[tuple[int, int], float], pending: list[tuple[int, int]]) -> History:
