@@ -271,6 +271,10 @@ class StudyOptions:
         _check_choice(self, "", "late_reports", ("count", "lost"))
         _check_choice(self, "", "searcher_data", (None, *KINDS))
         self._check_searcher_data()
+        if self.algorithm == "pasha" and self.type != "pasha":
+            raise OptionError(
+                f"algorithm=pasha contradicts type={self.type}. Leave type out, or choose algorithm=asha."
+            )
         for name in ("max_t", "grace_period", "brackets", "n_workers", "rung_increment", "max_failures_in_a_row"):
             _check_range(self, "", name, lower=1)
         for name in ("n_trials", "max_retries"):

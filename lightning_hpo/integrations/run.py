@@ -23,6 +23,7 @@ from lightning_hpo.runtime.channel import ChannelServer
 from lightning_hpo.runtime.checkpoints import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
 from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.script import refuse_nested_sweep
 from lightning_hpo.runtime.suggesting import InlineHost, ProcessHost, SearcherHost
 from lightning_hpo.searchers import make_searcher
 from lightning_hpo.searchers.server import serve
@@ -62,6 +63,7 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
     Raises:
         HpoError: whatever ended the study before its time, after everything was closed and written.
     """
+    refuse_nested_sweep()
     options = setup.options
     check_folder(setup.folder)
     stored = _stored_header(setup.folder)
@@ -75,7 +77,7 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
         backend = _backend(setup)
         closing.callback(backend.close)
         study_options = options.study_options(seed, backend.capacity, setup.max_t)
-        host = _searcher_process(study_options, backend)
+        host = _searcher_process(setup.folder, study_options, backend)
         if host is not None:
             closing.callback(host.close)
         journal = closing.enter_context(_open_journal(setup, study_options))
@@ -107,11 +109,11 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
     return state, result
 
 
-def _searcher_process(options: StudyOptions, backend: Backend) -> ProcessHost | None:
+def _searcher_process(folder: Path, options: StudyOptions, backend: Backend) -> ProcessHost | None:
     if ALGORITHMS[options.algorithm].searcher not in _NEED_PROCESS:
         return None
     forks = getattr(backend, "start_method", None) == "fork"
-    return ProcessHost("lightning_hpo.searchers.server", serve if forks else None)
+    return ProcessHost("lightning_hpo.searchers.server", folder / "search.log", serve if forks else None)
 
 
 def _swept_store(setup: StudySetup, state: StudyState, jobs: JobFactory) -> CheckpointStore:

@@ -20,6 +20,7 @@ from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t
 from lightning_hpo.integrations.run import StudySetup, check_folder, run_study
 from lightning_hpo.integrations.trial import TrialEntry
 from lightning_hpo.runtime.backends.base import Job
+from lightning_hpo.runtime.script import refuse_nested_sweep
 
 
 def run_sweep(
@@ -34,6 +35,7 @@ def run_sweep(
     Raises:
         HpoError: for every mistake in the settings, before anything is started, and whatever ends the study early.
     """
+    refuse_nested_sweep()
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     options = read_launcher_options(config)

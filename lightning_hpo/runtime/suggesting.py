@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 from lightning_hpo.core.events import Event, to_json
@@ -108,13 +109,16 @@ class ProcessHost:
 
     Args:
         module: program that serves a searcher on the file descriptor that is its argument (``python -m module FD``).
+        log: gets what the process writes to its standard output and error.
         serve: the same as a function of the connection, run in a fork of this process; None: a new interpreter.
     """
 
-    def __init__(self, module: str, serve: Callable[[Connection[Any, Any]], None] | None = None) -> None:
+    def __init__(self, module: str, log: Path, serve: Callable[[Connection[Any, Any]], None] | None = None) -> None:
         ours, theirs = socket.socketpair()
-        self._pid = _forked(serve, ours, theirs) if serve is not None else None
-        self._process = None if serve is not None else _spawned(module, theirs)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._pid = _forked(serve, ours, theirs, output) if serve is not None else None
+        self._process = None if serve is not None else _spawned(module, theirs, output)
+        os.close(output)
         theirs.close()
         self._connection: Connection[Any, Any] = Connection(os.dup(ours.fileno()))
         ours.close()
@@ -188,9 +192,15 @@ def suggestion_from_json(data: dict[str, Any] | None) -> Suggestion | None:
     return Suggestion(**data, bracket_weights=None if weights is None else tuple(weights))
 
 
-def _forked(serve: Callable[[Connection[Any, Any]], None], ours: socket.socket, theirs: socket.socket) -> int:
+def _forked(
+    serve: Callable[[Connection[Any, Any]], None], ours: socket.socket, theirs: socket.socket, output: int
+) -> int:
     def child() -> None:
         os.setsid()  # the launcher's Ctrl-C is not meant for it
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         processes.forget_parent()
         ours.close()
         serve(Connection(os.dup(theirs.fileno())))
@@ -198,11 +208,13 @@ def _forked(serve: Callable[[Connection[Any, Any]], None], ours: socket.socket, 
     return processes.fork(child)
 
 
-def _spawned(module: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
+def _spawned(module: str, theirs: socket.socket, output: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", module, str(theirs.fileno())],
         pass_fds=(theirs.fileno(),),
         stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
         start_new_session=True,
     )
 
