@@ -89,7 +89,7 @@ class DecisionLines:
             self._to_retry.add(trial.id)
         if trial.status is TrialStatus.FAILED:
             log = trial_log(self._folder, trial)
-            where = f"  ({log})" if log is not None else ""
+            where = f"  ({formats.path(log)})" if log is not None else ""
             text = formats.error_line(trial.error) or "no error was told"
             return [(_line(event.time, trial.id, "fail", f"{text}{where}"), True)]
         if event.outcome is Outcome.LOST:

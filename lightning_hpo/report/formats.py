@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning_hpo.core.domains import Domain
@@ -122,6 +123,14 @@ def json_value(item: Any) -> Any:
 def share(part: float, whole: float) -> str:
     """``74 %``."""
     return f"{part / whole:.0%}".replace("%", " %") if whole else "0 %"
+
+
+def path(location: Path) -> str:
+    """The path as it can be used from the current folder: relative if it lies below."""
+    try:
+        return str(location.relative_to(Path.cwd()))
+    except (ValueError, OSError):  # elsewhere, relative already, or the current folder is gone
+        return str(location)
 
 
 def quoted(argument: object) -> str:

@@ -32,7 +32,7 @@ def header_text(
     """
     options = state.options
     known = len(state.trials)
-    title = f"Study {folder}" + (f" goes on: {known} trials so far" if known else "")
+    title = f"Study {formats.path(folder)}" + (f" goes on: {known} trials so far" if known else "")
     at_a_time = f"{workers} trial{'' if workers == 1 else 's'} at a time"
     rows = [
         ("algorithm", _algorithm(options)),
@@ -41,7 +41,8 @@ def header_text(
         ("resource", _ladder(state, unit)),
         ("ends", ending(options)),
         ("workers", ", ".join(filter(None, (at_a_time, start_method)))),
-        ("results", f"{folder / RESULTS_NAME}, {TRIALS_NAME}; output of trial 0: {folder / '0' / LOG_NAME}"),
+        ("results", f"{formats.path(folder / RESULTS_NAME)}, {TRIALS_NAME}"),
+        ("logs", f"{formats.path(folder / '0' / LOG_NAME)}, and one for every other trial"),
         ("stop", "Ctrl-C pauses the running trials and stops, twice stops now"),
     ]
     if continue_command is not None:

@@ -112,7 +112,7 @@ def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
 def _title(state: StudyState, folder: Path, elapsed: float) -> Text:
     options = state.options
     kind = f"{options.algorithm}, {options.mode} {formats.plain(options.metric)}"
-    return Text.assemble((f"{formats.duration(elapsed)}  {kind}", "bold"), f"  {formats.plain(str(folder))}")
+    return Text.assemble((f"{formats.duration(elapsed)}  {kind}", "bold"), f"  {formats.plain(formats.path(folder))}")
 
 
 def _figures(state: StudyState, tally: Tally, unit: str) -> list[Text]:

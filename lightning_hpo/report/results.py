@@ -243,13 +243,13 @@ def summary(
     disk = disk_line(state)
     if disk:
         rows.append(("checkpoints", disk))
-    rows.append(("results", f"{folder / RESULTS_NAME}, {TRIALS_NAME}"))
-    text = f"The study ended after {formats.duration(state.progress.time)}: {reason}.\n" + table(rows)
+    rows.append(("results", f"{formats.path(folder / RESULTS_NAME)}, {TRIALS_NAME}"))
+    text = f"\nThe study ended after {formats.duration(state.progress.time)}: {reason}.\n" + table(rows)
     failures = failure_lines(state, folder, log_of)
     if failures:
         text += "\n\n" + "\n".join(failures)
     best = state.best_full or state.best_any
-    commands = [("look", f"lightning-hpo status {formats.quoted(folder)}")]
+    commands = [("look", f"lightning-hpo status {formats.quoted(formats.path(folder))}")]
     if continue_command is not None:
         commands.insert(0, ("continue", continue_command))
     if retrain is not None and best is not None:
@@ -319,9 +319,11 @@ def failure_lines(state: StudyState, folder: Path, log_of: Callable[[int], Path]
     lines = []
     for trial in failed[:_MAX_FAILED_SHOWN]:
         log = log_of(trial.id) if log_of is not None else trial_log(folder, trial)
-        where = f"  ({log})" if log is not None else ""
+        where = f"  ({formats.path(log)})" if log is not None else ""
         lines.append(f"  trial {trial.id} failed: {formats.error_line(trial.error) or 'no error was told'}{where}")
     more = len(failed) - len(lines)
     if more:
-        lines.append(f"  {more} more failed: lightning-hpo trials {formats.quoted(folder)} --status failed")
+        lines.append(
+            f"  {more} more failed: lightning-hpo trials {formats.quoted(formats.path(folder))} --status failed"
+        )
     return lines

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,6 +122,12 @@ TRACEBACK = (
 )
 def test_of_an_error_the_line_that_names_the_problem_is_shown(error: str | None, line: str):
     assert formats.error_line(error) == line
+
+
+def test_a_path_below_the_current_folder_is_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    shown = [formats.path(p) for p in (tmp_path / "multirun" / "x", tmp_path.parent / "y", Path("z"))]
+    assert shown == [str(Path("multirun", "x")), str(tmp_path.parent / "y"), "z"]
 
 
 def test_numbers():

@@ -367,7 +367,8 @@ def test_the_header_tells_what_will_happen_and_how_to_stop_it():
         "resource  up to 27 epochs, rungs at 1, 3, 9",
         "ends  4 trials, or max_wallclock_time 3600",
         "workers  2 trials at a time, fork (CUDA is untouched)",
-        "results  multirun/x/optimization_results.yaml, trials.csv; output of trial 0: multirun/x/0/trial.log",
+        "results  multirun/x/optimization_results.yaml, trials.csv",
+        "logs  multirun/x/0/trial.log, and one for every other trial",
         "stop  Ctrl-C pauses the running trials and stops, twice stops now",
         "continue  python train.py -m hydra.launcher.study=multirun/x",
     ]
