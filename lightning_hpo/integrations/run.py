@@ -26,9 +26,12 @@ from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.script import refuse_nested_sweep
 from lightning_hpo.runtime.suggesting import InlineHost, ProcessHost, SearcherHost
 from lightning_hpo.searchers import make_searcher
+from lightning_hpo.searchers.recommend import recommend
 from lightning_hpo.searchers.server import serve
-from lightning_hpo.study import check_same_study, continued_state, study_header
+from lightning_hpo.study import Recommendation, check_same_study, continued_state, study_header
 
+_RECOMMEND_S = 30.0
+"""Time the searcher has for its recommendation at the end."""
 _NEED_PROCESS = ("bayesopt", "hypertune")
 """Searchers that fit models; the others cost microseconds and compute in the launcher."""
 
@@ -103,7 +106,8 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
             trial_timeout=options.trial_timeout,
         )
         result = coordinator.run()
-    _conclude(setup, state, jobs, result)
+        recommendation = _recommendation(state, host)
+    _conclude(setup, state, jobs, result, recommendation)
     if result.problem is not None:
         raise result.problem
     return state, result
@@ -138,16 +142,30 @@ def _introduce(setup: StudySetup, state: StudyState, backend: Backend, observer:
             observer.say(note)
 
 
-def _conclude(setup: StudySetup, state: StudyState, jobs: JobFactory, result: RunResult) -> None:
+def _recommendation(state: StudyState, host: ProcessHost | None) -> Recommendation | None:
+    """By the searcher's model if it lives in a process, else computed here, which needs no model."""
+    if state.best_any is None:
+        return None
+    found = recommend(state.view(), state.options.searcher) if host is None else host.recommend(_RECOMMEND_S)
+    if found is None:
+        return None
+    trial_id, config, mean, std = found
+    return Recommendation(trial_id, state.space.with_constants(config), state.criterion(mean), std)
+
+
+def _conclude(
+    setup: StudySetup, state: StudyState, jobs: JobFactory, result: RunResult, recommendation: Recommendation | None
+) -> None:
     if not state.trials:
         return
-    write_results(setup.folder, state, reason=result.reason)
+    write_results(setup.folder, state, reason=result.reason, recommendation=recommendation)
     print(
         summary(
             state,
             setup.folder,
             reason=result.reason,
             unit=setup.options.resource,
+            recommendation=recommendation,
             retrain=setup.retrain_command,
             continue_command=setup.continue_command,
             log_of=lambda i: jobs.folder(i, state.space.with_constants(state.trials[i].config)) / "trial.log",
@@ -179,7 +197,7 @@ def _backend(setup: StudySetup) -> Backend:
 
 def _open_journal(setup: StudySetup, options: StudyOptions) -> Journal:
     if not Journal.exists(setup.folder):
-        header = study_header(setup.space, options) | setup.extra_header
+        header = study_header(setup.space, options) | {"resource": setup.options.resource} | setup.extra_header
         return Journal.create(setup.folder, header)
     journal = Journal.open(setup.folder)
     try:

@@ -143,6 +143,26 @@ class ProcessHost:
         self._asked_at = time.monotonic()
         self._send({"request": dataclasses.asdict(request)})
 
+    def recommend(self, timeout_s: float) -> tuple[int, dict[str, Any], float, float] | None:
+        """Trial, configuration, expected value (to be minimised) and its standard deviation; None if it cannot tell.
+
+        What was asked before and has not been answered yet is dropped.
+        """
+        self._send({"recommend": True})
+        deadline = time.monotonic() + timeout_s
+        try:
+            while self._failure is None and self._connection.poll(max(deadline - time.monotonic(), 0.0)):
+                answer = json.loads(self._connection.recv_bytes())
+                if "recommendation" in answer:
+                    trial_id, config, mean, std = answer["recommendation"]
+                    return int(trial_id), dict(config), float(mean), float(std)
+                if self._request is None:
+                    return None
+                self._request = None
+        except (EOFError, OSError, ValueError):
+            pass
+        return None
+
     def waitables(self) -> Sequence[Any]:
         return (self._connection,)
 

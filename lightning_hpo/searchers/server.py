@@ -19,10 +19,11 @@ from typing import Any
 
 from lightning_hpo.core.events import from_json
 from lightning_hpo.core.options import ALGORITHMS, StudyOptions
-from lightning_hpo.core.searcher import Slot, SuggestRequest
+from lightning_hpo.core.searcher import Searcher, Slot, SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.searchers import make_searcher
+from lightning_hpo.searchers.recommend import recommend
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +44,20 @@ def serve(connection: Connection[Any, Any]) -> None:
         assert state is not None and searcher is not None, "the header comes first"
         for event in message.get("events", ()):
             state.handle(from_json(event))
-        if "request" in message:
+        if "request" in message or "recommend" in message:
             try:
-                suggestion = searcher.suggest(state.view(), _request(message["request"]))
-                answer = {"suggestion": None if suggestion is None else dataclasses.asdict(suggestion)}
+                answer = _answer(message, state, searcher)
             except Exception as problem:
                 traceback.print_exc()
                 answer = {"error": f"{type(problem).__name__}: {problem}"}
             connection.send_bytes(json.dumps(answer).encode())
+
+
+def _answer(message: dict[str, Any], state: StudyState, searcher: Searcher) -> dict[str, Any]:
+    if "recommend" in message:
+        return {"recommendation": list(recommend(state.view(), state.options.searcher))}
+    suggestion = searcher.suggest(state.view(), _request(message["request"]))
+    return {"suggestion": None if suggestion is None else dataclasses.asdict(suggestion)}
 
 
 def _request(data: dict[str, Any]) -> SuggestRequest:
