@@ -144,6 +144,16 @@ def test_pauses_inside_an_epoch_change_nothing(trials: Trials, name: str) -> Non
     assert list(uninterrupted.reports) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_a_cut_epoch_does_not_end_for_other_callbacks(trials: Trials) -> None:
+    # ModelCheckpoint would leave a file of the cut epoch, and early stopping would count it.
+    trials.welcome = replace(trials.welcome, resource="validation", max_t=8)
+    saving = {"save_top_k": -1, "save_on_train_epoch_end": True}
+    pauses_change_nothing(trials, (1, 3), val_check_interval=0.5, saving=saving)
+    whole, paused = ({path.name for path in trials.folder.glob(f"{name}/trial/best/*")} for name in ("whole", "paused"))
+    assert whole == paused
+    assert len(whole) == 4
+
+
 def test_both_ranks_go_on_as_before(trials: Trials) -> None:
     options = {"strategy": "ddp", "devices": 2, "noise": "torch", "scheduler": "plateau"}
     whole, paused = trials.anew("whole"), trials.anew("paused")
