@@ -15,8 +15,8 @@ from lightning_hpo.cli import COMMANDS, main
 from lightning_hpo.core.events import CheckpointSaved
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.runtime.journal import Journal
-from lightning_hpo.study import Study
-from tests.report.studies import SPACE, small_study
+from lightning_hpo.study import Study, study_header
+from tests.report.studies import SPACE, new_state, small_study
 
 
 @pytest.fixture
@@ -64,6 +64,13 @@ def test_status_of_a_study_without_trials(tmp_path: Path, capsys: Output):
     Study.create(SPACE, path=tmp_path, metric="m", algorithm="random").close()
     assert main(["status", str(tmp_path)]) == 0
     assert "no trial has reported a finite value" in capsys.readouterr().out
+
+
+def test_a_study_that_counts_validations_says_so(tmp_path: Path, capsys: Output):
+    state = new_state()
+    Journal.create(tmp_path, study_header(state.space, state.options) | {"resource": "validation"}).close()
+    assert main(["status", str(tmp_path)]) == 0
+    assert "0 validations" in capsys.readouterr().out
 
 
 def test_status_as_json(folder: Path, capsys: Output):

@@ -19,6 +19,7 @@ from lightning_hpo.report.tally import Tally
 
 PAGE_NAME = "report.html"
 MAX_CURVES = 300
+MAX_POINTS = 2000
 MAX_ROWS = 1000
 _MAX_CATEGORIES = 12
 
@@ -150,7 +151,7 @@ def best_over_time(state: StudyState, reports: Sequence[Report]) -> Plot:
 def scatter(state: StudyState, tally: Tally, name: str) -> Plot:
     """Every trial's best value against one of its hyperparameters."""
     domain = state.space.domains[name]
-    found = [(state.trials[i], tally.best_of(i, state)) for i in tally.ordered()]
+    found = [(state.trials[i], tally.best_of(i, state)) for i in tally.leaders(MAX_POINTS)]
     results = [(trial, best[0], best[1]) for trial, best in found if best is not None]
     if isinstance(domain, (Float, Integer, FiniteRange)):
         values = [float(trial.config[name]) for trial, _, _ in results]
@@ -213,7 +214,8 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 def _legend(state: StudyState) -> str:
     present = dict.fromkeys(trial.status for trial in state.trials.values())
     marks = "".join(f' <b class="{status.value}">■</b> {status.value}' for status in present)
-    many = "" if len(state.trials) <= MAX_CURVES else f"; the best {MAX_CURVES} of {len(state.trials)} trials"
+    total = len(state.trials)
+    many = "" if total <= MAX_CURVES else f"; the best {MAX_CURVES} of {total} trials as curves, {MAX_POINTS} as points"
     return f'<p class="note">Colours:{marks}{many}</p>'
 
 
