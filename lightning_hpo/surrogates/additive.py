@@ -72,7 +72,7 @@ class Curves(NamedTuple):
             if length:
                 prefixes.append((row, [found[r] for r in range(1, length + 1)]))
         lengths = [len(positions) for _, positions in prefixes]
-        y = data.y.new_zeros(len(prefixes), max(lengths, default=0), 1)
+        y = data.y.new_zeros(len(prefixes), max(lengths, default=1), 1)
         for i, (_, positions) in enumerate(prefixes):
             y[i, : len(positions), 0] = data.y[positions]
         rows = torch.tensor([row for row, _ in prefixes], dtype=torch.int64, device=data.y.device)
@@ -298,7 +298,7 @@ class ExponentialDecayModel(AdditiveModel):
         factor = cholesky(covariance / noise.unsqueeze(-1) + eye)
         m, r, f = curves.y.shape
         residual = curves.y.movedim(1, 0).reshape(r, m * f) - mean.unsqueeze(-1)
-        right = torch.cat([torch.ones_like(residual[..., :1]), residual], 2)
+        right = torch.cat([residual.new_ones(len(noise), r, 1), residual], 2)
         solved = torch.linalg.solve_triangular(factor, right, upper=False)
         v = solved[..., 0].unsqueeze(1) * curves.mask()
         w = solved[..., 1:].unflatten(2, (m, f)).movedim(1, 2) * curves.mask().unsqueeze(-1)
@@ -379,7 +379,7 @@ class InnovationModel(AdditiveModel):
         squares = torch.nn.functional.pad((a * a).cumsum(-1), (1, 0))
         rest = total[:, -1:] - total[:, curves.length]
         spread = gamma**2 * variance * (squares[:, -1:] - squares[:, curves.length])
-        no_determinant = torch.zeros_like(rest[:, 0])
+        no_determinant = a.new_zeros(len(a))
         return _reduced(solved[..., 0], solved[..., 1:], values["noise"], curves.length, no_determinant, rest, spread)
 
     def step(self, values: dict[str, Tensor], resource: int) -> tuple[Tensor, Tensor]:

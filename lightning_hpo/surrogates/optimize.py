@@ -40,10 +40,19 @@ class _Start:
     def __call__(self, x: Array) -> tuple[float, Array]:
         value, gradient = self._ask(x)
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
-            return np.inf, np.zeros_like(gradient)  # the line search steps back from it
+            return self._wall(x)
         if value < self.value:
             self.x, self.value = x.copy(), value
         return value, gradient
+
+    def _wall(self, x: Array) -> tuple[float, Array]:
+        """A parabola around the best point, in place of a value that is not finite: the line search steps back from it."""
+        step = x - self.x
+        square = float(step @ step)
+        if not (np.isfinite(self.value) and square > 0.0):
+            return np.inf, np.zeros_like(x)
+        height = 1.0 + abs(self.value)
+        return self.value + height, 2.0 * height / square * step
 
     def run(self, lower: Array, upper: Array, max_iterations: int, tolerance: float) -> None:
         minimize(

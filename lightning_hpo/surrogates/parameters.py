@@ -45,12 +45,19 @@ def gamma_prior(mean: float, shape: float) -> Prior:
     """Gamma density with the given mean and shape."""
     rate = shape / mean
     constant = math.lgamma(shape) - shape * math.log(rate)
-    return Prior(log_x=1.0 - shape, linear=rate, constant=constant, torch_prior=GammaPrior(_double(shape), _double(rate)))
+    return Prior(
+        log_x=1.0 - shape, linear=rate, constant=constant, torch_prior=GammaPrior(_double(shape), _double(rate))
+    )
 
 
 def log_normal_prior(sigma: float) -> Prior:
     """Log-normal density with median 1; the constant is ``log(sigma)``, without ``log(2 pi) / 2``."""
-    return Prior(log_x=1.0, log_square=0.5 / sigma**2, constant=math.log(sigma), torch_prior=LogNormalPrior(_double(0.0), _double(sigma)))
+    return Prior(
+        log_x=1.0,
+        log_square=0.5 / sigma**2,
+        constant=math.log(sigma),
+        torch_prior=LogNormalPrior(_double(0.0), _double(sigma)),
+    )
 
 
 def normal_prior() -> Prior:
@@ -147,19 +154,14 @@ class ParameterSpace:
         self.lower = column([p.internal_bounds[0] for p in self.parameters])
         self.upper = column([p.internal_bounds[1] for p in self.parameters])
         self._is_log = column([float(p.log) for p in self.parameters]).bool()
-        self._terms = torch.stack(
-            [
-                column([getattr(q, term) for q in priors])
-                for term in ("log_x", "linear", "log_square", "square", "constant")
-            ]
-        )
+        terms = ("log_x", "linear", "log_square", "square")
+        self._terms = torch.stack([column([getattr(q, term) for q in priors]) for term in terms])
+        self._constant = sum(q.constant * p.size for p, q in zip(self.parameters, priors, strict=True))
 
     def natural(self, theta: Tensor) -> Natural:
         """The parameters' values at ``theta``, shape ``(S, size)``."""
         is_log = self._is_log.to(theta.device)
-        # exp of an unbounded coordinate may overflow, and where() would keep the infinity out of values but not of products
-        values = torch.where(is_log, torch.where(is_log, theta, 0.0).exp(), theta)
-        return Natural(self, theta, values)
+        return Natural(self, theta, torch.where(is_log, theta.exp(), theta))
 
     def theta(self, values: Mapping[str, Sequence[float] | float]) -> Tensor:
         """The vector (``size`` entries) of these natural values, clipped to the bounds.
@@ -185,12 +187,12 @@ class ParameterSpace:
 
     def penalty(self, natural: Natural) -> tuple[Tensor, Tensor]:
         """Negative log prior, shape ``(S,)``, and its gradient with respect to ``theta``, shape ``(S, size)``."""
-        log_x, linear, log_square, square, constant = self._terms.to(natural.vector.device)
-        is_log = self._is_log.to(natural.vector.device)
-        x, t = natural.vector, torch.where(is_log, natural.theta, 0.0)
-        value = (log_x + log_square * t) * t + (linear + square * x) * x + constant
-        gradient = log_x + 2.0 * log_square * t + torch.where(is_log, x, 1.0) * (linear + 2.0 * square * x)
-        return value.sum(-1), gradient
+        log_x, linear, log_square, square = self._terms.to(natural.vector.device)
+        x, t = natural.vector, natural.theta
+        by_log, by_value = log_x + log_square * t, linear + square * x
+        value = (t * by_log + x * by_value).sum(-1) + self._constant
+        gradient = log_x + 2.0 * log_square * t + natural.jacobian * (linear + 2.0 * square * x)
+        return value, gradient
 
 
 class Natural:
@@ -200,6 +202,8 @@ class Natural:
         self.space = space
         self.theta = theta
         self.vector = vector
+        self.jacobian = torch.where(space._is_log.to(vector.device), vector, 1.0)
+        """Derivative of every value with respect to its internal coordinate, ``(S, size)``."""
         self._values = {name: vector[:, part] for name, part in space.slices.items()}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -218,7 +222,6 @@ class Natural:
 
     def pull(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The gradient with respect to ``theta``, shape ``(S, size)``, of the gradients by parameter name."""
-        total = torch.zeros_like(self.vector)
-        for name, gradient in gradients.items():
-            total[:, self.space.slices[name]] = gradient
-        return total * torch.where(self.space._is_log.to(total.device), self.vector, 1.0)
+        missing = [name for name in self.space.slices if name not in gradients]
+        rest = {name: torch.zeros_like(self._values[name]) for name in missing}
+        return torch.cat([{**gradients, **rest}[name] for name in self.space.slices], 1) * self.jacobian

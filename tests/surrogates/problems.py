@@ -23,7 +23,9 @@ def rungs(n_configs: int = 12, dimension: int = 3, seed: int = 0) -> Observation
             resources.append(r)
             y.append(np.sin(4.0 * x[i, 0]) + x[i, -1] ** 2 - 0.4 * np.log(r) + 0.1 * rng.standard_normal())
     values = np.array(y)
-    return Observations.from_rows(np.array(rows).tolist(), ((values - values.mean()) / values.std()).tolist(), resources)
+    return Observations.from_rows(
+        np.array(rows).tolist(), ((values - values.mean()) / values.std()).tolist(), resources
+    )
 
 
 def curves(lengths: tuple[int, ...] = (9, 2, 4, 1), dimension: int = 3, seed: int = 0) -> Observations:
