@@ -395,3 +395,12 @@ def test_on_a_gpu(model):
     view.add({"x": 0.33}, pending=1)
     suggestion = model_suggestion(view, model=model, opt_maxiter=50, opt_nstarts=2, device="cuda")
     assert suggestion.config["x"] == pytest.approx(0.7, abs=0.15)
+
+
+def test_the_level_is_chosen_by_all_data_not_by_the_ones_the_model_sees():
+    view = rungs_with({1: 30, 3: 4})
+    for trial in range(3):  # far fewer than 30 + 4 observations are kept, and of the lowest level only a part
+        view.observations.append(Observation(trial, 9, 0.1 * trial))
+    suggestion = model_suggestion(view, max_size_data_for_model=8)
+    assert suggestion.reason.endswith(" at max_t, from 37 observations")
+    assert "at rung 3" in model_suggestion(rungs_with({1: 30, 3: 4}), max_size_data_for_model=2).reason
