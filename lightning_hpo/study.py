@@ -228,7 +228,7 @@ class Study:
             SpaceError: if the configuration is not of the study's space.
         """
         space = self._state.space
-        checked = space.check(space.searched(config))
+        checked = space.check(config)
         trial_id = len(self._state.trials)
         self._handle(Suggested(self._now(), trial_id, checked, "attached", "chosen outside the study"))
         self._commit()
@@ -388,16 +388,14 @@ def _integer(resource: Any) -> Any:
 
 
 def _number(value: Any, trial_id: int) -> float:
-    if isinstance(value, (bool, complex, str, bytes)) or value is None:
-        number = None
-    else:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = None
-    if number is None:
-        raise ReportError(
-            f"Trial {trial_id} reported {value!r} of type {type(value).__name__}, which is not a number. "
-            "Tell a float or a tensor with one element."
-        )
-    return number
+    try:
+        # Arrays and tensors of one element have item(); those of several raise.
+        number = value.item() if hasattr(value, "item") else value
+        if not isinstance(number, (bool, str, bytes)):
+            return float(number)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise ReportError(
+        f"Trial {trial_id} reported {value!r} of type {type(value).__name__}, which is not a number. "
+        "Tell a float or a tensor with one element."
+    )

@@ -24,5 +24,5 @@ class Fifo(Scheduler):
 
     def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
         if self.max_t is not None and resource >= self.max_t:
-            return Ruling(Verdict.CONTINUE, f"trained to max_t={self.max_t}", level=self.max_t, completed=True)
+            return Ruling(Verdict.STOP, f"trained to max_t={self.max_t}", level=self.max_t, completed=True)
         return Ruling(Verdict.CONTINUE, "every trial is trained to the end")

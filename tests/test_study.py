@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lightning_hpo import Resume, SearchSpace, Start, Study, choice, load_study, loguniform, uniform
+from lightning_hpo.core.trial import TrialStatus
+from lightning_hpo.errors import (
+    OptionError,
+    ReportError,
+    SpaceError,
+    StudyError,
+    StudyLocked,
+    StudyMismatch,
+    StudyNotFound,
+)
+
+SPACE = {"x": uniform(0.0, 1.0), "epochs": 9}
+
+
+def create(**options):
+    options = {"algorithm": "asha", "metric": "loss", "max_t": 9, **options}
+    return Study.create(options.pop("space", SPACE), **options)
+
+
+def train(study, value=lambda trial_id, resource: 0.5, limit=1000):
+    """One worker trains until there is nothing to do; returns what it was asked to do."""
+    jobs = []
+    while len(jobs) < limit and (job := study.ask()) is not None:
+        jobs.append(job)
+        resource = job.from_resource if isinstance(job, Resume) else 0
+        verdict = "continue"
+        while verdict == "continue":
+            resource += 1
+            verdict = study.tell(job.trial_id, resource, value(job.trial_id, resource))
+    return jobs
+
+
+class TestAskAndTell:
+    def test_a_trial_starts_with_its_whole_configuration(self):
+        study = create()
+        assert study.ask() == Start(0, {"x": 0.5, "epochs": 9}, milestone=1)
+
+    def test_tell_says_continue_pause_or_stop(self):
+        study = create(type="promotion")
+        for value in (0.5, 0.3, 0.4):
+            assert study.tell(study.ask().trial_id, 1, value) == "pause"
+        resume = study.ask()
+        assert isinstance(resume, Resume)
+        assert (resume.trial_id, resume.from_resource, resume.milestone) == (1, 1, 3)
+        assert resume.config == study.trials[1].config | {"epochs": 9}
+        assert study.tell(1, 2, 0.2) == "continue"
+
+    def test_several_workers_may_ask(self):
+        study = create(type="promotion")
+        assert [study.ask().trial_id for _ in range(5)] == [0, 1, 2, 3, 4]
+
+    def test_none_means_nothing_to_start_now(self):
+        study = create(algorithm="random", n_trials=1)
+        study.ask()
+        assert study.ask() is None
+        for resource in range(1, 10):
+            study.tell(0, resource, 0.5)
+        assert study.ask() is None
+        assert study.trials[0].status is TrialStatus.COMPLETED
+
+    def test_a_resumed_trial_may_be_trained_from_scratch(self):
+        study = create(type="promotion")
+        for value in (0.5, 0.3, 0.4):
+            study.tell(study.ask().trial_id, 1, value)
+        study.ask()
+        assert study.tell(1, 1, 0.99) == "continue"
+        assert study.trials[1].curve == {1: 0.3}
+
+    def test_what_is_told_to_a_paused_trial_changes_nothing(self):
+        study = create(type="promotion")
+        for value in (0.5, 0.3, 0.4):
+            study.tell(study.ask().trial_id, 1, value)
+        assert study.tell(1, 2, 0.1) == "pause"
+        assert study.trials[1].curve == {1: 0.3}
+        assert study.ask().from_resource == 1
+
+    def test_complete_takes_the_last_report_as_the_result(self):
+        study = create(algorithm="random")
+        study.ask()
+        study.tell(0, 1, 0.4)
+        study.complete(0)
+        assert study.trials[0].status is TrialStatus.COMPLETED
+        assert study.best().at_full_resource.value == 0.4
+        study.complete(0)  # nothing happens
+
+    def test_fail_takes_the_configuration_out(self):
+        study = create(algorithm="random", space={"x": choice([1, 2])}, points_to_evaluate=[])
+        first = study.ask().config
+        study.fail(0, "CUDA out of memory")
+        assert study.trials[0].status is TrialStatus.FAILED and study.trials[0].error == "CUDA out of memory"
+        second = study.ask().config
+        assert {first["x"], second["x"]} == {1, 2}
+        study.fail(1, "other")
+        assert study.ask() is None
+
+    def test_attach_starts_a_trial_with_a_configuration_from_outside(self):
+        study = create(type="promotion")
+        assert study.attach({"x": 0.123}) == 0
+        assert study.trials[0].config == {"x": 0.123} and study.trials[0].origin == "attached"
+        assert study.tell(0, 1, 0.5) == "pause"
+        assert study.ask().trial_id == 1
+
+    @pytest.mark.parametrize("config", [{"x": 2.0}, {}, {"x": 0.5, "y": 1}, {"x": "a"}])
+    def test_attach_refuses_what_is_not_of_the_space(self, config):
+        with pytest.raises(SpaceError):
+            create().attach(config)
+
+    def test_the_same_seed_gives_the_same_study(self):
+        value = lambda i, r: ((i * 7919) % 101) / 101 + 1 / r  # noqa: E731
+        first, second, other = (train(create(random_seed=s, n_trials=12, brackets=2), value) for s in (3, 3, 4))
+        assert first == second != other
+
+    def test_a_searcher_that_raises_is_asked_again(self, monkeypatch):
+        study = create(points_to_evaluate=[])
+        monkeypatch.setattr(type(study._searcher), "suggest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            study.ask()
+        monkeypatch.undo()
+        assert study.ask().trial_id == 0
+
+
+class TestValues:
+    @pytest.mark.parametrize("value", [0.25, 1, np.float32(0.25), np.array(0.25), np.array([0.25])])
+    def test_one_real_number_of_any_kind_is_a_value(self, value):
+        study = create()
+        study.ask()
+        study.tell(0, 1, value)
+        assert study.trials[0].curve == {1: float(value.item() if hasattr(value, "item") else value)}
+
+    def test_a_tensor_with_one_element_is_a_value(self):
+        torch = pytest.importorskip("torch")
+        study = create()
+        study.ask()
+        study.tell(0, 1, torch.tensor(0.25, requires_grad=True), metrics={"acc": torch.tensor([0.5])})
+        assert study.trials[0].curve == {1: 0.25} and study.trials[0].metrics == {"acc": 0.5}
+
+    @pytest.mark.parametrize("value", ["0.5", None, True, 1j, [0.1, 0.2], np.zeros(2), {"loss": 0.1}])
+    def test_anything_else_is_refused_with_its_value_and_type(self, value):
+        study = create()
+        study.ask()
+        with pytest.raises(ReportError, match=rf"{type(value).__name__}.*Tell a float"):
+            study.tell(0, 1, value)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_what_is_not_finite_is_the_worst(self, value):
+        study = create()
+        study.ask()
+        assert study.tell(0, 1, value) == "stop"
+        assert study.best().at_any_resource is None
+
+    def test_resources_may_be_integers_of_numpy(self):
+        study = create()
+        study.ask()
+        study.tell(0, np.int64(1), 0.5)
+        assert list(study.trials[0].curve) == [1]
+
+    @pytest.mark.parametrize("resource", [0, 1.0, True, None])
+    def test_other_resources_are_refused(self, resource):
+        study = create()
+        study.ask()
+        with pytest.raises(ReportError, match="Report after 1, 2, 3"):
+            study.tell(0, resource, 0.5)
+
+    def test_unknown_trials_are_refused(self):
+        for call in (lambda s: s.tell(3, 1, 0.5), lambda s: s.complete(3), lambda s: s.fail(3)):
+            with pytest.raises(ReportError, match="There is no trial 3"):
+                call(create())
+
+
+class TestBest:
+    def test_names_both_senses_of_best(self):
+        study = create(algorithm="random", max_t=2, mode="max", n_trials=2)
+        values = {(0, 1): 0.9, (0, 2): 0.5, (1, 1): 0.6, (1, 2): 0.7}
+        train(study, lambda i, r: values[i, r])
+        best = study.best()
+        assert (best.at_any_resource.trial_id, best.at_any_resource.resource, best.at_any_resource.value) == (0, 1, 0.9)
+        assert (best.at_full_resource.trial_id, best.at_full_resource.value) == (1, 0.7)
+        assert best.at_full_resource.config["epochs"] == 9
+
+    def test_is_none_before_the_first_report(self):
+        best = create().best()
+        assert best.at_any_resource is None and best.at_full_resource is None
+
+
+class TestOptions:
+    def test_are_checked_when_the_study_is_created(self):
+        with pytest.raises(OptionError, match="Did you mean 'reduction_factor'"):
+            create(reduction_facto=3)
+        with pytest.raises(OptionError, match="Set max_t"):
+            Study.create(SPACE, metric="loss", algorithm="asha")
+
+    def test_stop_ends_the_study(self):
+        study = create(algorithm="random", max_t=1, stop={"max_num_trials_completed": 3})
+        assert len(train(study)) == 4  # "more than three"
+
+
+class TestOnDisk:
+    def test_a_study_goes_on_where_it_was_left(self, tmp_path):
+        value = lambda i, r: ((i * 37) % 11) / 11 + 1 / r  # noqa: E731
+        whole = train(create(type="promotion", n_trials=20), value)
+        study = create(type="promotion", n_trials=20, path=tmp_path)
+        jobs = train(study, value, limit=9)
+        study.close()
+        study = load_study(tmp_path)
+        assert jobs + train(study, value) == whole
+
+    def test_a_study_that_was_killed_loses_nothing_it_was_told(self, tmp_path):
+        program = (
+            "import os, sys\n"
+            "from lightning_hpo import Study, uniform\n"
+            "study = Study.create({'x': uniform(0, 1)}, algorithm='asha', metric='m', max_t=9, path=sys.argv[1])\n"
+            "for i in range(3):\n"
+            "    study.tell(study.ask().trial_id, 1, 0.1 * i)\n"
+            "study.ask()\n"
+            "os.kill(os.getpid(), 9)\n"
+        )
+        assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=60).returncode == -9
+        study = load_study(tmp_path)
+        assert [t.curve for t in study.trials.values()] == [{1: 0.0}, {1: 0.1}, {1: 0.2}, {}]
+        assert study.trials[2].status is TrialStatus.STOPPED
+        # Nobody trains 0, 1 and 3 any more: they are handed out again.
+        assert [study.ask().trial_id for _ in range(4)] == [0, 1, 3, 4]
+
+    def test_creating_it_again_continues_it(self, tmp_path):
+        study = create(algorithm="random", max_t=1, n_trials=2, path=tmp_path)
+        train(study)
+        study.close()
+        study = create(algorithm="random", max_t=1, n_trials=5, path=tmp_path)
+        assert [job.trial_id for job in train(study)] == [2, 3, 4]
+        study.close()
+        assert load_study(tmp_path).options.n_trials == 5
+
+    def test_other_settings_are_refused_and_named(self, tmp_path):
+        create(path=tmp_path).close()
+        with pytest.raises(StudyMismatch, match=r"max_t: 9 -> 27(.|\n)*another folder\.$"):
+            create(max_t=27, path=tmp_path)
+        with pytest.raises(StudyMismatch, match="space: "):
+            create(space={"x": uniform(0.0, 2.0)}, path=tmp_path)
+        with pytest.raises(StudyMismatch, match=r"metric: 'loss' -> 'acc'(.|\n)*mode: 'min' -> 'max'"):
+            create(metric="acc", mode="max", path=tmp_path)
+
+    def test_the_same_settings_spelled_otherwise_are_the_same(self, tmp_path):
+        create(rung_levels=(1, 3), path=tmp_path).close()
+        create(rung_levels=[1, 3], stop={}, searcher={}, path=tmp_path).close()
+
+    def test_is_locked_while_it_is_open(self, tmp_path):
+        study = create(path=tmp_path)
+        with pytest.raises(StudyLocked, match="being worked on by process"):
+            load_study(tmp_path)
+        study.close()
+        load_study(tmp_path).close()
+
+    def test_a_refused_study_is_not_left_locked(self, tmp_path):
+        create(path=tmp_path).close()
+        with pytest.raises(StudyMismatch):
+            create(max_t=27, path=tmp_path)
+        load_study(tmp_path).close()
+
+    def test_there_must_be_one_to_load(self, tmp_path):
+        with pytest.raises(StudyNotFound):
+            load_study(tmp_path)
+
+    def test_what_cannot_be_written_is_written_with_the_next_report(self, tmp_path, monkeypatch):
+        study = create(algorithm="random", path=tmp_path)
+        study.ask()
+        append = study._journal.append
+
+        def full(events):
+            raise StudyError("disk full")
+
+        monkeypatch.setattr(study._journal, "append", full)
+        with pytest.raises(StudyError):
+            study.tell(0, 1, 0.5)
+        monkeypatch.setattr(study._journal, "append", append)
+        study.tell(0, 2, 0.4)
+        study.close()
+        assert load_study(tmp_path).trials[0].curve == {1: 0.5, 2: 0.4}
+
+    def test_every_call_is_one_commit(self, tmp_path):
+        study = create(type="promotion", path=tmp_path)
+        commits = []
+        study._journal._connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+        study.ask()
+        assert study.tell(0, 1, 0.5) == "pause"  # reported, checkpoint noted, attempt ended
+        assert len(commits) == 2
+
+    @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @pytest.mark.parametrize("algorithm", ["random", "asha", "pasha", "bohb", "sync_hyperband", "dehb"])
+    @given(moves=st.lists(st.tuples(st.sampled_from("aatttttcfr"), st.integers(0, 9), st.floats(0, 1)), max_size=40))
+    def test_a_study_opened_again_is_the_same_study(self, algorithm, moves, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("study")
+        space = {"x": uniform(0.0, 1.0), "lr": loguniform(1e-4, 1e-1), "act": choice(["relu", "gelu", "tanh"])}
+        options = {"metric": "m", "algorithm": algorithm, "max_t": 4, "reduction_factor": 2, "random_seed": 1}
+        durable = Study.create(space, path=folder, **options)
+        for kind, pick, value in moves:
+            live = sorted(durable._state.live)
+            if kind == "a":
+                durable.ask()
+            elif kind == "r":
+                durable.close()
+                durable = load_study(folder)
+            elif live:
+                trial = live[pick % len(live)]
+                if kind == "t":
+                    durable.tell(trial, durable.trials[trial].resource + 1, value, metrics={"v": value}, cost=value)
+                else:
+                    durable.complete(trial) if kind == "c" else durable.fail(trial, f"error {pick}")
+        before = {i: repr(t) for i, t in durable.trials.items() if i not in durable._state.live}
+        best, observations = durable.best(), list(durable._state.data.observations())
+        durable.close()
+        again = load_study(folder)
+        assert {i: repr(t) for i, t in again.trials.items() if i in before} == before
+        assert again.best() == best and list(again._state.data.observations()) == observations
+        again.close()
+
+
+def test_a_space_may_be_handed_in_as_it_is():
+    space = SearchSpace(SPACE)
+    assert Study.create(space, metric="m", algorithm="random").space is space
