@@ -455,6 +455,8 @@ class StudyState:
             trial.error = event.error
         if self._is_trained_to_the_end(trial):
             self._complete(trial)
+        elif trial.status is TrialStatus.PAUSING and event.outcome is Outcome.COMPLETED:
+            self._complete_early(trial)  # the training ended by itself in the epoch in which it was to pause
         elif trial.status is TrialStatus.PAUSING:
             if requested is not None and trial.resource < trial.milestone:
                 self._wait(trial)

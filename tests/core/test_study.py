@@ -583,3 +583,13 @@ def test_no_trial_is_promoted_twice_from_the_same_rung(name, values):
     study = Driven(**SETTINGS[name], n_trials=12)
     jobs = study.run(lambda i, r: values[(7 * i + r) % 30]).split()
     assert len(jobs) == len(set(jobs))
+
+
+def test_a_training_that_ends_by_itself_where_it_was_to_pause_is_complete():
+    study = promotion()
+    study.ready()
+    (told,) = study.handle(Reported(0.0, 0, 1, 1, 0.5))
+    assert told.verdict is Verdict.PAUSE
+    study.handle(AttemptEnded(0.0, 0, 1, Outcome.COMPLETED))
+    assert study[0].status is TrialStatus.COMPLETED
+    assert study.state.best_full == (0, 1, 0.5)
