@@ -12,13 +12,14 @@ from typing import Any
 from lightning_hpo.core.options import ALGORITHMS, StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
-from lightning_hpo.errors import BackendError, StudyError
+from lightning_hpo.errors import StudyError
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.warm_up import warm_up
 from lightning_hpo.report.live import RunObserver, make_observer
 from lightning_hpo.report.results import summary, write_results
 from lightning_hpo.runtime.backends.base import Backend, Entry
 from lightning_hpo.runtime.backends.local import DEFAULT_PRELOAD, LocalBackend
+from lightning_hpo.runtime.backends.ray import RayBackend
 from lightning_hpo.runtime.channel import ChannelServer
 from lightning_hpo.runtime.checkpoints import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
@@ -87,7 +88,8 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
         state, events = continued_state(journal, study_options)
         if host is not None:
             host.begin(journal.header, events)
-        server = closing.enter_context(ChannelServer(setup.folder))
+        # Trials on other nodes cannot reach a socket of the file system.
+        server = closing.enter_context(ChannelServer(setup.folder, interface=getattr(backend, "interface", None)))
         jobs = setup.jobs(study_options)
         observer = closing.enter_context(make_observer(setup.folder, unit=options.resource))
         _introduce(setup, state, backend, observer)
@@ -181,8 +183,15 @@ def _inline(name: str, state: StudyState) -> SearcherHost:
 def _backend(setup: StudySetup) -> Backend:
     options = setup.options
     if options.backend == "ray":
-        raise BackendError(
-            "backend=ray is not available in this version. Set backend=local, and start one study per node."
+        return RayBackend(
+            setup.entry,
+            n_workers=options.n_workers,
+            gpus_per_trial=options.gpus_per_trial,
+            devices=options.devices,
+            start_method=options.start_method,
+            preload=(*DEFAULT_PRELOAD, *setup.preload),
+            warm_up=warm_up,
+            ranks_per_trial=options.ranks_per_trial,
         )
     return LocalBackend(
         setup.entry,

@@ -71,7 +71,7 @@ class SlotPool:
         if gpus_per_trial is None:
             found = visible_devices() if found is None else found
             gpus_per_trial = 1 if found else 0
-        _check_share(gpus_per_trial)
+        check_share(gpus_per_trial)
         if gpus_per_trial == 0:
             slots = [Slot(i, name=f"cpu:{i}") for i in range(n_workers or available_cores())]
         else:
@@ -175,7 +175,11 @@ def _from_driver(root: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ..
     return tuple(devices)
 
 
-def _check_share(gpus_per_trial: float) -> None:
+def check_share(gpus_per_trial: float) -> None:
+    """
+    Raises:
+        OptionError: if it is neither 0, nor a share of one GPU, nor a whole number of them.
+    """
     if math.isfinite(gpus_per_trial) and (0 <= gpus_per_trial <= 1 or gpus_per_trial == int(gpus_per_trial) >= 1):
         return
     raise OptionError(
