@@ -7,24 +7,22 @@ The data are scripted: trials of 9 hyperparameters in the unit cube that report 
 asynchronous successive halving. Between two suggestions two observations arrive, so the model is fitted anew for each;
 the next four observations are pending. Both tuners see the same observations in the same order, each in a process of
 its own with one thread; the proposals themselves are not run. Measured is the process's CPU time, after a
-warm-up on other data: of the first suggestion, when nothing has been fitted before (``cold``), and of those that follow.
+warm-up on other data: of the first suggestion, when nothing has been fitted before (``cold``), and of those that
+follow.
 
 The last suggestion of a row sees exactly ``n`` observations. ``objective`` is the negative log posterior density of the
-parameters it was based on, computed by this package for both; lower is better. Above 500 observations both fit a subsample.
+parameters it was based on, computed by this package for both; lower is better. Above 500 observations both fit a
+subsample.
 
 The peer needs an environment of its own: ``syne-tune==0.13.0 autograd "numpy<2" statsmodels``.
 """
 
 from __future__ import annotations
 
-import os
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
-
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -177,7 +175,9 @@ def summary(seconds: list[float]) -> dict[str, float]:
 def in_process(python: str, program: Path, method: str, given: dict[str, Any], seed: int) -> dict[str, Any]:
     """Runs one task in a fresh process and returns its answer."""
     command = [python, str(program), "--task", method, "--seed", str(seed)]
-    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    environment = {**os.environ, **one_thread}
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,7 +1,7 @@
 """Acquisition functions of a posterior, their local optimisation, and the resource at which they are evaluated.
 
-All are *minimised*, in units of the targets the posterior was fitted to. The noise improvement must exceed (``xi``) is in
-these units as well: with normalised targets it scales with the metric.
+All are *minimised*, in units of the targets the posterior was fitted to. The least improvement that counts (``xi``) is
+in these units as well: with normalised targets it scales with the metric.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def lower_confidence_bound(kappa: float = 1.0) -> Acquisition:
 
 
 def thompson(normals: Tensor) -> Acquisition:
-    """Independent draws from the marginals, averaged over columns. For scoring only: its derivatives are those of the mean.
+    """Independent draws from the marginals, averaged over columns.
+
+    For scoring only: its derivatives are those of the mean.
 
     Args:
         normals: ``(B, F)`` standard normal numbers.
@@ -155,8 +157,12 @@ def minimize_acquisition(
 
 
 def acquisition_resource(
-    counts: Mapping[int, int], rule: str = "bohb", threshold: int = 3, milestone: int | None = None, max_t: int | None = None
-) -> int:  # fmt: skip
+    counts: Mapping[int, int],
+    rule: str = "bohb",
+    threshold: int = 3,
+    milestone: int | None = None,
+    max_t: int | None = None,
+) -> int:
     """The resource at which the acquisition function is evaluated.
 
     Args:

@@ -1,20 +1,20 @@
 """Additive models of learning curves: a Gaussian process over configurations plus a simple process along each curve.
 
 The targets of a curve are ``y_1 .. y_n``, without gaps. For both models there are vectors ``v`` and ``w`` such that,
-given the latent value ``h`` of the curve's configuration, the entries of ``w - v (h - c)`` are independent with variance
-``noise``. A curve is then worth one observation of ``h``, exactly::
+given the latent value ``h`` of the curve's configuration, the entries of ``w - v (h - c)`` are independent with
+variance ``noise``. A curve is then worth one observation of ``h``, exactly::
 
     z = v.w / |v|² + c        with variance  tau = noise / |v|² + d
 
-and the model is an ordinary Gaussian process over the configurations with one pseudo-observation per curve. The fit costs
-one Cholesky factor of the number of *curves*.
+and the model is an ordinary Gaussian process over the configurations with one pseudo-observation per curve. The fit
+costs one Cholesky factor of the number of *curves*.
 
 ``exponential decay``
-    ``y_i(r) = h(x_i) + g_i(r) + noise``, ``h`` the value at infinite resource, and ``g_i`` independent copies of exponential
-    decay with random rate (Swersky, Snoek, Adams 2014).
+    ``y_i(r) = h(x_i) + g_i(r) + noise``, ``h`` the value at infinite resource, and ``g_i`` independent copies of
+    exponential decay with random rate (Swersky, Snoek, Adams 2014).
 ``innovation state space``
-    ``f_r = f_{r-1} + a_r (1 + gamma eps_r)``, ``y_r = f_r + eps_r``, ``a_r = alpha e^beta r^(alpha-1)``, ``alpha < 0``, and
-    ``h(x) = f_{r_max}`` (Hyndman et al. 2008; Tiao, Klein, Lienart, Archambeau, Seeger 2020).
+    ``f_r = f_{r-1} + a_r (1 + gamma eps_r)``, ``y_r = f_r + eps_r``, ``a_r = alpha e^beta r^(alpha-1)``, and
+    ``alpha < 0``, ``h(x) = f_{r_max}`` (Hyndman et al. 2008; Tiao, Klein, Lienart, Archambeau, Seeger 2020).
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class AdditivePosterior(Posterior):
         return parts
 
     def _extended(self, parts: list[_Part], values: Tensor) -> Curves:
-        rows = list(self.curves.y.expand(-1, -1, values.shape[1]).unbind())
+        rows: list[Tensor] = list(self.curves.y.expand(-1, -1, values.shape[1]).unbind())
         rows = [row[:n] for row, n in zip(rows, self.curves.length.tolist(), strict=True)]
         x = list(self.curves.x.unbind())
         for part, new in zip(parts, values.split([len(part.rows) for part in parts]), strict=True):
@@ -326,11 +326,11 @@ class InnovationModel(AdditiveModel):
 
     Args:
         gamma_one: fix ``gamma`` to 1.
-        unit_innovations: give innovations after the last observation variance 1 instead of ``noise``. Only to replay results
-            of implementations that do so; the model is inconsistent with it.
+        unit_innovations: give innovations after the last observation variance 1 instead of ``noise``. Only to
+            replay results of implementations that do so; the model is inconsistent with it.
     """
 
-    curve_parameters = (
+    curve_parameters: tuple[p.Parameter, ...] = (
         p.Parameter("negative_alpha", 0.5, 1e-3, 5.0, prior=p.gamma_prior(mean=0.5, shape=0.1)),
         p.Parameter("beta", 0.0, -5.0, 5.0, log=False, prior=p.normal_prior()),
         p.Parameter("gamma", 1.0, 1e-3, 10.0, prior=p.gamma_prior(mean=1.0, shape=0.1)),

@@ -1,9 +1,10 @@
-"""Mean and covariance functions over (configuration, fidelity), in the fused form of :mod:`lightning_hpo.surrogates.fused`.
+"""Mean and covariance functions over (configuration, fidelity), in the fused form of
+:mod:`lightning_hpo.surrogates.fused`.
 
-One class per structure; :mod:`lightning_hpo.surrogates.kernels` has the same functions as gpytorch modules. A covariance
-answers three questions for a batch of ``S`` parameter vectors: the moments of ``n`` points (with pullback, for the
-fit), the prior variance at one fidelity, and the covariance between query configurations at one fidelity and the
-points (with pullback to the query, for the acquisition).
+One class per structure; :mod:`lightning_hpo.surrogates.kernels` has the same functions as gpytorch modules. A
+covariance answers three questions for a batch of ``S`` parameter vectors: the moments of ``n`` points (with pullback,
+for the fit), the prior variance at one fidelity, and the covariance between query configurations at one fidelity and
+the points (with pullback to the query, for the acquisition).
 """
 
 from __future__ import annotations
@@ -78,8 +79,13 @@ class Inputs:
     """
 
     def __init__(
-        self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True, prefix: str = "", warp_prefix: str = "warp"
-    ) -> None:  # fmt: skip
+        self,
+        dimension: int,
+        warped: tuple[int, ...] = (),
+        ard: bool = True,
+        prefix: str = "",
+        warp_prefix: str = "warp",
+    ) -> None:
         self.dimension = dimension
         self.warped = list(warped)
         self.ard = ard
@@ -134,9 +140,10 @@ class _Table(NamedTuple):
 
 
 class Product(Covariance):
-    """``sum_t matern_t(x, x') scale_t(rho, rho') + shift(rho, rho')``: Matérn-5/2 over configurations, tables over levels.
+    """``sum_t matern_t(x, x') scale_t(rho, rho') + shift(rho, rho')``.
 
-    Subclasses give the tables. As such it is the single-fidelity model: one term, its scale the output scale.
+    Matérn-5/2 over configurations, tables over levels. Subclasses give the tables.
+    As such it is the single-fidelity model: one term, its scale the output scale.
     """
 
     same_config_only = False

@@ -36,8 +36,11 @@ class Observations:
 
     @classmethod
     def from_rows(
-        cls, x: Tensor | Sequence[Sequence[float]], y: Tensor | Sequence[float], resource: Tensor | Sequence[int] | None = None
-    ) -> Observations:  # fmt: skip
+        cls,
+        x: Tensor | Sequence[Sequence[float]],
+        y: Tensor | Sequence[float],
+        resource: Tensor | Sequence[int] | None = None,
+    ) -> Observations:
         """From one row per observation.
 
         Args:

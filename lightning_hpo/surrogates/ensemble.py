@@ -1,7 +1,8 @@
 """Hyper-Tune's weights of resource levels and brackets (Li, Shen, Jiang, Zhang, Li, Cui 2022).
 
-How well does the model at a lower level rank the configurations that were observed at the highest level with enough data? Samples from
-its posterior are compared with the observed ranking, pair by pair; the top level itself is judged by cross-validation.
+How well does the model at a lower level rank the configurations that were observed at the highest level with enough
+data? Samples from its posterior are compared with the observed ranking, pair by pair; the top level itself is
+judged by cross-validation.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def ranking_losses(samples: Tensor, targets: Tensor) -> Tensor:
 
 
 def folds(n: int) -> list[slice]:
-    """At most 5 contiguous blocks of ``n >= 4`` positions, of equal size but for the last ones, which are one longer."""
+    """At most 5 contiguous blocks of ``n >= 4`` positions, equally long but for the last ones, which are one longer."""
     k = min(n // 2, 5)
     short, longer = n // k, n % k
     blocks, start = [], 0
@@ -54,7 +55,11 @@ def folds(n: int) -> list[slice]:
 
 
 def highest_supported(counts: Sequence[int]) -> int:
-    """How many levels, from the lowest on, are judged: up to the highest above the first with at least 6 observations; else 1."""
+    """How many levels are judged: up to the highest above the first with at least 6 observations; else 1.
+
+    Args:
+        counts: observations per level, from the lowest level on.
+    """
     return next((k for k in range(len(counts), 1, -1) if counts[k - 1] >= MIN_POINTS), 1)
 
 

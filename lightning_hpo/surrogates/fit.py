@@ -29,8 +29,8 @@ class FitOptions:
     opt_warmstart: bool = False
     """Let a full search's starts begin around the current values instead of the initial ones."""
     opt_restart_growth: float = 0.1
-    """Search fully when the data have grown by this share since the last full search. In between, the current values are
-    the only start: a new observation moves the optimum little, so that a few evaluations find it again."""
+    """Search fully when the data have grown by this share since the last full search. In between, the current
+    values are the only start: a new observation moves the optimum little, so that a few evaluations find it again."""
     tolerance: float = 1e-6
     """Relative decrease of the objective, and projected gradient, at which a start ends."""
 

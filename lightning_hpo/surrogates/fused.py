@@ -1,9 +1,9 @@
 """The numerical core: covariance functions and likelihoods with closed-form gradients.
 
-gpytorch's modules (:mod:`lightning_hpo.surrogates.kernels`) define the models; their calls cost milliseconds each, and a
-fit needs a hundred of them, on matrices that take tens of microseconds. The functions here compute the same numbers
-for a batch of ``S`` parameter vectors at once. Each returns its value and a *pullback*: the function that turns
-gradients with respect to the value into gradients with respect to the arguments (reverse-mode differentiation).
+gpytorch's modules (:mod:`lightning_hpo.surrogates.kernels`) define the models; their calls cost milliseconds each,
+and a fit needs a hundred of them, on matrices that take tens of microseconds. The functions here compute the same
+numbers for a batch of ``S`` parameter vectors at once. Each returns its value and a *pullback*: the function that
+turns gradients with respect to the value into gradients with respect to the arguments (reverse-mode differentiation).
 The tests hold both against each other, values and gradients.
 
 All tensors are float64.
@@ -55,8 +55,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 def warp(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
-    """Kumaraswamy warping ``1 - (1 - x**a)**b`` of numbers in the unit interval (Snoek et al. 2014, with Kumaraswamy's for
-    the beta distribution).
+    """Kumaraswamy warping ``1 - (1 - x**a)**b`` of numbers in the unit interval.
+
+    Input warping of Snoek, Swersky, Zemel, Adams (2014), with Kumaraswamy's in place of the beta distribution.
 
     Args:
         x: ``(.., n, d)``.
@@ -229,7 +230,7 @@ class LevelStatistics(NamedTuple):
     ``E`` is the ``(n, L)`` indicator of levels, and a bar the mean over a configuration's observations.
     """
 
-    count: Tensor
+    counts: Tensor
     """Observations per configuration, ``(m,)``."""
     mean_target: Tensor
     """``(m,)``"""
@@ -275,8 +276,8 @@ def level_additive_nll(
 ) -> AdditiveTerms:
     """``-log N(y; E mean, Z covariance Zᵀ + E shift Eᵀ + noise I)`` without a matrix larger than ``m``.
 
-    ``Z`` and ``E`` indicate configuration and level of every observation. The mean of a configuration's ``count``
-    observations is sufficient for its row of ``Z``, with noise ``noise / count``; the levels are a correction of rank
+    ``Z`` and ``E`` indicate configuration and level of every observation. The mean of a configuration's
+    observations is sufficient for its row of ``Z``, with noise ``noise / counts``; the levels are a correction of rank
     ``L`` (matrix inversion lemma). ``n`` observations at rungs have about ``n / 1.5`` configurations, and learning
     curves far fewer.
 
@@ -292,7 +293,7 @@ def level_additive_nll(
     m, n_levels = data.mean_level.shape
     batch = covariance.shape[0]
     covariance = covariance.clone()
-    covariance.diagonal(dim1=-2, dim2=-1).add_(noise / data.count)
+    covariance.diagonal(dim1=-2, dim2=-1).add_(noise / data.counts)
     factor = cholesky(covariance)
     inverse = torch.cholesky_inverse(factor)
     residual = data.mean_target - mean @ data.mean_level.mT
@@ -316,7 +317,7 @@ def level_additive_nll(
 
     log_det = (
         2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        + data.count.log().sum()
+        + data.counts.log().sum()
         + (data.total - m) * noise.log().squeeze(-1)
         + lu.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     )
@@ -328,11 +329,11 @@ def level_additive_nll(
     low_rank = torch.cat([v @ h, weight.unsqueeze(-1)], -1)
     g_covariance = torch.baddbmm(inverse, low_rank, torch.cat([v, weight.unsqueeze(-1)], -1).mT, beta=0.5, alpha=-0.5)
     g_shift = 0.5 * (q - q @ h @ q - t.unsqueeze(-1) * t.unsqueeze(-2))
-    per_count = v / data.count.unsqueeze(-1)
+    per_count = v / data.counts.unsqueeze(-1)
     trace = (
         (data.total - m) / noise.squeeze(-1)
-        + (inverse.diagonal(dim1=-2, dim2=-1) / data.count).sum(-1)
+        + (inverse.diagonal(dim1=-2, dim2=-1) / data.counts).sum(-1)
         - (h * (data.level_scatter / noise3**2 + v.mT @ per_count)).sum((-2, -1))
     )
-    square = (scatter(mean + hp) / noise**2).squeeze(-1) + (weight**2 / data.count).sum(-1)
+    square = (scatter(mean + hp) / noise**2).squeeze(-1) + (weight**2 / data.counts).sum(-1)
     return AdditiveTerms(value, g_covariance, g_shift, -t, 0.5 * (trace - square).unsqueeze(-1))

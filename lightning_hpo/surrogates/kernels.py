@@ -1,9 +1,9 @@
 """The surrogate models as gpytorch modules: the readable definition, and the way to everything else gpytorch has.
 
-:func:`exact_gp` turns a model of :mod:`~lightning_hpo.surrogates.models` into an :class:`gpytorch.models.ExactGP` with the
-same parameters, bounds and priors. Its raw parameters are the internal coordinates, so values and gradients can be
-compared with the fused functions entry by entry. Inputs are configurations with the fidelity as last column, where
-the model has one.
+:func:`exact_gp` turns a model of :mod:`~lightning_hpo.surrogates.models` into an :class:`gpytorch.models.ExactGP`
+with the same parameters, bounds and priors. Its raw parameters are the internal coordinates, so values and
+gradients can be compared with the fused functions entry by entry. Inputs are configurations with the fidelity as
+last column, where the model has one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ from lightning_hpo.surrogates.models import JointModel
 
 
 class LogInterval(Interval):
-    """Bounds of a positive parameter whose raw value is its logarithm. The optimiser keeps the bounds, not the transform."""
+    """Bounds of a positive parameter whose raw value is its logarithm.
+
+    The optimiser keeps the bounds, not the transform.
+    """
 
     def __init__(self, lower: float, upper: float) -> None:
         super().__init__(lower, upper, transform=torch.exp, inv_transform=torch.log)

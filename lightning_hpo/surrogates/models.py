@@ -6,8 +6,9 @@ multi-task          one process over (configuration, fidelity), with a resource 
 independent         one process per resource level, with common length scales
 ==================  ====================================================================================================
 
-The additive models of learning curves are in :mod:`lightning_hpo.surrogates.additive`. A model is a description: it holds
-no data and no fitted values. Parameters travel as vectors ``theta`` (see :mod:`~lightning_hpo.surrogates.parameters`).
+The additive models of learning curves are in :mod:`lightning_hpo.surrogates.additive`. A model is a description: it
+holds no data and no fitted values. Parameters travel as vectors ``theta`` (see
+:mod:`~lightning_hpo.surrogates.parameters`).
 """
 
 from __future__ import annotations
@@ -236,7 +237,8 @@ def multitask(
         dimension: number of encoded coordinates of a configuration.
         max_resource: the largest resource; for ``cross-validation`` the number of folds.
         resource_kernel: one of ``RESOURCE_KERNELS``.
-        warped, ard: see :func:`single_fidelity`; the Matérn kernels over both always have one length scale per coordinate.
+        warped, ard: see :func:`single_fidelity`; the Matérn kernels over both always have one length scale per
+            coordinate.
 
     Raises:
         OptionError: if there is no such resource kernel.

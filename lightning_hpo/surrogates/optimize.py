@@ -1,8 +1,8 @@
 """Box-constrained minimisation of one function from several starts, evaluated together.
 
-SciPy's L-BFGS-B runs once per start, each in a thread of its own that waits whenever it needs the function. As soon as all wait, their points
-are evaluated as one batch. The threads never run at the same time as the evaluation, and the composition of the batches depends on
-the starts alone, so the result does not depend on the threads' timing.
+SciPy's L-BFGS-B runs once per start, each in a thread of its own that waits whenever it needs the function. As soon
+as all wait, their points are evaluated as one batch. The threads never run at the same time as the evaluation, and
+the composition of the batches depends on the starts alone, so the result does not depend on the threads' timing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class _Start:
         return value, gradient
 
     def _wall(self, x: Array) -> tuple[float, Array]:
-        """A parabola around the best point, in place of a value that is not finite: the line search steps back from it."""
+        """A parabola around the best point, in place of a value that is not finite.
+
+        The line search steps back from it; at an infinite value it would give up.
+        """
         step = x - self.x
         square = float(step @ step)
         if not (np.isfinite(self.value) and square > 0.0):
@@ -76,7 +79,8 @@ def minimize_batch(
     """Local minima of a function within a box, one per start.
 
     Args:
-        function: points ``(k, p)``, ``k <= S`` -> values ``(k,)`` and gradients ``(k, p)``. What is not finite counts as infinite.
+        function: points ``(k, p)``, ``k <= S`` -> values ``(k,)`` and gradients ``(k, p)``. What is not finite
+            counts as infinite.
         starts: ``(S, p)``; clipped to the box.
         lower, upper: ``(p,)``, may be infinite.
         max_iterations: of each start.

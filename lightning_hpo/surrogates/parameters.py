@@ -1,9 +1,9 @@
 """Hyperparameters of the surrogate models: names, bounds, initial values, priors, and one flat vector of them all.
 
-The vector ``theta`` holds *internal coordinates*: the logarithm of a positive parameter, the value itself otherwise. The
-optimiser works on ``theta``; a leading batch dimension carries the restarts. Priors are densities of the natural
-value and enter without the Jacobian of the logarithm, so the fit is the maximum a posteriori in the natural
-parametrisation, searched in the logarithmic one.
+The vector ``theta`` holds *internal coordinates*: the logarithm of a positive parameter, the value itself
+otherwise. The optimiser works on ``theta``; a leading batch dimension carries the restarts. Priors are densities of
+the natural value and enter without the Jacobian of the logarithm, so the fit is the maximum a posteriori in the
+natural parametrisation, searched in the logarithmic one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a fitted surrogate says about configurations: marginals with gradients, joint samples, fantasies.
 
-Everything is in units of the targets the model was fitted to. A posterior may hold ``F`` *columns* of targets: with pending
-evaluations, column ``j`` continues the observed targets by the ``j``-th fantasy. The columns have different
+Everything is in units of the targets the model was fitted to. A posterior may hold ``F`` *columns* of targets: with
+pending evaluations, column ``j`` continues the observed targets by the ``j``-th fantasy. The columns have different
 means and one common variance, so all share one Cholesky factor.
 """
 
@@ -57,7 +57,8 @@ class Posterior(ABC):
         Args:
             x: ``(P, d)``.
             resource: ``(P,)`` integers.
-            normals: ``(P, F)`` standard normal numbers; one column of targets gives ``F``, otherwise their numbers must agree.
+            normals: ``(P, F)`` standard normal numbers; one column of targets gives ``F``, otherwise their numbers
+                must agree.
 
         Raises:
             ShapeError: if the posterior has another number of columns already.

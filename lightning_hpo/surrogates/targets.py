@@ -67,8 +67,8 @@ def box_cox_lambda(y: Floats) -> float:
 def subsample(y: Floats, max_size: int | None, generator: np.random.Generator, top_fraction: float = 0.25) -> Integers:
     """Positions of the targets a single-fidelity model sees, increasing.
 
-    All, if there are at most ``max_size``; else the ``round(max_size * top_fraction)`` lowest (the best), and others drawn
-    uniformly without replacement.
+    All, if there are at most ``max_size``; else the ``round(max_size * top_fraction)`` lowest (the best), and
+    others drawn uniformly without replacement.
     """
     if max_size is None or len(y) <= max_size:
         return np.arange(len(y))

@@ -40,8 +40,13 @@ def test_fidelity_is_the_encoding_of_an_integer() -> None:
 
 @pytest.mark.parametrize(
     ("x", "y", "resource"),
-    [(ROWS, [1.0], None), (ROWS, [1.0] * 5, [1, 2]), ([[0.1, float("nan")]], [1.0], None), (ROWS[:1], [float("inf")], None)],
-)  # fmt: skip
+    [
+        (ROWS, [1.0], None),
+        (ROWS, [1.0] * 5, [1, 2]),
+        ([[0.1, float("nan")]], [1.0], None),
+        (ROWS[:1], [float("inf")], None),
+    ],
+)
 def test_what_does_not_fit_is_refused(x: list[list[float]], y: list[float], resource: list[int] | None) -> None:
     with pytest.raises(ShapeError):
         Observations.from_rows(x, y, resource)

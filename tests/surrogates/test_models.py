@@ -49,9 +49,8 @@ def test_the_order_of_observations_does_not_matter(name: str, seed: int) -> None
         model.objective(data)(theta)[0], model.objective(shuffled)(theta)[0], rtol=1e-9, atol=1e-9
     )
     x = torch.full((1, 3), 0.3, dtype=torch.float64)
-    for ours, theirs in zip(
-        model.posterior(data, theta[0]).predict(x, 9)[:2], model.posterior(shuffled, theta[0]).predict(x, 9)[:2], strict=True
-    ):  # fmt: skip
+    predictions = (model.posterior(d, theta[0]).predict(x, 9)[:2] for d in (data, shuffled))
+    for ours, theirs in zip(*predictions, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
