@@ -58,6 +58,7 @@ LAYERS = {
     ),
     "runtime": Layer(
         ours=some("errors", "core", "runtime"),
+        heavy=some("numpy"),
         heavy_inside_functions=some("torch", "ray", "cloudpickle"),
     ),
     "study": Layer(

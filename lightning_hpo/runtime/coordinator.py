@@ -53,7 +53,7 @@ from lightning_hpo.errors import (
 from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
 from lightning_hpo.runtime.channel import ChannelServer, ClientConnection
 from lightning_hpo.runtime.checkpoints import CheckpointStore
-from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.journal import Backups, Journal
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.suggesting import Answered, SearcherHost
 
@@ -64,6 +64,8 @@ _GRACE_S = 5.0
 _TERM_LIMIT_S = 30.0
 """After SIGTERM or SIGHUP: time for running trials to pause before they are killed."""
 _RETRY_COMMIT_S = 2.0
+_BACKUP_EVERY_S = 600.0
+"""Between two copies of the journal."""
 _LAST_WORDS_BYTES = 4096
 _FRESHNESS = 5.0
 """An answer computed ahead is renewed after so many times the time it took, if there is new data."""
@@ -189,6 +191,7 @@ class Coordinator:
         self._interrupts = 0
         self._interrupted_at = math.inf
         self._interrupt_limit = math.inf
+        self._backups = Backups(journal, _BACKUP_EVERY_S, clock)
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
         os.set_blocking(self._wake_reader, False)
@@ -202,6 +205,7 @@ class Coordinator:
             self._commit()
             while not self._is_done():
                 self._turn()
+        self._report_backup(self._backups.close())
         os.close(self._wake_reader)
         os.close(self._wake_writer)
         if self._interrupts:
@@ -220,6 +224,10 @@ class Coordinator:
         with contextlib.suppress(OSError):
             os.write(self._wake_writer, b"\0")
 
+    def _report_backup(self, problem: StudyError | None) -> None:
+        if problem is not None:
+            self._observer.say(str(problem), warning=True)
+
     def _is_done(self) -> bool:
         ending = self._interrupts or self._problem is not None or self._finish is not None
         return bool(ending) and not self._attempts and not self._batch.events
@@ -233,10 +241,14 @@ class Coordinator:
         self._receive([r for r in ready if self._server.owns(r)])
         self._follow_backend()
         self._take_answer()
+        if self._finish is None:
+            # Also while all workers are busy.
+            self._finish = self._state.closing_reason(self._now)
         self._obey_interrupts()
         self._check_timeouts()
         self._fill_workers()
         self._commit()
+        self._report_backup(self._backups.tick())
         self._observer.tick(self._state)
 
     @property
@@ -273,6 +285,8 @@ class Coordinator:
                 self._journal.append(events)
                 if complained:
                     self._observer.say("The study can be written again and goes on.")
+                    for attempt in self._attempts.values():  # they waited for us, not we for them
+                        attempt.heard_at = self._clock()
                 return
             except StudyError as problem:
                 if self._interrupts > 1:
@@ -459,7 +473,8 @@ class Coordinator:
     def _fill_workers(self) -> None:
         if self._interrupts or self._problem is not None or self._finish is not None:
             return
-        while self._backend.free_slots > self._starting and self._wanted is None:
+        # The slot for which a suggestion is being computed is taken; others may resume trials meanwhile.
+        while self._backend.free_slots > self._starting + (self._wanted is not None):
             ready = WorkerReady(self._now)
             (decision,) = self._state.handle(ready)
             if isinstance(decision, Finish):
@@ -477,13 +492,12 @@ class Coordinator:
 
     def _suggest(self, wanted: SuggestionWanted) -> None:
         self._wanted = wanted
-        if self._ahead is not None and self._ahead.request.trial_id == wanted.trial_id:
-            answer, self._ahead = self._ahead, None
+        answer, self._ahead = self._ahead, None
+        request = self._state.request(wanted)
+        if answer is not None and answer.request == request:
             self._use(answer)
-            return
-        self._ahead = None
-        if not self._host.is_busy:
-            self._ask(self._state.request(wanted))
+        elif not self._host.is_busy:
+            self._ask(request)
 
     def _ask(self, request: SuggestRequest) -> None:
         self._ahead_data = len(self._state.data)
@@ -512,12 +526,14 @@ class Coordinator:
             return
         if answer is None:
             return
-        if self._wanted is not None and answer.request.trial_id == self._wanted.trial_id:
-            self._use(answer)
-        elif self._wanted is not None:
-            self._ask(self._state.request(self._wanted))
-        else:
+        request = None if self._wanted is None else self._state.request(self._wanted)
+        if request is None:
             self._ahead = answer
+        elif answer.request == request:
+            self._use(answer)
+        else:
+            # It was computed ahead for another bracket, or before a promotion came in between.
+            self._ask(request)
 
     def _replace_searcher(self, problem: Exception, request: SuggestRequest | None) -> None:
         if self._has_fallen_back:
