@@ -26,8 +26,6 @@ class _Place:
     """Trial that is to fill the place; known before it trains if it was promoted."""
     is_training: bool = False
     value: float | None = None
-    target: int | None = None
-    """Trial that keeps the place unless the new one is strictly better (differential evolution)."""
 
     @property
     def is_free(self) -> bool:
@@ -302,29 +300,20 @@ class DifferentialEvolutionHyperband(SyncHyperband):
             parents = [trial for trial, _ in ranked[: len(home.rung.places)]]
         return Slot(level, target, tuple(parents))
 
-    def start(self, trial_id: int, bracket: int) -> int:
-        slot = self.slot()
-        milestone = super().start(trial_id, bracket)
-        if slot is not None and trial_id in self._places:
-            self._places[trial_id][2].target = slot.target
-        return milestone
-
     def _verdict_at_rung(self, bracket: _Bracket, index: int) -> Verdict:
         promotes_next = index + 1 < len(bracket.rungs) and bracket.rungs[index + 1].promotes
         return Verdict.PAUSE if promotes_next else Verdict.STOP
 
     def _settle(self, rung: _Rung) -> None:
         before = self._populations.get(rung.level, [])
-        held = dict(before)
         population = []
         for index, place in enumerate(rung.places):
             value = math.inf if place.value is None else place.value
-            if place.target is not None and held.get(place.target, math.inf) <= value:
-                population.append((place.target, held[place.target]))
+            # Not the target of the time when the trial started: a bracket beside this one may have replaced it since.
+            if index < len(before) and before[index][1] <= value:
+                population.append(before[index])
             elif place.trial_id is not None:
                 population.append((place.trial_id, value))
-            elif index < len(before):  # no trial came any more
-                population.append(before[index])
         self._populations[rung.level] = population
 
     def _prepare(self, bracket: _Bracket, filled: _Rung) -> None:
