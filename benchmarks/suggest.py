@@ -71,8 +71,8 @@ def script(n: int, seed: int) -> tuple[np.ndarray, list[tuple[int, int, float]]]
     return configs, observations
 
 
-def task(n: int, calls: int, seed: int) -> dict[str, Any]:
-    """What one process is given, as JSON data."""
+def task(n: int, calls: int, seed: int, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What one process is given, as JSON data; ``options`` are those of our searcher."""
     configs, observations = script(n + PENDING, seed)
     sizes = [max(6, n - PER_CALL * k) for k in range(calls, -1, -1)]
     return {
@@ -81,6 +81,7 @@ def task(n: int, calls: int, seed: int) -> dict[str, Any]:
         "sizes": sizes,
         "levels": LEVELS,
         "pending": PENDING,
+        "options": options or {},
     }
 
 
@@ -124,7 +125,9 @@ def ours(method: str, given: dict[str, Any], seed: int) -> dict[str, Any]:
     space = SearchSpace({f"x{i}": uniform(0.0, 1.0) for i in range(DIMENSION)})
     configs = [{f"x{i}": v for i, v in enumerate(row)} for row in given["configs"]]
     observations = given["observations"]
-    searcher = make_searcher("bayesopt" if method == "mobster" else "hypertune", {"num_init_random": 1})
+    options = {"num_init_random": 1, **given["options"]}
+    searcher = make_searcher("bayesopt" if method == "mobster" else "hypertune", options)
+    clock = time.perf_counter if options.get("device") == "cuda" else time.process_time
     seconds, state = [], None
     for size in given["sizes"]:
         seen, next_ones = observations[:size], observations[size : size + given["pending"]]
@@ -133,13 +136,14 @@ def ours(method: str, given: dict[str, Any], seed: int) -> dict[str, Any]:
         seen = [Observation(*o) for o in seen]
         view = ScriptedView(space, seed, seen, pending, {t: configs[t] for t in known}, state)
         request = SuggestRequest(max(known) + 1, milestone=1)
-        before = time.process_time()
+        before = clock()
         suggestion = searcher.suggest(view, request)  # type: ignore[arg-type]
-        seconds.append(time.process_time() - before)
+        seconds.append(clock() - before)
         assert suggestion is not None and suggestion.origin == "model", suggestion
         state = suggestion.state or state
     assert state is not None
-    return {"seconds": seconds, "parameters": state["parameters"]}
+    memory = torch.cuda.max_memory_allocated() if options.get("device") == "cuda" else 0
+    return {"seconds": seconds, "parameters": state["parameters"], "gpu_bytes": memory}
 
 
 def objective(method: str, given: dict[str, Any], parameters: dict[str, Any]) -> float | None:
@@ -150,7 +154,7 @@ def objective(method: str, given: dict[str, Any], parameters: dict[str, Any]) ->
     from lightning_hpo.surrogates.models import IndependentModel, Surrogate, multitask
 
     n = given["sizes"][-1]
-    if n > 500:
+    if n > given["options"].get("max_size_data_for_model", 500):
         return None
     trial, resource, value = zip(*given["observations"][:n], strict=True)
     y = np.array(value)
@@ -184,19 +188,21 @@ def in_process(python: str, program: Path, method: str, given: dict[str, Any], s
     return answer
 
 
-def rows(methods: list[str], sizes: list[int], calls: int, seed: int, peer: str | None) -> Iterator[dict[str, Any]]:
+def rows(
+    methods: list[str], sizes: list[int], calls: int, seed: int, peer: str | None, options: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     here = Path(__file__).resolve()
     programs = {"lightning_hpo": (sys.executable, here)}
     if peer is not None:
         programs["syne_tune"] = (peer, here.with_name("suggest_peer.py"))
     for method in methods:
         for n in sizes:
-            given = task(n, calls, seed)
-            row: dict[str, Any] = {"method": method, "n": n, "calls": calls}
+            given = task(n, calls, seed, options)
+            row: dict[str, Any] = {"method": method, "n": n, "calls": calls, "options": options}
             for name, (python, program) in programs.items():
                 answer = in_process(python, program, method, given, seed)
                 value = objective(method, given, answer["parameters"])
-                row[name] = {**summary(answer["seconds"]), "objective": value, "seconds": answer["seconds"]}
+                row[name] = {**answer, **summary(answer["seconds"]), "objective": value}
             if peer is not None:
                 for statistic in ("cold", "median", "p95", "mean"):
                     row[f"{statistic}_ratio"] = row["syne_tune"][statistic] / row["lightning_hpo"][statistic]
@@ -225,14 +231,19 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 100, 200, 500, 1000])
     parser.add_argument("--calls", type=int, default=15, help="suggestions timed after the cold one")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of our searcher; cuda: wall time")
+    parser.add_argument("--max-data", type=int, default=500, help="max_size_data_for_model of our searcher")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
         ours(args.task, task(12, 1, args.seed + 1), args.seed)
-        print(json.dumps(ours(args.task, json.load(sys.stdin), args.seed)))
+        given = json.load(sys.stdin)
+        ours(args.task, task(12, 1, args.seed + 1, given["options"]), args.seed)
+        print(json.dumps(ours(args.task, given, args.seed)))
         return
     results = []
-    for row in rows(args.methods, args.sizes, args.calls, args.seed, args.peer_python):
+    options = {"device": args.device, "max_size_data_for_model": args.max_data}
+    for row in rows(args.methods, args.sizes, args.calls, args.seed, args.peer_python, options):
         print(line(row), flush=True)
         results.append(row)
         if args.json:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_hpo.surrogates import parameters as p
-from lightning_hpo.surrogates.fused import decay_table, matern52, pull_distances, warp
+from lightning_hpo.surrogates.fused import decay_table, inner, matern52, pull_distances, warp
 
 Gradients = dict[str, Tensor]
 
@@ -167,16 +167,13 @@ class Product(Covariance):
         x, config, rho, level = points
         n, m, n_levels = len(config), len(x), len(rho)
         table = self.table(natural, rho)
-        by_level = (level[:, None] * n_levels + level).reshape(-1)
-        by_config = None
-        if n != m or not torch.equal(config, torch.arange(n, device=config.device)):
-            by_config = (config[:, None] * m + config).reshape(-1)
+        distinct = n == m and torch.equal(config, torch.arange(n, device=config.device))
 
-        def spread(t: Tensor, index: Tensor | None) -> Tensor:
-            return t if index is None else t.flatten(1)[:, index].unflatten(1, (n, n))
+        def spread(t: Tensor, index: Tensor) -> Tensor:
+            return t.index_select(1, index).index_select(2, index)
 
         def at_levels(t: Tensor) -> Tensor:
-            return t if n_levels == 1 else spread(t, by_level)
+            return t if n_levels == 1 else spread(t, level)
 
         indicator = (level[:, None] == torch.arange(n_levels, device=level.device)).to(x)
         linked = None
@@ -187,7 +184,9 @@ class Product(Covariance):
         for inputs, scale in zip(self.terms, table.scales, strict=True):
             z, pull_inputs = inputs.scaled(natural, x)
             correlation, slope = matern52(z)
-            correlation, scale_n = spread(correlation, by_config), at_levels(scale)
+            scale_n = at_levels(scale)
+            if not distinct:
+                correlation = spread(correlation, config)
             part = correlation * scale_n
             covariance = part if covariance is None else covariance.add_(part)
             terms.append((z, pull_inputs, correlation, slope, scale_n))
@@ -205,8 +204,9 @@ class Product(Covariance):
             for z, pull_inputs, correlation, slope, scale_n in terms:
                 g_scales.append(to_levels(g_covariance * correlation))
                 g = g_covariance * scale_n
-                if by_config is not None:
-                    g = g.new_zeros(len(g), m * m).index_add_(1, by_config, g.flatten(1)).unflatten(1, (m, m))
+                if not distinct:
+                    pairs = (config[:, None] * m + config).reshape(-1)
+                    g = g.new_zeros(len(g), m * m).index_add_(1, pairs, g.flatten(1)).reshape(-1, m, m)
                 gradients |= pull_inputs(pull_distances(g.mul_(slope), z))[1]
             g_shift = None
             if table.shift is not None:
@@ -334,7 +334,7 @@ class MaternOverFidelity(Covariance):
 
         def pullback(g_mean: Tensor, g_covariance: Tensor) -> Gradients:
             gradients = pull_inputs(pull_distances(g_covariance * slope * scale, z))[1]
-            g_scale = (g_covariance * correlation).sum((1, 2)).unsqueeze(-1)
+            g_scale = inner(g_covariance, correlation)
             return gradients | {"mean": g_mean.sum(1, keepdim=True), "outputscale": g_scale}
 
         return Moments(natural["mean"].expand(-1, n), correlation * scale, pullback)

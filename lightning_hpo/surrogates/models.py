@@ -33,7 +33,14 @@ from lightning_hpo.surrogates.covariances import (
     Product,
 )
 from lightning_hpo.surrogates.data import Observations, fidelity
-from lightning_hpo.surrogates.fused import LevelStatistics, gaussian_nll, level_additive_nll, matern52, pull_distances
+from lightning_hpo.surrogates.fused import (
+    LevelStatistics,
+    gaussian_nll,
+    inner,
+    level_additive_nll,
+    matern52,
+    pull_distances,
+)
 from lightning_hpo.surrogates.posterior import DensePosterior, IndependentPosterior, Posterior
 
 Objective: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -131,7 +138,7 @@ class JointModel(Surrogate):
             scale = natural["outputscale"].unsqueeze(-1)
             terms = level_additive_nll(data, correlation * scale, table.shift, table.mean, natural["noise"])
             g_scale = torch.zeros_like(table.shift)
-            g_scale[:, 0, 0] = (terms.covariance * correlation).sum((1, 2))
+            g_scale[:, 0, 0] = inner(terms.covariance, correlation).squeeze(-1)
             gradients = table.pullback(terms.mean, (g_scale,), terms.shift)
             gradients |= pull_inputs(pull_distances(slope.mul_(terms.covariance).mul_(scale), z))[1]
             return terms.value, gradients | {"noise": terms.noise}

@@ -125,7 +125,7 @@ class DensePosterior(Posterior):
         return fidelity(resource, self.max_resource)
 
     def _solve(self, mean: Tensor, factor: Tensor) -> None:
-        self.factor = factor
+        self.prior_mean, self.factor = mean, factor
         self.weights = torch.cholesky_solve(self.targets - mean.unsqueeze(-1), factor)
         self._queries: dict[int, Query] = {}
 
@@ -154,13 +154,16 @@ class DensePosterior(Posterior):
 
     def _joint(self, x: Tensor, resource: Tensor) -> tuple[Tensor, Tensor, Tensor, Points, Tensor]:
         """Mean, covariance, ``L⁻¹ k`` of the new inputs, all points, and the prior mean of all points."""
-        points = self.points.then(self._points(x, resource))
-        moments = self.covariance.moments(self.natural, points)
-        n = len(self.x)
-        prior = moments.covariance[0]
-        half = torch.linalg.solve_triangular(self.factor, prior[:n, n:], upper=False)
-        mean = moments.mean[0, n:].unsqueeze(-1) + prior[n:, :n] @ self.weights
-        return mean, prior[n:, n:] - half.mT @ half, half, points, moments.mean[0]
+        new = self._points(x, resource)
+        prior = self.covariance.moments(self.natural, new)
+        cross = x.new_empty(len(x), len(self.x))
+        for r in torch.unique(resource).tolist():
+            here = resource == r
+            cross[here] = self._query(r).cross(x[here])[0]
+        half = torch.linalg.solve_triangular(self.factor, cross.mT, upper=False)
+        mean = prior.mean[0].unsqueeze(-1) + cross @ self.weights
+        prior_mean = torch.cat([self.prior_mean, prior.mean[0]])
+        return mean, prior.covariance[0] - half.mT @ half, half, self.points.then(new), prior_mean
 
     def fantasize(self, x: Tensor, resource: Tensor, normals: Tensor) -> DensePosterior:
         check_columns(self, normals)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from lightning_hpo.surrogates.additive import AdditiveModel, Curves, ExponentialDecayModel, InnovationModel
+from lightning_hpo.surrogates.additive import AdditiveModel, ExponentialDecayModel, InnovationModel
+from lightning_hpo.surrogates.curves import Curves
 from lightning_hpo.surrogates.data import Observations, fidelity
 from lightning_hpo.surrogates.fused import matern52
 from lightning_hpo.surrogates.posterior import SAMPLING_JITTER
