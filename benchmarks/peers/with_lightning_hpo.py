@@ -1,0 +1,76 @@
+"""lightning_hpo through ask and tell."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from driver import Tuner
+from tables import Config, Space
+
+import lightning_hpo as hpo
+
+_DOMAINS = {"float": hpo.uniform, "float_log": hpo.loguniform, "int": hpo.randint, "int_log": hpo.lograndint}
+
+
+class LightningHpo(Tuner):
+    """One algorithm of ours; ``is_model`` ones begin with as many random configurations as the peers' models."""
+
+    algorithm = "default"
+    options: ClassVar[dict[str, Any]] = {}
+    is_model = False
+
+    def __init__(self, space: Space, max_epochs: int, n_workers: int, seed: int) -> None:
+        super().__init__(space, max_epochs, n_workers, seed)
+        options = dict(self.options)
+        if self.is_model:
+            options["searcher"] = {"num_init_random": n_workers + 2, **options.get("searcher", {})}
+        domains = {
+            name: hpo.choice(spec["categories"])
+            if spec["type"] == "choice"
+            else _DOMAINS[spec["type"]](spec["lower"], spec["upper"])
+            for name, spec in space.items()
+        }
+        self.study = hpo.Study.create(
+            domains, metric="error", algorithm=self.algorithm, max_t=max_epochs, n_workers=n_workers, random_seed=seed,
+            points_to_evaluate=[], **options,
+        )  # fmt: skip
+
+    def suggest(self, trial: int) -> tuple[str, Any] | None:
+        answer = self.study.ask()
+        if answer is None:
+            return None
+        if isinstance(answer, hpo.Start):
+            assert answer.trial_id == trial, "both count trials from 0"
+            return "start", answer.config
+        return "resume", answer.trial_id
+
+    def report(self, trial: int, epoch: int, error: float) -> str:
+        return str(self.study.tell(trial, epoch, error))
+
+    def complete(self, trial: int, epoch: int, error: float) -> None:
+        self.study.complete(trial)
+
+    def recommend(self) -> Config | None:
+        config = self.study.recommend().config
+        return {name: config[name] for name in self.space}
+
+
+def _method(algorithm: str, is_model: bool = False, **options: Any) -> type[Tuner]:
+    attributes = {"algorithm": algorithm, "is_model": is_model, "options": options}
+    return type(f"LightningHpo_{algorithm}", (LightningHpo,), attributes)
+
+
+METHODS: dict[str, type[Tuner]] = {
+    "default": _method("default", is_model=True),
+    "default-stopping": _method("default", is_model=True, type="stopping"),
+    "random": _method("random"),
+    "asha-promotion": _method("asha", type="promotion"),
+    "asha-stopping": _method("asha", type="stopping"),
+    "pasha": _method("pasha"),
+    "bohb": _method("bohb", type="promotion"),
+    "bayesopt": _method("bayesopt", is_model=True),
+    "mobster-joint": _method("mobster", is_model=True, type="promotion"),
+    "mobster-indep": _method("mobster_indep", is_model=True, type="promotion"),
+    "hypertune-indep": _method("hypertune", is_model=True, type="promotion"),
+    "hypertune-joint": _method("hypertune_joint", is_model=True, type="promotion"),
+}
