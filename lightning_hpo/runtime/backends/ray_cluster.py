@@ -17,6 +17,11 @@ Resources: TypeAlias = Mapping[str, float]
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's own default is a third of the memory; nothing large is stored."""
+_PRIVATE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listens on the loopback interface only, as on systems other than Linux
+    "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing to Ray's makers
+}
+"""Settings of a cluster that the launcher starts; the user's own come first."""
 
 
 def room_on(node: Resources, cpus: int, gpus: float) -> int:
@@ -87,25 +92,21 @@ def join(ray: Any, cpus: int) -> tuple[bool, bool]:
 
 @contextlib.contextmanager
 def _private_cluster() -> Iterator[None]:
-    """A cluster that is started meanwhile listens on the loopback interface only, and reports nothing to its makers.
-
-    Ray has the first as the default of systems other than Linux. It reads the variable when it is imported.
-    """
+    """A cluster that is started meanwhile is for this launcher only: see :data:`_PRIVATE`."""
     import ray._private.ray_constants as constants
 
-    name, cluster = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", getattr(constants, "ENABLE_RAY_CLUSTER", True)
-    before = os.environ.copy()
-    os.environ[name] = "0"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray reads this variable when it is imported, which was too early; its processes read it now.
+    cluster = getattr(constants, "ENABLE_RAY_CLUSTER", True)
+    before = {name: os.environ.get(name) for name in _PRIVATE}
+    os.environ.update({name: before[name] or value for name, value in _PRIVATE.items()})
     constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = cluster
-        for changed in (name, "RAY_USAGE_STATS_ENABLED"):
-            os.environ.pop(changed, None)
-            if changed in before:
-                os.environ[changed] = before[changed]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
 
 
 def describe(nodes: Sequence[Resources], is_ours: bool) -> str:
