@@ -1,0 +1,102 @@
+"""Wall time of a whole first study: 20 trials on handwritten digits, two at a time, up to 27 epochs, ASHA.
+
+    python benchmarks/first_run.py --json first_run.json
+    python benchmarks/first_run.py --peer optuna_sha=optuna-venv/bin/python --peer syne_tune=syne-venv/bin/python ...
+
+Ours is the recipe's command, ``python recipes/train.py -m hydra/launcher=hpo``, with promotion. The others
+(``first_run_peer.py``: optuna_sha, optuna_hyperband, ray, syne_tune) train the same model on the same data, with the
+same Trainer flags, each in its own environment. Time runs from the start of the process to its end, imports included.
+Everything runs one after the other; ours between the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning_hpo import load_study
+
+HERE = Path(__file__).parent
+
+
+def timed(command: list[str], log: Path) -> float:
+    """Seconds from start to end of a process that must not fail."""
+    # Bytecode that an earlier run has written is used and written, as on any user's machine.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    begun = time.monotonic()
+    with open(log, "wb") as output:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=HERE.parent)
+    seconds = time.monotonic() - begun
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{log.read_text(errors='replace')[-3000:]}")
+    return seconds
+
+
+def ours(folder: Path, seed: int) -> dict[str, Any]:
+    study = folder / "study"
+    command = [sys.executable, "recipes/train.py", "-m", "hydra/launcher=hpo", f"hydra.sweep.dir={study}"]
+    seconds = timed(
+        [*command, "hydra.launcher.type=promotion", f"hydra.launcher.random_seed={seed}"], folder / "log.txt"
+    )
+    loaded = load_study(study)
+    try:
+        curves = [trial.curve for trial in loaded.trials.values()]
+    finally:
+        loaded.close()
+    return {
+        "seconds": round(seconds, 1),
+        "trials": len(curves),
+        "epochs": sum(max(curve) for curve in curves),
+        "best_seen": max(value for curve in curves for value in curve.values()),
+    }
+
+
+def peer(name: str, python: str, folder: Path, seed: int) -> dict[str, Any]:
+    seconds = timed([python, str(HERE / "first_run_peer.py"), name, str(folder), str(seed)], folder / "log.txt")
+    return {"seconds": round(seconds, 1), **json.loads((folder / "peer.json").read_text())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of ours (default: %(default)s)")
+    parser.add_argument("--peer-repeats", type=int, default=1, help="runs of each peer (default: %(default)s)")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="may be repeated")
+    arguments = parser.parse_args()
+    peers = dict(text.split("=", 1) for text in arguments.peer)
+    plan = [(name, seed) for name in peers for seed in range(arguments.peer_repeats)]
+    # Spread among the peers' runs, so that a change of the machine's mood does not favour one side.
+    for seed in range(arguments.repeats):
+        plan.insert(round(seed * (len(plan) + 1) / arguments.repeats), ("lightning_hpo", seed))
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name, seed in plan:
+        load = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory(prefix="first-run-") as path:
+            folder = Path(path)
+            run = ours(folder, seed) if name == "lightning_hpo" else peer(name, peers[name], folder, seed)
+        runs.setdefault(name, []).append({"seed": seed, "load_1_min_before": load, **run})
+        print(name, runs[name][-1], file=sys.stderr, flush=True)
+    median = {name: statistics.median(run["seconds"] for run in of) for name, of in runs.items()}
+    result = {
+        "median_seconds": median,
+        "times_ours": {name: round(s / median["lightning_hpo"], 2) for name, s in median.items()},
+        "runs": runs,
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.json is not None:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
