@@ -99,7 +99,7 @@ class TestDefaults:
     def test_the_users_choice_wins_over_the_algorithms(self):
         assert parse(algorithm="mobster", searcher={"model": "gp_independent"}).searcher.model == "gp_independent"
         assert parse(algorithm="mobster", searcher={"model": None}).searcher.model == "gp_multitask"
-        assert parse(algorithm="pasha", type="promotion").type == "promotion"
+        assert parse(algorithm="default", type="stopping").type == "stopping"
 
     def test_none_means_the_default(self):
         assert parse(max_retries=None, stop=None, searcher=None, mode=None) == parse()
@@ -140,6 +140,7 @@ class TestRefusals:
                 "Set searcher_data=all",
             ),
             ({"algorithm": "mobster_indep", "searcher_data": "all"}, "Set searcher_data=rungs"),
+            ({"algorithm": "pasha", "type": "promotion"}, "choose algorithm=asha"),
             ({"algorithm": "hypertune", "searcher": {"model": "gp_expdecay"}}, "Choose algorithm=mobster"),
         ],
     )
