@@ -78,6 +78,8 @@ class SearcherOptions:
     """May a configuration be tried again? Failed ones never are."""
     restrict_configurations: list[dict[str, Any]] | None = None
     """Only these configurations are proposed."""
+    random_fraction: float | None = None
+    """Share of random proposals among those of a model; default 0.33 for density estimates, 0 for Gaussian processes."""
     debug_log: bool = False
     """Log how each suggestion was found."""
     # -- grid
@@ -96,8 +98,6 @@ class SearcherOptions:
     """Candidates drawn from the density of the good."""
     bandwidth_factor: float = 3
     """Widening of the bandwidths when candidates are drawn."""
-    random_fraction: float = 0.33
-    """Share of purely random proposals."""
     # -- differential evolution (dehb)
     mutation_factor: float = 0.5
     """Weight F of the difference of two parents."""
@@ -124,6 +124,8 @@ class SearcherOptions:
     """gp_issm: fix gamma to 1."""
     num_init_random: int | None = None
     """Configurations before the model is used; default 3 without rungs, 6 with. Workers + 2 is a good choice."""
+    num_init_random_factor: float = 0.0
+    """With rungs: at least so many for each hyperparameter."""
     num_init_candidates: int = 250
     """Random candidates scored before the local optimisation."""
     num_fantasy_samples: int = 20
@@ -191,6 +193,7 @@ class SearcherOptions:
             _check_range(self, "searcher.", name, lower=0, upper=1)
         for name in ("num_min_data_points", "num_init_random", "max_size_data_for_model"):
             _check_range(self, "searcher.", name, lower=1)
+        _check_range(self, "searcher.", "num_init_random_factor", lower=0)
         _check_range(self, "searcher.", "top_n_percent", lower=0, upper=100)
 
     @classmethod

@@ -22,7 +22,7 @@ from lightning_hpo.searchers.history import too_early
 if TYPE_CHECKING:
     from lightning_hpo.searchers.gp_model import FittedModel
 
-_FIT, _ENSEMBLE, _PROPOSAL = range(3)
+_FIT, _ENSEMBLE, _PROPOSAL, _RANDOM = range(4)
 """What the random numbers of a suggestion are for: so a skipped fit does not change the candidates."""
 
 _KNOWN_ARGUMENTS = {"ei": ("xi",), "lcb": ("kappa",)}
@@ -51,6 +51,8 @@ class GaussianProcessSearcher:
         early = too_early(view, self._options)
         if early is None and not view.space.domains:
             early = "there is nothing to search"
+        if early is None and self._rng(view, request, _RANDOM).uniform() < (self._options.random_fraction or 0.0):
+            early = f"random: with probability {self._options.random_fraction:g}"
         if early is not None:
             return random_suggestion(view, request, self._options, early)
         try:

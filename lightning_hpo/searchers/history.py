@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def too_early(view: SearchView, options: SearcherOptions) -> str | None:
     needed = options.num_init_random
     if needed is None:
         needed = 6 if view.rung_levels else 3
+    if view.rung_levels:
+        needed = max(needed, math.ceil(options.num_init_random_factor * len(view.space.domains)))
     known = len(view.taken)
     if known < needed:
         return f"random: configuration {known + 1} of the first {needed}"

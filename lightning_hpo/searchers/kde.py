@@ -31,6 +31,9 @@ from lightning_hpo.searchers.density import (
 )
 
 
+_RANDOM_FRACTION = 0.33
+
+
 def largest_usable_level(
     resources: Sequence[int], num_features: int, num_min_data_points: int, top_n_percent: float
 ) -> int | None:
@@ -125,8 +128,9 @@ class KdeSearcher:
         if data is None or not len(features):
             return random_suggestion(view, request, options, "random: too few observations for the densities")
         rng = generator(view.seed, Stream.SURROGATE, request.trial_id)
-        if rng.uniform() < options.random_fraction:
-            return random_suggestion(view, request, options, f"random: with probability {options.random_fraction:g}")
+        share = _RANDOM_FRACTION if options.random_fraction is None else options.random_fraction
+        if rng.uniform() < share:
+            return random_suggestion(view, request, options, f"random: with probability {share:g}")
         good, bad = split(data.values, num_good(len(data.values), num_min, options.top_n_percent))
         points = features.features(data.configs)
         floor = options.min_bandwidth if options.min_bandwidth is not None else (0.1 if view.rung_levels else 1e-3)

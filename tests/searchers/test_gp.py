@@ -62,6 +62,20 @@ def test_random_searchs_proposals_until_the_model_takes_over():
         assert [view.configs[i] for i in range(first)] == random[:first]
 
 
+def test_a_share_of_the_proposals_can_stay_random():
+    view = parabola(10)
+    origins = {
+        share: [
+            make_searcher("bayesopt", {**FEW, "random_fraction": share}).suggest(view, SuggestRequest(trial)).origin
+            for trial in range(10, 30)
+        ]
+        for share in (0.0, 0.5, 1.0)
+    }
+    assert set(origins[0.0]) == {"model"}
+    assert set(origins[1.0]) == {"random"}
+    assert 3 <= origins[0.5].count("random") <= 17  # the chance of an exception is 0.0004
+
+
 def test_eight_pending_and_none_observed_is_random_search():
     view = View(LINE, rung_levels=(1, 3))
     for i in range(8):

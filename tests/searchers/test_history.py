@@ -125,3 +125,16 @@ def test_only_when_a_trial_reached_the_end():
 
 def test_shrunken_data_are_fitted_anew():
     assert refits([20, 19], opt_skip_init_length=10, opt_skip_period=4) == [20, 19]
+
+
+def test_with_rungs_at_least_so_many_random_configurations_for_each_hyperparameter():
+    view = View(LINE, rung_levels=(1, 3))
+    for x in range(9):
+        view.add({"x": float(x)}, 0.5)
+    options = SearcherOptions(num_init_random=6, num_init_random_factor=9.5)
+    assert too_early(view, options) == "random: configuration 10 of the first 10"
+    assert too_early(view, SearcherOptions(num_init_random=6, num_init_random_factor=9.0)) is None
+    without_rungs = View(LINE)
+    for x in range(6):
+        without_rungs.add({"x": float(x)}, 0.5)
+    assert too_early(without_rungs, options) is None
