@@ -79,7 +79,7 @@ class SearcherOptions:
     restrict_configurations: list[dict[str, Any]] | None = None
     """Only these configurations are proposed."""
     random_fraction: float | None = None
-    """Share of random proposals among those of a model; default 0.33 for density estimates, 0 for Gaussian processes."""
+    """Share of random proposals among a model's; default 0.33 for density estimates, 0 for Gaussian processes."""
     debug_log: bool = False
     """Log how each suggestion was found."""
     # -- grid

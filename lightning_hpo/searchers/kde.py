@@ -30,7 +30,6 @@ from lightning_hpo.searchers.density import (
     truncated_normal,
 )
 
-
 _RANDOM_FRACTION = 0.33
 
 
