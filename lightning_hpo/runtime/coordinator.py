@@ -356,7 +356,7 @@ class Coordinator:
             self._problem = kind(message.message) if issubclass(kind, HpoError) else HpoError(message.message)
 
     def _welcome(self, trial: Trial) -> Welcome:
-        checkpoint = trial.checkpoint if trial.resume_from else None
+        checkpoint = trial.checkpoint if trial.resume_from else None  # it may have been found damaged since
         best = self._state.best_any
         folder = self._folder(trial)
         return Welcome(
@@ -364,7 +364,7 @@ class Coordinator:
             mode=self._state.options.mode,
             max_t=self._state.scheduler.max_t or -1,
             resource=self._resource,
-            from_resource=trial.resume_from,
+            from_resource=0 if checkpoint is None else trial.resume_from,
             checkpoint_path=None
             if checkpoint is None
             else os.path.relpath(self._store.path(checkpoint), folder.resolve()),
@@ -596,16 +596,18 @@ class Coordinator:
         return self._jobs.folder(trial.id, self._state.space.with_constants(trial.config))
 
     def _drop(self, decision: DropCheckpoint) -> None:
-        def drop() -> None:
+        """Delete a checkpoint once it is on disk that it is gone; otherwise a crash could leave a record of nothing."""
+        trial = self._state.trials[decision.trial_id]
+        if trial.checkpoint == decision.checkpoint:
+            self._handle(CheckpointRemoved(self._now, decision.trial_id, decision.reason))
+
+        def remove() -> None:
             try:
                 self._store.remove(decision.checkpoint)
             except CheckpointError as problem:
                 self._observer.say(str(problem), warning=True)
-                return
-            if self._state.trials[decision.trial_id].checkpoint == decision.checkpoint:
-                self._handle(CheckpointRemoved(self._now, decision.trial_id, decision.reason))
 
-        self._after_commit(drop)
+        self._after_commit(remove)
 
     def _keep_within_budget(self) -> None:
         """Paused trials that are least likely to be promoted give up their checkpoints first (``max_disk``)."""
