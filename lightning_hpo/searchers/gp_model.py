@@ -118,7 +118,7 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
             name, surrogate, history, data, normalisation, theta, surrogate.posterior(data, theta), dict(state), False
         )
     fit_options = FitOptions(options.opt_nstarts, options.opt_maxiter, options.opt_warmstart)
-    found = fit(surrogate, data, fit_options, rng, state)
+    found = fit(surrogate, data, fit_options, rng, state, len(history))
     state = {
         **(state or {}),
         **found.state,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,12 @@ class FitOptions:
     """How parameters are fitted."""
 
     opt_nstarts: int = 2
-    """Starts of a full search: the first from the initial values, the others from these plus standard normal noise on
-    every internal coordinate. The current values, if any, are one more."""
+    """Starts of a full search: the current values (at first the initial ones), and others from the initial values plus
+    standard normal noise on every internal coordinate."""
     opt_maxiter: int = 50
     """Largest number of L-BFGS-B iterations of each start."""
     opt_warmstart: bool = False
-    """Let a full search's starts begin around the current values instead of the initial ones."""
+    """Add the noise of a full search's other starts to the current values instead of the initial ones."""
     opt_restart_growth: float = 0.1
     """Search fully when the data have grown by this share since the last full search. In between, the current
     values are the only start: a new observation moves the optimum little, so that a few evaluations find it again."""
@@ -58,16 +58,18 @@ def fit(
     options: FitOptions,
     generator: np.random.Generator,
     state: Mapping[str, Any] | None = None,
+    size: int | None = None,
 ) -> Fit:
     """Parameters that minimise ``model.objective(data)`` within their bounds.
 
     Args:
         generator: draws the noise of the starts.
         state: of an earlier fit of the model. Its parameters are kept if this fit fails.
+        size: number of observations the data were drawn from, if they are a subsample.
 
     The computation runs on the device of the data.
     """
-    space, n = model.space, len(data)
+    space, n = model.space, len(data) if size is None else size
     current = None if state is None else space.theta(state["parameters"])
     old = space.initial if current is None else current
     searched = 0 if state is None else int(state["searched"])
@@ -76,16 +78,14 @@ def fit(
         values = {"parameters": space.values(theta), "searched": searched}
         return Fit(theta, objective, failed, evaluations, values)
 
-    if n == 0:
+    if len(data) == 0:
         return result(old, math.nan, False, 0, searched)
     full = n >= (1.0 + options.opt_restart_growth) * searched
-    starts = np.empty((0, space.size)) if current is None else current.numpy()[None]
+    starts = old.numpy()[None]
     if full:
-        first = old if options.opt_warmstart else space.initial
-        noise = generator.standard_normal((options.opt_nstarts, space.size))
-        noise[0] = 0.0
-        fresh = first.numpy() + noise
-        starts = np.concatenate([starts, fresh[1:] if options.opt_warmstart and current is not None else fresh])
+        centre = old if options.opt_warmstart else space.initial
+        noise = generator.standard_normal((options.opt_nstarts - 1, space.size))
+        starts = np.concatenate([starts, centre.numpy() + noise])
     objective = batched(model.objective(data), data.y.device)
     lower, upper = space.lower.numpy(), space.upper.numpy()
     found = minimize_batch(objective, starts, lower, upper, options.opt_maxiter, options.tolerance)
@@ -96,7 +96,7 @@ def fit(
     return result(theta, float(found.value[best]), False, found.evaluations, n if full else searched)
 
 
-def batched(objective: Objective, device: torch.device) -> Any:
+def batched(objective: Objective, device: torch.device) -> Callable[[Array], tuple[Array, Array]]:
     """The objective on numpy arrays; infinite where a covariance matrix is not positive definite."""
 
     def evaluate(theta: Array) -> tuple[Array, Array]:
