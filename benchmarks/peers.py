@@ -3,8 +3,9 @@
     python benchmarks/peers.py --json peers.json --work /tmp/peers --live mlp_digits,rff_digits_rot --seeds 0-9 \\
         --peer-python syne_tune=ENV/bin/python --peer-python optuna=ENV/bin/python
 
-Every library runs in its own virtual environment, given by ``--peer-python``; without any, only ours runs. Runs that
-are in the work folder already are kept, so a matrix can be continued and extended.
+Every library runs in its own virtual environment, given by ``--peer-python``; without any, only ours runs, and
+``--recorded`` compares it with what the others reached before. Runs that are in the work folder already are kept, so a
+matrix can be continued and extended.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent / "peers"
 sys.path.insert(0, str(HERE))
-from summary import figures, load, markdown, svg  # noqa: E402
+from summary import figures, grouped, load, markdown, recorded, svg  # noqa: E402
 
 LIBRARIES = ("lightning_hpo", "syne_tune", "optuna")
 
@@ -37,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--full-runs", type=float, help="budget of task files, in average full trainings")
     parser.add_argument("--min-seeds", type=int, default=3, help="methods with fewer are left out")
     parser.add_argument("--peer-python", action="append", default=[], metavar="LIBRARY=PYTHON")
+    parser.add_argument("--recorded", action="store_true", help="compare with recorded runs of the other libraries")
     parser.add_argument("--markdown", type=Path, help="where to write tables")
     parser.add_argument("--plots", type=Path, help="folder for curves")
     parser.add_argument("--plot-methods", default="", help="methods in the plots, at most 8")
@@ -75,7 +77,7 @@ def main() -> None:
     given = parse()
     for library, python in given.pythons.items():
         run(library, python, given)
-    groups, failed = load([given.work / "runs"])
+    groups, failed = grouped([*(recorded() if given.recorded else ()), *load(given.work / "runs")])
     blocks: list[dict[str, Any]] = []
     texts = []
     for (kind, task, workers), methods in sorted(groups.items()):

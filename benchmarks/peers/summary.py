@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import DATA
 
 REFERENCE = "st-asha-promotion"
 """The method others are compared with, pair by pair of the same seed; where it was not run, ours."""
@@ -22,14 +24,24 @@ Runs = dict[str, dict[int, Run]]
 """Method -> seed -> run."""
 
 
-def load(folders: Iterable[Path]) -> tuple[dict[tuple[str, str, int], Runs], list[str]]:
-    """Runs by (kind, task, workers), and the names of runs that failed."""
+def recorded() -> list[Run]:
+    """Runs of the other libraries that come with the benchmark: Syne Tune 0.13.0, Optuna 5.0.0, seeds 0 to 9."""
+    data: list[Run] = json.loads(gzip.decompress((DATA / "recorded.json.gz").read_bytes()))
+    return data
+
+
+def load(folder: Path) -> list[Run]:
+    """What :mod:`matrix` wrote."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+
+
+def grouped(runs: Iterable[Run]) -> tuple[dict[tuple[str, str, int], Runs], list[str]]:
+    """Runs by (kind, task, workers), and the names of runs that failed; of equal ones the last counts."""
     groups: dict[tuple[str, str, int], Runs] = defaultdict(lambda: defaultdict(dict))
     failed = []
-    for file in sorted(file for folder in folders for file in folder.glob("*.json")):
-        run = json.loads(file.read_text())
+    for run in runs:
         if "failed" in run:
-            failed.append(file.stem)
+            failed.append(f"{run['kind']} {run['task']} {run['workers']} {run['method']} {run['seed']}")
         else:
             groups[run["kind"], run["task"], run["workers"]][run["method"]][run["seed"]] = run
     return {key: dict(methods) for key, methods in groups.items()}, failed
