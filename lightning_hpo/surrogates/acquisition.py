@@ -51,7 +51,8 @@ def log_improvement(u: Tensor) -> tuple[Tensor, Tensor]:
     log_far = torch.where(far < 1e4, torch.log1p(-(far * mills).clamp_max(1.0 - 1e-9)), -2.0 * far.log())
     log_far = log_far - 0.5 * u**2 - _LOG_SQRT_2PI
     value = torch.where(u > -1.0, log_near, log_far)
-    return value, (torch.special.log_ndtr(u) - value).exp()
+    # further out both logarithms are too large for their difference, which tends to log(-u)
+    return value, torch.where(u > -1e4, (torch.special.log_ndtr(u) - value).exp(), -u)
 
 
 def log_expected_improvement(incumbent: Tensor, xi: float = 0.01) -> Acquisition:

@@ -55,6 +55,8 @@ def test_log_improvement_is_smooth_where_its_formulas_meet() -> None:
     assert float(value[1]) == pytest.approx(float(value[2]), abs=1e-8)
     # d log h / du tends to -u
     assert float(slope[5]) == pytest.approx(9.9e3, rel=1e-4)
+    far = log_improvement(torch.tensor([-1.1e4, -1e12], dtype=torch.float64))[1]
+    assert far.tolist() == pytest.approx([1.1e4, 1e12], rel=1e-4)
 
 
 def test_far_from_any_improvement_the_gradient_still_points_the_way() -> None:
