@@ -98,7 +98,7 @@ def cluster() -> Iterator[Any]:
     """A head without room for trials, which the launcher joins, and one node with two CPUs."""
     if not HAS_RAY:
         pytest.skip("ray is not installed")
-    import ray
+    ray = ray_cluster.import_ray()
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -439,7 +439,7 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytes
 
 @needs_ray
 @pytest.mark.slow
-def test_a_node_of_a_real_cluster_is_lost(cluster: Any, tmp_path: Path):
+def test_a_node_of_a_real_cluster_is_lost(cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     node = cluster.add_node(num_cpus=8)
     trials = Trials(tmp_path, n_workers=10)
     for trial_id in range(10):
@@ -457,6 +457,7 @@ def test_a_node_of_a_real_cluster_is_lost(cluster: Any, tmp_path: Path):
     trials.start(lost[0].trial_id, "describe", attempt=2)
     assert trials.exit(lost[0].trial_id, 2).exit_code == 0
     trials.backend.close(0)
+    assert "(raylet)" not in "".join(capfd.readouterr()), "Ray's messages would tear the launcher's table"
 
 
 KILLED_LAUNCHER = """

@@ -22,6 +22,8 @@ _PRIVATE = {
     "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing to Ray's makers
 }
 """Settings of a cluster that the launcher starts; the user's own come first."""
+_QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": "."}
+"""Lines of Ray's that are not printed; read when Ray is imported."""
 
 
 def room_on(node: Resources, cpus: int, gpus: float) -> int:
@@ -41,8 +43,14 @@ def room_on(node: Resources, cpus: int, gpus: float) -> int:
 
 
 def import_ray() -> Any:
+    """The module; what Ray itself would print into the launcher's table stays in Ray's logs.
+
+    Raises:
+        BackendError: if it is not installed.
+    """
     try:
-        import ray
+        with _environment(_QUIET):
+            import ray
     except ImportError as problem:
         raise BackendError(
             f'backend=ray needs the package ray ({problem}). Install it with: pip install "hydra-lightning-hpo[ray]"'
@@ -95,25 +103,33 @@ def _private_cluster() -> Iterator[None]:
     """A cluster that is started meanwhile is for this launcher only: see :data:`_PRIVATE`."""
     import ray._private.ray_constants as constants
 
-    # Ray reads this variable when it is imported, which was too early; its processes read it now.
+    # Ray reads this setting when it is imported, which was too early; its processes read the variable now.
     cluster = getattr(constants, "ENABLE_RAY_CLUSTER", True)
-    before = {name: os.environ.get(name) for name in _PRIVATE}
-    os.environ.update({name: before[name] or value for name, value in _PRIVATE.items()})
     constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with _environment(_PRIVATE):
+            yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = cluster
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables meanwhile, but for those that are set already."""
+    ours = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in ours})
     try:
         yield
     finally:
-        constants.ENABLE_RAY_CLUSTER = cluster
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
+        for name in ours:
+            del os.environ[name]
 
 
 def describe(nodes: Sequence[Resources], is_ours: bool) -> str:
     if is_ours:
         return "no cluster was found, so Ray was started on this machine"
     total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
-    return f"{len(nodes)} nodes, {total['CPU']:g} CPU, {total['GPU']:g} GPU"
+    return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {total['CPU']:g} CPU, {total['GPU']:g} GPU"
 
 
 def no_room(cpus: int, gpus: float, nodes: Sequence[Resources]) -> str:
