@@ -245,6 +245,47 @@ def _clean(options: argparse.Namespace) -> None:
     print(f"{what} deleted ({formats.size(cleaned.size)}){strays}.")
 
 
+def _declare_simulate(parser: argparse.ArgumentParser) -> None:
+    _declare_json(parser)
+    parser.add_argument(
+        "--algorithm",
+        action="append",
+        metavar="NAME",
+        help="an algorithm to be simulated beside the study's own; may be given several times",
+    )
+    parser.add_argument("--workers", type=_count, metavar="N", help="trials at a time (default: the study's)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="time on the clock (default: the study's)")
+    parser.add_argument("--seeds", type=_count, default=5, metavar="N", help="simulations per algorithm (default: 5)")
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    import dataclasses
+
+    from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+    from lightning_hpo.core.searcher import Searcher
+    from lightning_hpo.report.folder import read_study
+    from lightning_hpo.report.whatif import describe, what_if
+    from lightning_hpo.searchers import make_searcher
+
+    def searcher_of(simulated: StudyOptions) -> Searcher:
+        return make_searcher(ALGORITHMS[simulated.algorithm].searcher, simulated.searcher)
+
+    study = read_study(_folder(options))
+    algorithms = list(dict.fromkeys([study.state.options.algorithm, *(options.algorithm or [])]))
+    found = what_if(
+        study.state,
+        algorithms,
+        searcher_of,
+        n_workers=options.workers,
+        max_time=options.seconds,
+        seeds=options.seeds,
+    )
+    if options.json:
+        _show_json([dataclasses.asdict(one) for one in found])
+    else:
+        _show([describe(study.state, found, study.unit)])
+
+
 COMMANDS: tuple[Command, ...] = (
     Command("status", "show where a study stands", _declare_json, _status),
     Command("trials", "list the trials of a study", _declare_trials, _trials),
@@ -252,6 +293,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("why", "tell the story of one trial: every decision and its reason", _declare_why, _why),
     Command("export", "write all reports to a file for other programs", _declare_export, _export),
     Command("report", "write one HTML page with plots", _declare_report, _report),
+    Command("simulate", "tell what other algorithms would have done with these curves", _declare_simulate, _simulate),
     Command("clean", "delete checkpoints that are not needed any more", _declare_clean, _clean),
 )
 

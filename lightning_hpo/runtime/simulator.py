@@ -122,8 +122,8 @@ class SimulationResult:
         time: seconds on the virtual clock.
         events: the study's event log; fed to a new state, it gives this one.
         incumbents: improvements of the best report, in order.
-        units: units of resource trained, repetitions included.
-        busy_seconds: seconds that workers trained, summed over workers.
+        units: units of resource trained whole, repetitions included.
+        busy_seconds: seconds that this took, and what workers had trained when they vanished, summed over workers.
         searcher_seconds: CPU seconds the searcher took.
         lost_workers: attempts whose worker vanished.
     """
@@ -312,18 +312,16 @@ class _Simulation:
         seconds = curve.elapsed(done, done + 1)
         vanishes = None if self.failures is None else self.failures.moment(trial_id, attempt, done + 1)
         if vanishes is not None:
-            self._result.lost_workers += 1
-            self._result.busy_seconds += vanishes * seconds
-            self._end(trial_id, attempt, Outcome.LOST, begun + vanishes * seconds)
+            self._at(begun + vanishes * seconds, lambda: self._lose(trial_id, attempt, vanishes * seconds))
             return
-        self._result.units += 1
-        self._result.busy_seconds += seconds
         ended = begun + seconds
         self._at(ended + self._delays.on_trial_result, lambda: self._report(trial_id, attempt, done + 1, ended))
 
     def _report(self, trial_id: int, attempt: int, resource: int, ended: float) -> None:
         best = self._state.best_any
         value = float(self._curves[trial_id].values[resource - 1])
+        self._result.units += 1
+        self._result.busy_seconds += self._curves[trial_id].elapsed(resource - 1, resource)
         (told, *_) = self._handle(Reported(self._now, trial_id, attempt, resource, value))
         assert isinstance(told, Told)
         if self._state.best_any != best and self._state.best_any is not None:
@@ -344,9 +342,13 @@ class _Simulation:
     def _save(self, trial_id: int, attempt: int, checkpoint: Checkpoint) -> None:
         self._handle(CheckpointSaved(self._now, trial_id, attempt, checkpoint))
 
-    def _end(self, trial_id: int, attempt: int, outcome: Outcome, moment: float) -> None:
-        error = "its worker vanished" if outcome is Outcome.LOST else None
-        self._at(moment, lambda: self._ended(trial_id, attempt, outcome, error))
+    def _lose(self, trial_id: int, attempt: int, seconds: float) -> None:
+        self._result.lost_workers += 1
+        self._result.busy_seconds += seconds
+        self._handle(AttemptEnded(self._now, trial_id, attempt, Outcome.LOST, "its worker vanished"))
 
-    def _ended(self, trial_id: int, attempt: int, outcome: Outcome, error: str | None) -> None:
-        self._handle(AttemptEnded(self._now, trial_id, attempt, outcome, error))
+    def _end(self, trial_id: int, attempt: int, outcome: Outcome, moment: float) -> None:
+        self._at(moment, lambda: self._ended(trial_id, attempt, outcome))
+
+    def _ended(self, trial_id: int, attempt: int, outcome: Outcome) -> None:
+        self._handle(AttemptEnded(self._now, trial_id, attempt, outcome))

@@ -1,0 +1,214 @@
+"""What another algorithm would have done with the curves of a study.
+
+A configuration that the study has not tried gets the curve of the nearest trial
+(:class:`~lightning_hpo.runtime.curves.NearestCurves`). Beyond a trial's last report its curve goes on by the typical
+change: from one unit of resource to the next, the median change of the trials that reported at both; none where no
+trial did. So this compares algorithms on these curves, it does not forecast the next study's best value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+from typing import Any
+
+from rich.text import Text
+
+from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.searcher import Searcher
+from lightning_hpo.core.stopping import StopCriterion
+from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import Trial
+from lightning_hpo.errors import OptionError, ReportError
+from lightning_hpo.report import formats
+from lightning_hpo.runtime.curves import Curve, NearestCurves
+from lightning_hpo.runtime.simulator import SimulationResult, simulate
+
+MakeSearcher = Callable[[StudyOptions], Searcher]
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What an algorithm is expected to reach, averaged over seeds."""
+
+    algorithm: str
+    n_workers: int
+    seeds: int
+    best: float | None
+    """Mean over seeds of the best value at any resource; None if no report was finite."""
+    best_std: float
+    seconds_to_recorded_best: float | None
+    """Mean time until the recorded study's best value was reached, over the seeds that reached it."""
+    reached: int
+    """Seeds that reached it."""
+    trials: float
+    units: float
+    """Units of resource trained."""
+    worker_seconds: float
+    """Time workers trained, summed over workers: what the study costs."""
+    seconds: float
+    """Time on the clock."""
+
+
+def recorded_curves(state: StudyState) -> NearestCurves:
+    """The study's trials as a benchmark.
+
+    Raises:
+        ReportError: if no trial has reported.
+    """
+    trials = [trial for trial in state.trials.values() if trial.curve]
+    if not trials:
+        raise ReportError("No trial of the study has reported yet. Simulate when some have.")
+    length = state.scheduler.max_t or max(trial.resource for trial in trials)
+    steps = _typical_steps(trials, length)
+    known = {trial.id: seconds for trial in trials if (seconds := state.busy_seconds(trial.id) / trial.resource) > 0}
+    usual = median(known.values()) if known else 1.0
+    curves = [Curve(_extended(trial.curve, steps), known.get(trial.id, usual)) for trial in trials]
+    return NearestCurves(state.space, [trial.config for trial in trials], curves.__getitem__)
+
+
+def _typical_steps(trials: Sequence[Trial], length: int) -> list[float]:
+    """Median change from resource ``r`` to ``r + 1``, at position ``r``; position 0 is not used."""
+    steps = [0.0]
+    for resource in range(1, length):
+        changes = [
+            trial.curve[resource + 1] - trial.curve[resource]
+            for trial in trials
+            if math.isfinite(trial.curve.get(resource, math.nan))
+            and math.isfinite(trial.curve.get(resource + 1, math.nan))
+        ]
+        steps.append(median(changes) if changes else 0.0)
+    return steps
+
+
+def _extended(curve: Mapping[int, float], steps: Sequence[float]) -> list[float]:
+    """A value for every resource: gaps have the value before them, the first ones the first."""
+    last = max(curve)
+    values = [next(iter(curve.values()))]
+    for resource in range(1, len(steps) + 1):
+        if resource in curve:
+            values.append(curve[resource])
+        elif resource <= last or resource == 1:
+            values.append(values[-1])
+        else:
+            values.append(values[-1] + steps[resource - 1])
+    return values[1:]
+
+
+def options_for(recorded: StudyOptions, algorithm: str, max_t: int | None, n_workers: int, seed: int) -> StudyOptions:
+    """The study's options with another algorithm: its own searcher options, no limits.
+
+    Raises:
+        OptionError: if the algorithm is unknown or cannot be used here.
+    """
+    if algorithm == recorded.algorithm:
+        options = dataclasses.replace(recorded, stop=StopCriterion(), n_trials=None)
+    else:
+        given: dict[str, Any] = recorded.to_json()
+        dropped = ("algorithm", "searcher", "stop", "n_trials", "searcher_data")
+        given = {name: value for name, value in given.items() if name not in dropped}
+        if algorithm in ALGORITHMS and "type" in ALGORITHMS[algorithm].presets:
+            del given["type"]
+        options = StudyOptions.from_mapping({**given, "algorithm": algorithm})
+    return dataclasses.replace(options, max_t=max_t, n_workers=n_workers, random_seed=seed)
+
+
+def what_if(
+    state: StudyState,
+    algorithms: Sequence[str],
+    make_searcher: MakeSearcher,
+    *,
+    n_workers: int | None = None,
+    max_time: float | None = None,
+    seeds: int = 5,
+) -> list[Expectation]:
+    """Simulate algorithms on the curves of a study.
+
+    Args:
+        state: the recorded study.
+        algorithms: names; the study's own is a fair comparison for the others.
+        make_searcher: the searcher for the options.
+        n_workers: trials at a time; the recorded study's by default.
+        max_time: seconds each simulation may take on its clock; the time of the recorded study by default.
+        seeds: simulations per algorithm.
+
+    Raises:
+        ReportError: if no trial has reported.
+        OptionError: if an argument or an algorithm cannot be used.
+    """
+    if seeds < 1:
+        raise OptionError(f"seeds={seeds} is not positive. Set seeds to 1 or more.")
+    workers = state.options.n_workers if n_workers is None else n_workers
+    limit = state.progress.time if max_time is None else max_time
+    if not limit > 0:
+        raise OptionError(f"max_time={limit} is not positive. Give the seconds a simulated study may take.")
+    curves = recorded_curves(state)
+    max_t = state.scheduler.max_t or max(trial.resource for trial in state.trials.values())
+    found = []
+    for algorithm in algorithms:
+        results = []
+        for seed in range(seeds):
+            options = options_for(state.options, algorithm, max_t, workers, seed)
+            searcher = make_searcher(options)
+            results.append(simulate(state.space, options, curves, n_workers=workers, max_time=limit, searcher=searcher))
+        found.append(_expectation(state, algorithm, workers, results))
+    return found
+
+
+def _expectation(state: StudyState, algorithm: str, n_workers: int, results: Sequence[SimulationResult]) -> Expectation:
+    best = [result.state.best_any[2] for result in results if result.state.best_any is not None]
+    times = [moment for result in results if (moment := _reached_at(state, result)) is not None]
+    return Expectation(
+        algorithm=algorithm,
+        n_workers=n_workers,
+        seeds=len(results),
+        best=fmean(best) if best else None,
+        best_std=stdev(best) if len(best) > 1 else 0.0,
+        seconds_to_recorded_best=fmean(times) if times else None,
+        reached=len(times),
+        trials=fmean(len(result.state.trials) for result in results),
+        units=fmean(result.units for result in results),
+        worker_seconds=fmean(result.busy_seconds for result in results),
+        seconds=fmean(result.time for result in results),
+    )
+
+
+def _reached_at(state: StudyState, result: SimulationResult) -> float | None:
+    """When the simulation was as good as the recorded study ever was."""
+    if state.best_any is None:
+        return None
+    goal = state.criterion(state.best_any[2])
+    return next((step.time for step in result.incumbents if state.criterion(step.value) <= goal), None)
+
+
+def describe(state: StudyState, expected: Sequence[Expectation], unit: str) -> Text:
+    """A table for people."""
+    recorded = formats.number(None if state.best_any is None else state.best_any[2])
+    head = (
+        f"On the curves of {sum(bool(t.curve) for t in state.trials.values())} trials, mean of {expected[0].seeds} "
+        f"simulations with {formats.amount(expected[0].n_workers, 'worker')} "
+        f"(the study's best {formats.plain(state.options.metric)}: {recorded})\n"
+    )
+    rows = [("algorithm", "best", "±", "as good as the study after", "trials", f"{unit}s", "worker time")]
+    for one in expected:
+        moment = "never" if one.seconds_to_recorded_best is None else formats.duration(one.seconds_to_recorded_best)
+        share = "" if one.reached in (0, one.seeds) else f" ({one.reached} of {one.seeds})"
+        rows.append(
+            (
+                one.algorithm,
+                formats.number(one.best),
+                f"{one.best_std:.2g}",
+                moment + share,
+                f"{one.trials:.1f}",
+                f"{one.units:.0f}",
+                formats.duration(one.worker_seconds),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+    return Text(f"{head}{table}")
