@@ -510,7 +510,7 @@ def marked(word: str) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             program = path.with_name("cmdline").read_bytes()
-            if word.encode() in path.read_bytes() and not (program.startswith(b"ray::") and b"Agent" in program):
+            if word.encode() in path.read_bytes() and not (b"ray" in program and b"agent" in program.lower()):
                 found.append(int(path.parent.name))
         except OSError:
             continue
