@@ -49,14 +49,8 @@ class _Attempt:
     requested: bool = False
 
     def exit(self, problem: str) -> Exit:
-        return Exit(
-            self.job.trial_id,
-            self.job.attempt,
-            self.pid,
-            exit_code=None,
-            requested=self.requested,
-            problem=problem,
-        )
+        identity = self.job.trial_id, self.job.attempt, self.pid
+        return Exit(*identity, exit_code=None, requested=self.requested, problem=problem)
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +116,7 @@ class RayBackend:
             )
         if gpus_per_trial is not None:
             check_share(gpus_per_trial)
-        blobs = [base64.b64encode(dump_entry(what)).decode() for what in (entry, warm_up)]
+        blobs = {"entry": _blob(entry), "warm_up": _blob(warm_up)}
         self._wanted = n_workers
         self._cpus = ranks_per_trial
         self._attempts: dict[tuple[int, int], _Attempt] = {}
@@ -139,13 +133,7 @@ class RayBackend:
         for fd in (self._wake_reader, self._wake_writer):
             os.set_blocking(fd, False)
         try:
-            nodes = self._nodes()
-            has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
-            self._gpus = float(has_gpus) if gpus_per_trial is None else gpus_per_trial
-            self._look_at = time.monotonic() + _ROOM_PERIOD_S
-            self._room = self._fitting(nodes)
-            if self._room == 0:
-                raise BackendError(no_room(self._cpus, self._gpus, nodes))
+            nodes = self._measure(gpus_per_trial)
         except BaseException:
             self.close()
             raise
@@ -157,11 +145,10 @@ class RayBackend:
         self._setup = _encoded(
             start_method="spawn" if start_method == "spawn" else "forkserver",
             reason="as asked",
-            entry=blobs[0],
-            warm_up=blobs[1],
             script=ScriptImport.describe(),
             preload=list(preload),
             uses_gpu=self._gpus > 0,
+            **blobs,
         )
 
     # ---- the interface of a backend
@@ -374,6 +361,16 @@ class RayBackend:
 
     # ---- room
 
+    def _measure(self, gpus_per_trial: float | None) -> list[dict[str, float]]:
+        nodes = self._nodes()
+        has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
+        self._gpus = float(has_gpus) if gpus_per_trial is None else gpus_per_trial
+        self._look_at = time.monotonic() + _ROOM_PERIOD_S
+        self._room = self._fitting(nodes)
+        if self._room == 0:
+            raise BackendError(no_room(self._cpus, self._gpus, nodes))
+        return nodes
+
     def _nodes(self) -> list[dict[str, float]]:
         """Resources of each living node."""
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -409,3 +406,7 @@ class RayBackend:
 
 def _encoded(**message: Any) -> bytes:
     return json.dumps(message).encode()
+
+
+def _blob(what: Entry | WarmUp | None) -> str:
+    return base64.b64encode(dump_entry(what)).decode()
