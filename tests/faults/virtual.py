@@ -125,6 +125,28 @@ class Process:
         self.client = Client(self)
 
 
+class Server:
+    """The launcher's end of the channel."""
+
+    def __init__(self, cluster: VirtualCluster) -> None:
+        self._cluster = cluster
+
+    def waitables(self) -> list[Any]:
+        return list(self._cluster.clients)
+
+    def owns(self, ready: object) -> bool:
+        return isinstance(ready, Client)
+
+    def environment(self, trial_id: int, attempt: int, folder: Path) -> dict[str, str]:
+        return {}
+
+    def receive(self, client: Client) -> list[Message]:
+        return self._cluster.receive(client)
+
+    def reply(self, client: Client, reply: Welcome | Answer) -> None:
+        self._cluster.reply(client, reply)
+
+
 class Disk(CheckpointStore):
     """Checkpoint files that exist in memory only: path -> (trial, resource)."""
 
@@ -163,7 +185,7 @@ class Host:
         assert self._request is None, "one request at a time"
         self._request = request
         suggestion = self._searcher.suggest(self._state.view(), request)
-        self._cluster.after(0.0, 3.0, lambda: self._respond(Answered(request, suggestion, 1.0)))
+        self._cluster.after(*self._cluster.thinking_s, lambda: self._respond(Answered(request, suggestion, 1.0)))
 
     def _respond(self, answer: Answered) -> None:
         if self._may_fail and self._cluster.happens(self._cluster.faults.searcher_fails):
@@ -231,12 +253,21 @@ class VirtualCluster:
         """Folded from what is on disk, as a launcher started now would see it."""
         self._random = random.Random(seed)
         self._epoch_timeout = epoch_timeout
+        self.trial_timeout: float | None = None
+        self.may_refuse = False
+        """May a report be answered without being taken in?"""
+        self.thinking_s = (0.0, 3.0)
+        """Least and most seconds a suggestion takes."""
+        self.on_answer: Callable[[SuggestRequest], None] | None = None
+        """Called with the request of every answer that is used."""
+        self.last_coordinator: Coordinator | None = None
         self._commits = 0
         self._is_full = False
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
         self._processes: dict[tuple[int, int], Process] = {}
         self._happened: list[Started | Exit] = []
+        self._closing: tuple[Client, ...] = ()
         self._coordinator: Coordinator | None = None
         self._interrupts = list(faults.interrupts_at)
 
@@ -260,8 +291,9 @@ class VirtualCluster:
             if not self._heap or self._heap[0][0] > deadline:
                 self.now = deadline
                 break
-            self.now, _, action = heapq.heappop(self._heap)
-            action()
+            self.now = self._heap[0][0]
+            while self._heap and self._heap[0][0] == self.now:
+                heapq.heappop(self._heap)[2]()
         return ready
 
     def _is_ready(self, waitable: Any) -> bool:
@@ -306,13 +338,14 @@ class VirtualCluster:
             "state": state,
             "journal": self.journal,
             "backend": self,
-            "server": self,
+            "server": Server(self),
             "host": Host(self, state, searcher, may_fail=True),
             "fallback": lambda: Host(self, state, "random", may_fail=False),
             "store": self.disk,
             "jobs": Jobs(),
             "observer": self,
             "epoch_timeout": self._epoch_timeout,
+            "trial_timeout": self.trial_timeout,
             "clock": lambda: self.now,
         }
         with (
@@ -320,7 +353,8 @@ class VirtualCluster:
             mock.patch.object(coordinator_module.time, "sleep", self.sleep),
             mock.patch.object(coordinator_module, "_BACKUP_EVERY_S", float("inf")),
         ):
-            self._coordinator = Coordinator(**parts)
+            self._coordinator = self.last_coordinator = Coordinator(**parts)
+            self._watch_answers(self._coordinator)
             try:
                 return self._coordinator.run()
             except LauncherCrash:
@@ -329,6 +363,16 @@ class VirtualCluster:
                 raise
             finally:
                 self._coordinator = None
+
+    def _watch_answers(self, coordinator: Coordinator) -> None:
+        use = coordinator._use
+
+        def watched(answer: Answered) -> None:
+            if self.on_answer is not None:
+                self.on_answer(answer.request)
+            use(answer)
+
+        coordinator._use = watched  # type: ignore[method-assign]
 
     def _forget_processes(self) -> None:
         """Trials end with their launcher; what they said on the way is lost with it."""
@@ -398,25 +442,18 @@ class VirtualCluster:
             self.after(0.0, grace_s, lambda: self._die(process, signal=15, requested=True))
 
     def waitables(self) -> list[Any]:
-        return [self._happened, *[p.client for p in self._processes.values()], *self._clients_of_the_dead()]
+        return [self._happened]
 
     def poll(self) -> list[Started | Exit]:
         happened, self._happened = self._happened, []
         return happened
 
-    def _clients_of_the_dead(self) -> list[Client]:
-        """What a process said before it ended is still in the connection."""
-        return [client for client in self._closing if client.inbox]
-
-    _closing: tuple[Client, ...] = ()
-
     # -- channel
 
-    def owns(self, ready: object) -> bool:
-        return isinstance(ready, Client)
-
-    def environment(self, trial_id: int, attempt: int, folder: Path) -> dict[str, str]:
-        return {}
+    @property
+    def clients(self) -> list[Client]:
+        """Of running processes, and of ended ones that said something the launcher has not heard yet."""
+        return [*[p.client for p in self._processes.values()], *[client for client in self._closing if client.inbox]]
 
     def receive(self, client: Client) -> list[Message]:
         messages: list[Message] = []
@@ -442,6 +479,8 @@ class VirtualCluster:
         trial = self.durable.trials[process.trial_id]
         if trial.attempt == process.attempt and reply.reason != "this attempt was given up":
             value = trial.curve.get(process.resource)
+            if value is None and self.may_refuse:
+                return
             assert value is not None, "a report was answered before it was on disk"
             self.acknowledged[process.trial_id, process.resource] = value
 

@@ -1,0 +1,313 @@
+"""The coordinator, step by step on the virtual cluster of ``tests/faults``; random faults are in ``tests/faults``."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from lightning_hpo.core.domains import uniform
+from lightning_hpo.core.events import (
+    AttemptEnded,
+    CheckpointRemoved,
+    CheckpointSaved,
+    Outcome,
+    Reported,
+    Resume,
+    Start,
+    SuggestionWanted,
+)
+from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.searcher import SuggestRequest
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.trial import TrialStatus
+from lightning_hpo.errors import MetricMissing, RepeatedFailure
+from lightning_hpo.runtime.messages import Answer, Ended, Hello, Problem, Report, Saved, Welcome
+from tests.faults.virtual import NO_FAULTS, Faults, Process, VirtualCluster, true_value
+
+SPACE = SearchSpace({"x": uniform(0.0, 1.0)})
+
+
+class Recorded(VirtualCluster):
+    """Keeps what was said and done, in order."""
+
+    def __init__(self, faults: Faults = NO_FAULTS, n_workers: int = 1, max_disk: int | None = None, **options: Any):
+        given = {"metric": "loss", "algorithm": "asha", "type": "promotion", "max_t": 9, "n_trials": 3, **options}
+        super().__init__(StudyOptions.from_mapping(given), SPACE, faults, n_workers=n_workers, max_disk=max_disk)
+        self.said: list[str] = []
+        self.replies: list[tuple[int, Welcome | Answer]] = []
+        self.commits: list[list[str]] = []
+
+    def say(self, message: str, warning: bool = False) -> None:
+        super().say(message, warning)
+        self.said.append(message)
+
+    def reply(self, client: Any, reply: Welcome | Answer) -> None:
+        self.replies.append((client.process.trial_id, reply))
+        super().reply(client, reply)
+
+    def after_commit(self, events: Any) -> None:
+        self.commits.append([type(event).__name__ for event in events])
+        super().after_commit(events)
+
+    def answers(self, trial_id: int) -> list[str]:
+        return [r.decision for i, r in self.replies if i == trial_id and isinstance(r, Answer)]
+
+    def welcomes(self, trial_id: int) -> list[Welcome]:
+        return [r for i, r in self.replies if i == trial_id and isinstance(r, Welcome)]
+
+    def logged(self, kind: type) -> list[Any]:
+        return [event for event in self.journal.events() if isinstance(event, kind)]
+
+
+class TestConversation:
+    def test_a_trial_is_welcomed_with_all_it_needs(self):
+        made = Recorded(mode="max")
+        made.run()
+        first = made.welcomes(0)[0]
+        assert first == Welcome("loss", "max", 9, "epoch", 0, None, None, None)
+        resumed = next(i for i in range(3) if len(made.welcomes(i)) > 1)
+        again = made.welcomes(resumed)[1]
+        assert (again.from_resource, again.checkpoint_path) == (1, "hpo/epoch=1")
+        assert again.checkpoint_sha256 == "0" * 64 and again.best is not None
+
+    def test_it_is_told_to_pause_at_its_milestone_and_to_complete_at_max_t(self):
+        made = Recorded(algorithm="random", type=None, max_t=3, n_trials=1)
+        made.run()
+        assert made.answers(0) == ["continue", "continue", "complete"]
+        made = Recorded()
+        made.run()
+        assert all(made.answers(i)[0] == "pause" for i in range(3))
+
+    def test_a_report_is_answered_after_its_commit_with_the_reason(self):
+        """That it is committed first is asserted by the cluster."""
+        made = Recorded()
+        made.run()
+        assert {r.reason for i, r in made.replies if isinstance(r, Answer)} >= {"rank 1 of 1 at rung 1"}
+
+    def test_reports_that_arrive_together_share_a_commit(self):
+        made = Recorded(algorithm="random", type=None, n_workers=4, n_trials=4)
+        made.after = lambda least, most, action: VirtualCluster.after(made, 1.0, 1.0, action)  # type: ignore[method-assign]
+        made.run()
+        assert max(commit.count("Reported") for commit in made.commits) > 1
+
+    def test_what_a_given_up_attempt_says_is_answered_with_stop(self):
+        made = Recorded()
+        made.run()
+        ghost = Process(0, 1, {"x": 0.5})
+        state, coordinator = made.durable, made.last_coordinator
+        before = len(made.journal)
+        for message in (Hello(0, 7, 1, None), Report(0, 7, 1, 0.1), Problem(0, 7, "MetricMissing", "x")):
+            ghost.client.inbox.append(message)
+            coordinator._receive([ghost.client])
+            coordinator._commit()
+            assert made.replies[-1] == (0, Answer("stop", "this attempt was given up"))
+        assert len(made.journal) == before and state.trials[0].attempt != 7
+
+
+class TestEnds:
+    def outcome(self, *messages: Any, exit_code: int | None = 0, signal: int | None = None) -> AttemptEnded:
+        """How an attempt is judged that says this and ends so, instead of training."""
+        made = Recorded(n_trials=1, max_retries=0)
+
+        def train(process: Process) -> None:
+            for message in messages:
+                made._say(process, message)
+            made.after(0.1, 0.1, lambda: made._die(process, signal=signal, exit_code=exit_code))
+
+        made._train = train  # type: ignore[method-assign]
+        made.run()
+        return made.logged(AttemptEnded)[0]
+
+    def test_a_script_that_ended_by_itself_completed(self):
+        ended = self.outcome(Report(0, 1, 1, true_value(0.5, 1)), Ended(0, 1, Outcome.COMPLETED))
+        assert ended.outcome is Outcome.COMPLETED
+
+    def test_a_script_that_raised_failed_with_its_error(self):
+        ended = self.outcome(Ended(0, 1, Outcome.FAILED, "ValueError: nonsense"), exit_code=1)
+        assert (ended.outcome, ended.error) == (Outcome.FAILED, "ValueError: nonsense")
+
+    def test_a_process_that_ended_with_an_error_without_a_word_failed(self):
+        ended = self.outcome(exit_code=3)
+        assert (ended.outcome, ended.error) == (Outcome.FAILED, "ended with exit code 3")
+
+    def test_a_killed_process_is_lost(self):
+        ended = self.outcome(exit_code=None, signal=9)
+        assert ended.outcome is Outcome.LOST
+        assert ended.error == "killed by SIGKILL (out of memory?), peak memory 0.0 GiB"
+
+    def test_so_is_one_that_vanished_without_a_word(self):
+        assert self.outcome(exit_code=0).outcome is Outcome.LOST
+
+    def test_what_it_said_before_its_end_comes_before_its_end(self):
+        made = Recorded(n_trials=1, algorithm="random", type=None, max_t=1)
+        made.run()
+        names = [type(event).__name__ for event in made.journal.events()]
+        assert names.index("Reported") < names.index("AttemptEnded")
+
+
+class TestProblems:
+    def with_problem(self, kind: str, at: int, **options: Any) -> tuple[Recorded, Any]:
+        """The trial ``at`` says what is wrong instead of training."""
+        made = Recorded(**{"n_trials": 3, **options})
+        train = made._train
+
+        def training(process: Process) -> None:
+            if process.trial_id != at:
+                train(process)
+                return
+            made._say(process, Problem(process.trial_id, process.attempt, kind, "val_los was not logged. Log it."))
+            made.after(1.0, 1.0, lambda: made._die(process, signal=None, exit_code=1))
+
+        made._train = training  # type: ignore[method-assign]
+        return made, made.run()
+
+    def test_a_script_that_cannot_be_tuned_ends_the_study_with_its_error(self):
+        made, result = self.with_problem("MetricMissing", at=0)
+        assert isinstance(result.problem, MetricMissing)
+        assert str(result.problem) == "val_los was not logged. Log it."
+        assert made.answers(0) == ["stop"] and len(made.durable.trials) == 1
+
+    def test_once_a_trial_has_reported_it_fails_its_own_trial_only(self):
+        made, result = self.with_problem("MetricMissing", at=2)
+        assert result.problem is None
+        assert made.durable.trials[2].status is TrialStatus.FAILED
+        assert made.durable.trials[2].error == "MetricMissing: val_los was not logged. Log it."
+
+    def test_a_checkpoint_that_cannot_be_read_means_training_from_scratch(self):
+        made = Recorded(Faults(checkpoint_damaged=1.0), n_trials=3)
+        result = made.run()
+        assert result.problem is None and made.counts["damaged checkpoints found"] == 1
+        assert made.logged(CheckpointRemoved)[0].reason.endswith("is damaged. Train again.")
+        trial = next(t for t in made.durable.trials.values() if t.attempt == 3)
+        assert trial.failures == 1 and list(trial.curve) == [1, 2, 3]
+
+    def test_the_same_error_three_times_ends_the_study_with_the_log_to_look_at(self):
+        made = Recorded(n_trials=50)
+        made._train = lambda p: (  # type: ignore[method-assign]
+            made._say(p, Ended(p.trial_id, p.attempt, Outcome.FAILED, "ImportError: no module named timm")),
+            made._die(p, signal=None, exit_code=1),
+        )
+        result = made.run()
+        assert isinstance(result.problem, RepeatedFailure)
+        assert "no module named timm" in str(result.problem) and "0/trial.log" in str(result.problem)
+        assert len(made.durable.trials) == 3
+
+
+class TestInterrupts:
+    def test_once_pauses_running_trials_at_their_next_report(self):
+        made = Recorded(Faults(interrupts_at=(4.0,)), algorithm="random", type=None, n_workers=2, n_trials=4)
+        made.run()
+        assert made.said[0].startswith("Pausing 2 running trials at their next report. Press Ctrl-C again")
+        paused = [e for e in made.logged(AttemptEnded) if e.outcome is Outcome.PAUSED]
+        assert len(paused) == 2
+        assert {trial_id for trial_id, r in made.replies if isinstance(r, Answer) and r.decision == "pause"} == {0, 1}
+        assert len(made.welcomes(0)) == 2 and made.welcomes(0)[1].from_resource >= 1
+
+    def test_twice_stops_now_and_loses_only_the_epochs_since_the_last_report(self):
+        made = Recorded(Faults(interrupts_at=(4.0, 4.0)), algorithm="random", type=None, n_workers=2, n_trials=4)
+        made.run()
+        ended = [e for e in made.logged(AttemptEnded) if e.outcome is Outcome.INTERRUPTED]
+        assert len(ended) == 2 and ended[0].time < 6.0
+        assert all(t.failures == 0 and t.status is TrialStatus.COMPLETED for t in made.durable.trials.values())
+
+    def test_a_time_limit_kills_what_has_not_paused(self):
+        made = Recorded(algorithm="random", type=None, n_workers=2, n_trials=2)
+        made.after(4.0, 4.0, lambda: made.last_coordinator.interrupt(limit_s=0.1))
+        made.run()
+        assert [e.outcome for e in made.logged(AttemptEnded)[:2]] == [Outcome.INTERRUPTED] * 2
+
+
+class TestTimeouts:
+    def test_a_trial_that_runs_too_long_fails(self):
+        made = Recorded(algorithm="random", type=None, max_t=9, n_trials=2)
+        made.trial_timeout = 10.0
+        made.run()
+        assert all(t.status is TrialStatus.FAILED and "trial_timeout" in t.error for t in made.durable.trials.values())
+
+    def test_trials_that_wait_for_the_disk_are_not_taken_for_hung(self):
+        made = Recorded(Faults(journal_full=0.5), algorithm="random", type=None, n_trials=2)
+        made.sleep = lambda seconds: VirtualCluster.sleep(made, 500.0)  # type: ignore[method-assign]
+        made.run()
+        assert made.counts["disk full"] > 0
+        assert all(t.failures == 0 for t in made.durable.trials.values())
+        assert "The study can be written again and goes on." in made.said
+
+
+class TestSuggestions:
+    def test_are_computed_ahead_while_workers_are_busy(self):
+        made = Recorded(algorithm="random", type=None, max_t=9, n_trials=4)
+        made.run()
+        ready = [e for e in made.journal.events() if type(e).__name__ in ("WorkerReady", "Suggested")]
+        waits = [b.time - a.time for a, b in itertools.pairwise(ready) if type(b).__name__ == "Suggested"]
+        assert waits[1:] == [0.0] * len(waits[1:])  # only the first had to be waited for
+
+    def test_that_were_computed_for_another_bracket_are_not_used(self):
+        """While the answer was computed a promotion took the draw it was made for."""
+        made = Recorded(n_trials=20, brackets=3, n_workers=3)
+        used: list[SuggestRequest] = []
+        wanted: list[SuggestRequest] = []
+        event = made.event
+
+        def watch(happened: Any, decisions: Any, state: Any) -> None:
+            wanted.extend(state.request(d) for d in decisions if isinstance(d, SuggestionWanted))
+            event(happened, decisions, state)
+
+        made.event = watch  # type: ignore[method-assign]
+        made.on_answer = used.append
+        made.run()
+        assert len(used) == len(wanted) > 10
+        assert used == wanted
+
+    def test_a_free_worker_resumes_a_trial_while_the_searcher_thinks(self):
+        made = Recorded(n_workers=3, n_trials=12)
+        open_since: dict[int, float] = {}
+        resumed_meanwhile = 0
+        event = made.event
+
+        def watch(happened: Any, decisions: Any, state: Any) -> None:
+            nonlocal resumed_meanwhile
+            for decision in decisions:
+                if isinstance(decision, SuggestionWanted):
+                    open_since[decision.trial_id] = made.now
+                elif isinstance(decision, Start):
+                    open_since.pop(decision.trial_id, None)
+                elif isinstance(decision, Resume) and open_since:
+                    resumed_meanwhile += 1
+            event(happened, decisions, state)
+
+        made.event = watch  # type: ignore[method-assign]
+        made.thinking_s = (20.0, 30.0)
+        made.run()
+        assert resumed_meanwhile > 0
+
+
+def test_a_checkpoint_is_announced_relative_to_the_study_folder():
+    made = Recorded()
+    made.run()
+    paths = {e.checkpoint.path for e in made.journal.events() if type(e).__name__ == "CheckpointSaved"}
+    assert "0/hpo/epoch=1" in paths
+
+
+def test_an_impossible_report_stops_its_sender_and_nobody_else():
+    made = Recorded(algorithm="asha", type="cost_promotion", n_trials=2)  # the cluster's trials report no cost
+    made.may_refuse = True
+    made.run()
+    assert all("reported no cost" in line for line in made.said if "cost" in line)
+    assert made.answers(0) == ["stop"] and made.answers(1) == ["stop"]
+    assert not made.logged(Reported)
+
+
+@pytest.mark.parametrize("message", [Saved, Ended])
+def test_late_messages_without_an_answer_get_none(message):
+    made = Recorded()
+    made.run()
+    ghost = Process(0, 1, {"x": 0.5})
+    checkpoint = made.logged(CheckpointSaved)[0].checkpoint
+    late = Ended(0, 9, Outcome.COMPLETED) if message is Ended else Saved(0, 9, checkpoint)
+    ghost.client.inbox.append(late)
+    count = len(made.replies)
+    made.last_coordinator._receive([ghost.client])
+    made.last_coordinator._commit()
+    assert len(made.replies) == count
