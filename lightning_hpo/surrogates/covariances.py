@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -22,7 +24,8 @@ from lightning_hpo.surrogates.fused import decay_table, inner, matern52, pull_di
 Gradients = dict[str, Tensor]
 
 
-class Points(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Points:
     """``n`` points over ``m`` distinct configurations and ``L`` distinct fidelities."""
 
     x: Tensor
@@ -33,6 +36,22 @@ class Points(NamedTuple):
     """``(L,)``"""
     level: Tensor
     """``(n,)``"""
+
+    @cached_property
+    def one_per_config(self) -> bool:
+        """Whether point ``i`` is that of configuration ``i``."""
+        n = len(self.config)
+        return n == len(self.x) and torch.equal(self.config, torch.arange(n, device=self.config.device))
+
+    @cached_property
+    def pairs(self) -> Tensor:
+        """Position of every pair of points in a flat ``(m, m)`` matrix, ``(n * n,)``."""
+        return (self.config[:, None] * len(self.x) + self.config).reshape(-1)
+
+    @cached_property
+    def indicator(self) -> Tensor:
+        """Level of every point, ``(n, L)`` of zeros and ones."""
+        return (self.level[:, None] == torch.arange(len(self.rho), device=self.level.device)).to(self.x)
 
     @classmethod
     def of(cls, x: Tensor, rho: Tensor) -> Points:
@@ -164,10 +183,9 @@ class Product(Covariance):
         return _Table(natural["mean"].expand(-1, n), (scale,), None, pullback)
 
     def moments(self, natural: p.Natural, points: Points) -> Moments:
-        x, config, rho, level = points
-        n, m, n_levels = len(config), len(x), len(rho)
-        table = self.table(natural, rho)
-        distinct = n == m and torch.equal(config, torch.arange(n, device=config.device))
+        x, config, level = points.x, points.config, points.level
+        m, n_levels = len(x), len(points.rho)
+        table = self.table(natural, points.rho)
 
         def spread(t: Tensor, index: Tensor) -> Tensor:
             return t.index_select(1, index).index_select(2, index)
@@ -175,7 +193,6 @@ class Product(Covariance):
         def at_levels(t: Tensor) -> Tensor:
             return t if n_levels == 1 else spread(t, level)
 
-        indicator = (level[:, None] == torch.arange(n_levels, device=level.device)).to(x)
         linked = None
         if self.same_config_only:  # compare coordinates: a pending point may repeat an observed configuration
             linked = (x.unsqueeze(1) == x).all(-1).to(x)[config][:, config]
@@ -185,7 +202,7 @@ class Product(Covariance):
             z, pull_inputs = inputs.scaled(natural, x)
             correlation, slope = matern52(z)
             scale_n = at_levels(scale)
-            if not distinct:
+            if not points.one_per_config:
                 correlation = spread(correlation, config)
             part = correlation * scale_n
             covariance = part if covariance is None else covariance.add_(part)
@@ -197,27 +214,28 @@ class Product(Covariance):
 
         def pullback(g_mean: Tensor, g_covariance: Tensor) -> Gradients:
             def to_levels(g: Tensor) -> Tensor:
-                return indicator.mT @ g @ indicator
+                if n_levels == 1:
+                    return g.sum((1, 2), keepdim=True)
+                return points.indicator.mT @ g @ points.indicator
 
             g_scales = []
             gradients: Gradients = {}
             for z, pull_inputs, correlation, slope, scale_n in terms:
                 g_scales.append(to_levels(g_covariance * correlation))
                 g = g_covariance * scale_n
-                if not distinct:
-                    pairs = (config[:, None] * m + config).reshape(-1)
-                    g = g.new_zeros(len(g), m * m).index_add_(1, pairs, g.flatten(1)).reshape(-1, m, m)
+                if not points.one_per_config:
+                    g = g.new_zeros(len(g), m * m).index_add_(1, points.pairs, g.flatten(1)).reshape(-1, m, m)
                 gradients |= pull_inputs(pull_distances(g.mul_(slope), z))[1]
             g_shift = None
             if table.shift is not None:
                 g_shift = to_levels(g_covariance if linked is None else g_covariance * linked)
-            return gradients | table.pullback(g_mean @ indicator, tuple(g_scales), g_shift)
+            return gradients | table.pullback(g_mean @ points.indicator, tuple(g_scales), g_shift)
 
         return Moments(table.mean[:, level], covariance, pullback)
 
     def query(self, natural: p.Natural, points: Points, rho: Tensor) -> Query:
-        x, config, levels, level = points
-        table = self.table(natural, torch.cat([levels, rho.reshape(1)]))
+        x, config, level = points.x, points.config, points.level
+        table = self.table(natural, torch.cat([points.rho, rho.reshape(1)]))
         scales = [scale[0, -1] for scale in table.scales]
         shift = None if table.shift is None else table.shift[0, -1]
         variance = torch.stack([s[-1] for s in scales]).sum() + (0.0 if shift is None else shift[-1])

@@ -8,6 +8,7 @@ natural parametrisation, searched in the logarithmic one.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -216,8 +217,8 @@ class Natural:
 
     def select(self, names: Sequence[str], index: int) -> Natural:
         """The same parameters, those of ``names`` reduced to one of their entries."""
-        view = Natural(self.space, self.theta, self.vector)
-        view._values |= {name: self._values[name][:, index : index + 1] for name in names}
+        view = copy.copy(self)
+        view._values = self._values | {name: self._values[name][:, index : index + 1] for name in names}
         return view
 
     def pull(self, gradients: Mapping[str, Tensor]) -> Tensor:
