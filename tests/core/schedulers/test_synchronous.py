@@ -214,6 +214,24 @@ class TestDifferentialEvolution:
             study.train(len(study.state.trials) - 1, 0.9)
         assert self.want(study) == Slot(3, target=1, parents=(1,))
 
+    def test_an_offspring_that_ends_late_competes_with_who_holds_the_place_by_then(self):
+        """Trial 3 of bracket 1 fails when bracket 2 has long replaced its target at level 3."""
+        study = Driven(algorithm="dehb", max_t=3)
+        for value in (0.3, 0.1, 0.2):
+            study.ready()
+            study.train(len(study.state.trials) - 1, value)
+        study.job()
+        study.train(1, 0.06, 0.05)
+        study.ready()  # trial 3 takes the place of bracket 1, target 1, and trains on
+        for _ in range(3):
+            study.ready()  # trials 4, 5 and 6: the first rung of bracket 2
+        for trial in (4, 5, 6):
+            study.train(trial, 0.9)
+        study.ready()
+        study.train(7, 0.5, 0.5, 0.01)  # its second rung: trial 7 replaces trial 1
+        study.fail(3)
+        assert self.want(study) == Slot(3, target=7, parents=(7,))
+
     def test_places_nobody_came_for_keep_their_holders(self):
         study = Driven(algorithm="dehb", max_t=3, n_trials=5)
         study.run(lambda i, r: 1.0 - 0.1 * i)  # the fifth trial takes the first place of bracket 2
