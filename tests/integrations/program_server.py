@@ -4,8 +4,8 @@ Started as ``python -m tests.integrations.program_server``. Reads one JSON reque
 
     {"program": PATH, "arguments": [...], "folder": WORKING_FOLDER, "output": PATH, "environment": {...}}
 
-and writes two lines for each: ``{"pid": ...}`` when the program runs, ``{"code": ...}`` when it has ended. The program runs as
-``__main__``, in a session of its own, as if a shell had started it.
+and writes two lines for each: ``{"pid": ...}`` when the program runs, ``{"code": ...}`` when it has ended. The
+program runs as ``__main__``, in a session of its own, as if a shell had started it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import hydra  # noqa: F401 - what every program needs
 import lightning.pytorch  # noqa: F401
 import torch  # noqa: F401
 
-import lightning_hpo.integrations.callback  # noqa: F401
+import lightning_hpo.integrations.callback
 import lightning_hpo.integrations.sweep  # noqa: F401
 
 

@@ -25,7 +25,8 @@ from hydra.core.config_store import ConfigStore
 from lightning_hpo import HPOCallback
 
 ConfigStore.instance().store(name="config", node={
-    "model": {"lr": 0.01, "units": 8, "act": "relu"}, "trainer": {"max_epochs": 3}, "log": "val_loss", "do": "", "sleep": 0.0,
+    "model": {"lr": 0.01, "units": 8, "act": "relu"}, "trainer": {"max_epochs": 3},
+    "log": "val_loss", "do": "", "sleep": 0.0,
 })
 
 

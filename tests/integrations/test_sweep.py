@@ -208,7 +208,9 @@ class TestBadInput:
 
 class TestInterruption:
     def test_ctrl_c_pauses_what_runs_and_the_same_command_goes_on(self, start, tune):
-        running = start(LR, "sleep=0.3", "trainer.max_epochs=20", "hydra.launcher.n_workers=2", "hydra.launcher.n_trials=2")
+        running = start(
+            LR, "sleep=0.3", "trainer.max_epochs=20", "hydra.launcher.n_workers=2", "hydra.launcher.n_trials=2"
+        )
         running.wait_for(lambda text: text.count("  start") >= 2)
         time.sleep(1.0)
         running.signal(signal.SIGINT)
