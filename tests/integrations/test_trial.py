@@ -1,0 +1,60 @@
+"""What a trial's process does around the user's script."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_hpo.core.events import Outcome
+from lightning_hpo.integrations import trial
+from lightning_hpo.integrations.job import JobResult
+from lightning_hpo.integrations.trial import ROOT_VARIABLE, TrialEntry
+from lightning_hpo.runtime.backends.base import Job
+
+
+@pytest.fixture
+def root_of_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a script that makes a Trainer as a trial in ``tmp_path/7``; returns where the Trainer writes."""
+    # Set and deleted, so that what the trial sets does not outlive the test.
+    monkeypatch.setenv(ROOT_VARIABLE, "")
+    monkeypatch.delenv(ROOT_VARIABLE)
+    channel = SimpleNamespace(interrupted_as=None, callback_seen=True, ended=lambda *_: None)
+    monkeypatch.setattr(trial, "trial_channel", lambda: channel)
+    folder = tmp_path / "7"
+
+    def run(**options: Any) -> str:
+        found = []
+
+        def script(job: Job) -> JobResult:
+            trainer = Trainer(accelerator="cpu", enable_progress_bar=False, **options)
+            found.append(trainer.logger.save_dir if trainer.logger else trainer.default_root_dir)
+            return JobResult(Outcome.COMPLETED)
+
+        TrialEntry(script)(Job(7, 1, folder, folder / "trial.log", {}, {}))
+        return str(found[0])
+
+    return run
+
+
+def test_a_trainer_without_a_folder_writes_into_the_trials(root_of_trainer: Any, tmp_path: Path) -> None:
+    assert root_of_trainer(logger=False) == str(tmp_path / "7")
+    assert root_of_trainer(logger=True) == str(tmp_path / "7")
+
+
+def test_the_scripts_own_folders_are_kept(root_of_trainer: Any, tmp_path: Path) -> None:
+    assert root_of_trainer(logger=False, default_root_dir=str(tmp_path / "mine")) == str(tmp_path / "mine")
+    assert root_of_trainer(logger=CSVLogger(str(tmp_path / "logs"))) == str(tmp_path / "logs")
+
+
+def test_the_users_own_setting_of_lightning_is_kept(
+    root_of_trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "everything"))
+    assert root_of_trainer(logger=False) == str(tmp_path / "everything")
+    assert os.environ[ROOT_VARIABLE] == str(tmp_path / "everything")
