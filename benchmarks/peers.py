@@ -1,6 +1,6 @@
 """Our algorithms and other libraries' under one neutral driver, in simulated time.
 
-    python benchmarks/peers.py --json peers.json --work /tmp/peers --live mlp_digits,rff_digits_rot --seeds 0-9 \\
+    python benchmarks/peers.py --json peers.json --work /path/to/envs --live mlp_digits,rff_digits_rot --seeds 0-9 \\
         --peer-python syne_tune=ENV/bin/python --peer-python optuna=ENV/bin/python
 
 Every library runs in its own virtual environment, given by ``--peer-python``; without any, only ours runs, and
@@ -31,6 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("peers-work"), help="folder of runs and trained curves")
     parser.add_argument("--tables", default="", help="mlp_digits, rff_digits_rot: recorded curves")
     parser.add_argument("--live", default="", help="the same names: trained when proposed; or task files")
+    parser.add_argument("--emulated", default="", help="the same names: answered by a smooth model of the table")
     parser.add_argument("--methods", default="", help="of ours; default: all")
     parser.add_argument("--peer-methods", default="", help="of the others; default: all")
     parser.add_argument("--workers", default="4", help="numbers of simulated workers")
@@ -64,7 +65,8 @@ def run(library: str, python: str, given: argparse.Namespace) -> None:
         methods = ",".join(chosen)
     command = [
         python, str(HERE / "matrix.py"), "--library", library, "--methods", methods, "--tables", given.tables,
-        "--live", given.live, "--workers", given.workers, "--seeds", given.seeds, "--trainer-python", sys.executable,
+        "--live", given.live, "--emulated", given.emulated, "--workers", given.workers, "--seeds", given.seeds,
+        "--trainer-python", sys.executable,
         "--cache", str(given.work / "curves"), "--out", str(given.work / "runs"),
     ]  # fmt: skip
     if given.full_runs is not None:

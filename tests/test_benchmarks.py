@@ -189,3 +189,17 @@ def test_the_command_runs_our_methods_on_a_table_and_writes_figures(tmp_path: Pa
     assert by_method["random"]["trials"] == by_method["random"]["completed"] + 4  # four were cut off by the end
     assert by_method["asha-promotion"]["error_100"] <= by_method["asha-promotion"]["error_25"]
     assert (tmp_path / "plots" / "table_mlp_digits_4.svg").read_text().startswith("<svg")
+
+
+def test_an_emulated_task_follows_its_table_and_repeats_itself() -> None:
+    from emulate import Emulated
+    from scipy.stats import spearmanr
+    from tables import Table
+
+    table, task = Table("mlp_digits"), Emulated("mlp_digits")
+    rows = range(0, table.val_error.shape[0], 16)
+    numbers = [task.number(table.config(row)) for row in rows]
+    last = [task.error(number, 27) for number in numbers]
+    assert spearmanr(last, table.val_error[list(rows), 26]).statistic > 0.9
+    assert task.number(table.config(16)) == numbers[1]
+    assert task.seconds(numbers[1]) == pytest.approx(table.seconds(16), rel=0.3)

@@ -49,6 +49,23 @@ def cost_features(space: Space, config: Config) -> np.ndarray:
     return np.concatenate(parts)
 
 
+class CostModel:
+    """Simulated seconds of an epoch, a smooth function of the configuration."""
+
+    def __init__(self, file: Path, space: Space) -> None:
+        data = json.loads(file.read_text())
+        self.mean_epoch_seconds: float = data["mean_epoch_seconds"]
+        self._space, self._weights = space, np.array(data["log_coefficients"])
+
+    def __call__(self, config: Config) -> float:
+        return float(np.exp(cost_features(self._space, config) @ self._weights))
+
+
+def canonical(space: Space, config: Config) -> Config:
+    """Plain values of the space's own types, in the order of the space."""
+    return {k: config[k] if spec["type"] == "choice" else _CAST[spec["type"]](config[k]) for k, spec in space.items()}
+
+
 class Live:
     """A task for :func:`driver.simulate` that trains what it is asked for.
 
@@ -66,9 +83,8 @@ class Live:
         self.space: Space = module.SPACE
         self.max_epochs: int = module.EPOCHS
         folder = self.path.parent if given.suffix == ".py" else DATA
-        cost = json.loads((folder / f"{self.name}.cost.json").read_text())
-        self.mean_epoch_seconds: float = cost["mean_epoch_seconds"]
-        self._weights = np.array(cost["log_coefficients"])
+        self._cost = CostModel(folder / f"{self.name}.cost.json", self.space)
+        self.mean_epoch_seconds = self._cost.mean_epoch_seconds
         self._cache = cache / self.name
         self._trainer = trainer
         self._child: subprocess.Popen[str] | None = None
@@ -78,7 +94,7 @@ class Live:
 
     def number(self, config: Config) -> int:
         """The number of this very configuration."""
-        exact = self._exact(config)
+        exact = canonical(self.space, config)
         key = self._key(exact, 0)
         if key not in self._numbers:
             self._numbers[key] = len(self._configs)
@@ -91,7 +107,7 @@ class Live:
 
     def seconds(self, number: int) -> float:
         """Simulated seconds of one epoch, by the cost model."""
-        return float(np.exp(cost_features(self.space, self._configs[number]) @ self._weights))
+        return self._cost(self._configs[number])
 
     def outcome(self, number: int, epoch: int) -> dict[str, Any]:
         """The configuration as it was reported, and trained again."""
@@ -100,7 +116,7 @@ class Live:
 
     def retrained(self, config: Config) -> dict[str, list[float]]:
         """Lowest validation error, and test error at that epoch, of trainings with other seeds."""
-        exact = self._exact(config)
+        exact = canonical(self.space, config)
         curves = [self.curve(exact, self.max_epochs, replicate) for replicate in range(1, RETRAININGS + 1)]
         best = [curve[int(curve[:, 0].argmin())] for curve in curves]
         return {"retrained_val": [float(b[0]) for b in best], "retrained_test": [float(b[1]) for b in best]}
@@ -122,12 +138,6 @@ class Live:
             unfinished.replace(file)
         self._curves[key] = known
         return known
-
-    def _exact(self, config: Config) -> Config:
-        return {
-            name: config[name] if spec["type"] == "choice" else _CAST[spec["type"]](config[name])
-            for name, spec in self.space.items()
-        }
 
     def _key(self, config: Config, replicate: int) -> str:
         text = ",".join(f"{name}={config[name]!r}" for name in sorted(config))

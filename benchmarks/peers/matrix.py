@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from driver import Task, Tuner, budget, simulate
+from emulate import Emulated
 from live import Live
 from tables import Table
 
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--methods", default="", help="names, separated by commas; default: all of the library")
     parser.add_argument("--tables", default="", help="names of recorded tables")
     parser.add_argument("--live", default="", help="names or files of live tasks")
+    parser.add_argument("--emulated", default="", help="names of recorded tables, answered by a smooth model of them")
     parser.add_argument("--workers", default="4")
     parser.add_argument("--seeds", default="0-9", help="first-last")
     parser.add_argument("--full-runs", type=float, help="budget of tasks that have none of their own")
@@ -62,6 +64,7 @@ def main() -> None:
     methods: dict[str, type[Tuner]] = importlib.import_module(f"with_{given.library}").METHODS
     names = [name for name in given.methods.split(",") if name] or list(methods)
     tasks: list[Task] = [Table(name) for name in given.tables.split(",") if name]
+    tasks += [Emulated(name) for name in given.emulated.split(",") if name]
     tasks += [Live(name, given.cache, given.trainer_python) for name in given.live.split(",") if name]
     first, _, last = given.seeds.partition("-")
     given.out.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,7 @@ def main() -> None:
         for n_workers in map(int, given.workers.split(",")):
             for task in tasks:
                 for name in names:
-                    kind = "live" if isinstance(task, Live) else "table"
+                    kind = type(task).__name__.lower()
                     file = given.out / f"{kind}__{task.name}__{n_workers}__{name}__{seed}.json"
                     if file.exists():
                         continue

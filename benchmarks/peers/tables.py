@@ -72,6 +72,7 @@ class Table:
             """(configurations, epochs) validation error after each epoch."""
             self.test_error: np.ndarray = arrays["test_error"]
             self.epoch_seconds: np.ndarray = arrays["epoch_seconds"].astype(np.float64)
+        self._columns = columns
         self.name = name
         self.max_epochs = self.val_error.shape[1]
         self.mean_epoch_seconds = float(self.epoch_seconds.mean())
@@ -80,6 +81,11 @@ class Table:
         self._choices = [key for key, spec in self.space.items() if spec["type"] == "choice"]
         self._units = np.array([[to_unit(self.space[k], v.item()) for v in columns[k]] for k in self._numeric]).T
         self._categories = {key: columns[key] for key in self._choices}
+
+    def config(self, number: int) -> Config:
+        """The recorded configuration with this number."""
+        values = {name: self._columns[name][number].item() for name in self.space}
+        return {name: self.space[name]["categories"][v] if name in self._choices else v for name, v in values.items()}
 
     def number(self, config: Config) -> int:
         """The nearest recorded configuration: Euclidean in the encoded numbers, equal choices first."""
