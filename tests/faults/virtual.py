@@ -266,6 +266,7 @@ class VirtualCluster:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
         self._processes: dict[tuple[int, int], Process] = {}
+        self._started: set[tuple[int, int]] = set()
         self._happened: list[Started | Exit] = []
         self._closing: tuple[Client, ...] = ()
         self._coordinator: Coordinator | None = None
@@ -431,8 +432,10 @@ class VirtualCluster:
         assert self.free_slots > 0, "no free slot"
         known = self.durable.trials[job.trial_id]
         assert (known.attempt, known.status) == (job.attempt, TrialStatus.RUNNING), "started before it was on disk"
-        process = Process(job.trial_id, job.attempt, job.payload["config"])
-        self._processes[job.trial_id, job.attempt] = process
+        key = (job.trial_id, job.attempt)
+        assert key not in self._started, "an attempt's number was given twice"
+        self._started.add(key)
+        process = self._processes[key] = Process(*key, job.payload["config"])
         self.counts["attempts"] += 1
         self.after(0.0, 2.0, lambda: self._begin(process))
 

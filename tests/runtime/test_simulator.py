@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -321,3 +323,11 @@ def test_jobs_are_those_of_a_live_run():
         state.handle(event)
     ended = [e for e in result.events if isinstance(e, AttemptEnded) and e.outcome is not Outcome.LOST]
     assert len(decided) == len(ended) == 4
+
+
+def test_the_documents_example_runs(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(program, {})
+    best, units, _lost = capsys.readouterr().out.split()
+    assert 0 < float(best) < 1.5 and int(units) > 300
