@@ -11,7 +11,6 @@ from lightning_hpo.integrations.job import JobResult
 from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.channel import forget_trial_channel, trial_channel
 
-
 ROOT_VARIABLE = "PL_TRAINER_DEFAULT_ROOT_DIR"
 """Where Lightning takes a Trainer's ``default_root_dir`` from if the script does not pass one."""
 

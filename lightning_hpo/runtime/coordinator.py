@@ -210,7 +210,8 @@ class Coordinator:
         os.close(self._wake_writer)
         if self._interrupts:
             return RunResult("interrupted", is_interrupted=True, problem=self._problem)
-        return RunResult(self._finish or self._state.ended or "ended", problem=self._problem)
+        reason = self._finish or self._state.ended or f"the script cannot be tuned, {type(self._problem).__name__}"
+        return RunResult(reason, problem=self._problem)
 
     def interrupt(self, limit_s: float = math.inf) -> None:
         """Once: pause running trials at their next report and stop. Twice: stop now. Safe in a signal handler.

@@ -167,6 +167,7 @@ class TestProblems:
         made, result = self.with_problem("MetricMissing", at=0)
         assert isinstance(result.problem, MetricMissing)
         assert str(result.problem) == "val_los was not logged. Log it."
+        assert result.reason == "the script cannot be tuned, MetricMissing"
         assert made.answers(0) == ["stop"] and len(made.durable.trials) == 1
 
     def test_once_a_trial_has_reported_it_fails_its_own_trial_only(self):
