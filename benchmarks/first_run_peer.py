@@ -1,4 +1,4 @@
-"""The study of ``first_run_study.py`` under another tuner, as its documents say to do it; run in that tuner's environment.
+"""The study of ``first_run_study.py`` under another tuner, as its documents say; run in that tuner's environment.
 
 ``python first_run_peer.py NAME FOLDER SEED`` writes ``FOLDER/peer.json``: trials, epochs trained, best accuracy seen.
 """

@@ -10,9 +10,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
-from data_modules import DigitsData  # noqa: E402
-from lightning.pytorch import Callback, Trainer  # noqa: E402
-from mlp import MLP  # noqa: E402
+from data_modules import DigitsData
+from lightning.pytorch import Callback, Trainer
+from mlp import MLP
 
 N_TRIALS = 20
 MAX_EPOCHS = 27
@@ -27,7 +27,7 @@ DROPOUT = (0.0, 0.7)
 def fit(
     config: dict[str, Any], *callbacks: Callback, epochs: int = MAX_EPOCHS, checkpoint: Path | None = None
 ) -> float:
-    """Train as ``recipes/train.py`` does, up to ``epochs`` or from a checkpoint; returns the last validation accuracy."""
+    """Train as ``recipes/train.py`` does, to ``epochs``, maybe from a checkpoint; returns the validation accuracy."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = Trainer(

@@ -32,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lightning_hpo.core.events import Outcome
 from lightning_hpo.errors import OptionError, ResourceMismatch, TrialError, TrialInterrupted, TrialPaused
+from lightning_hpo.integrations.composing import Composer
 from lightning_hpo.integrations.config import MAX_RESOURCE_ATTRS, PREFIX, LauncherOptions
 from lightning_hpo.integrations.hydra_space import format_value
 from lightning_hpo.integrations.select_sweeper import as_composed, written_overrides
@@ -77,6 +78,7 @@ class HydraJob:
         self.task_function = FunctionReference(task_function)
         self.sweep_dir = Path(os.path.abspath(sweep_dir if sweep_dir is not None else str(config.hydra.sweep.dir)))
         self.config = as_composed(config)
+        self.composer = Composer(hydra_context.config_loader, self.config)
         self.argv = tuple(sys.argv)
         self._folders: dict[tuple[int | str, ...], Path] = {}
 
@@ -88,7 +90,7 @@ class HydraJob:
         Raises:
             hydra.errors.HydraException: if an override does not fit the configuration.
         """
-        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        composed = self.composer.compose(overrides)
         with read_write(composed), open_dict(composed):
             composed.hydra.job.num = job_num
             composed.hydra.job.id = f"{composed.hydra.job.name}_{job_num}"

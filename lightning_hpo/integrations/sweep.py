@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.core.utils import configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -45,6 +46,8 @@ def run_sweep(
     folder = Path(options.study or str(config.hydra.sweep.dir)).absolute()
     hydra_job = HydraJob(hydra_context, config, task_function, folder)
     middle = parsed.space.default()
+    another = parsed.space.sample(np.random.default_rng(0))
+    hydra_job.composer.learn(parsed.overrides(middle), parsed.overrides(another))
     composed = hydra_job.compose(parsed.overrides(middle), 0)
     max_t = resolve_max_t(composed, options, parsed.space.names)
     check_folder(folder)
