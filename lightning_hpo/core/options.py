@@ -41,9 +41,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         presets={"type": "promotion"},
         search={
             "model": "gp_independent",
-            "opt_nstarts": 1,
-            "opt_skip_init_length": 30,
-            "opt_skip_period": 8,
+            "opt_skip_init_length": 60,
+            "opt_skip_period": 5,
             "num_fantasy_samples": 10,
         },
     ),
