@@ -89,13 +89,15 @@ class Ended:
     code: int
     output: str
     seconds: float
+    folder: Path
+    """Where it ran."""
 
     @property
     def study(self) -> Path:
         """The study folder, which the closing words name."""
         found = re.search(r"lightning-hpo status '?([^\s']+)", self.output)
         assert found, self.output
-        return Path(found[1])
+        return self.folder / found[1]
 
 
 class Running:
@@ -124,7 +126,7 @@ class Running:
     def end(self) -> Ended:
         """Wait for its end."""
         code = self._server.answer()["code"]
-        return Ended(code, self.output, time.monotonic() - self._begun)
+        return Ended(code, self.output, time.monotonic() - self._begun, self._output.parent)
 
 
 class ProgramServer:
