@@ -7,6 +7,7 @@ starts.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -174,7 +175,7 @@ class SearcherOptions:
     max_size_top_fraction: float = 0.25
     """Share of the best among them (single fidelity)."""
     map_reward: str = "1_minus_x"
-    """How a metric to be maximised becomes a criterion: minus_x or <a>_minus_x."""
+    """How a metric to be maximised becomes a criterion: minus_x or <a>_minus_x. Matters to boxcox_transform only."""
     hypertune_distribution_num_samples: int = 50
     """Posterior samples per ranking loss."""
     device: str = "auto"
@@ -182,6 +183,7 @@ class SearcherOptions:
 
     def __post_init__(self) -> None:
         _check_types(self, "searcher.")
+        self._check_map_reward()
         _check_choice(self, "searcher.", "model", (None, "gp_multitask", "gp_independent", "gp_expdecay", "gp_issm"))
         kernels = (
             "exp-decay-sum", "exp-decay-combined", "exp-decay-delta1", "freeze-thaw",
@@ -206,6 +208,22 @@ class SearcherOptions:
             _check_range(self, "searcher.", name, lower=1)
         _check_range(self, "searcher.", "num_init_random_factor", lower=0)
         _check_range(self, "searcher.", "top_n_percent", lower=0, upper=100)
+
+    def reward_offset(self, mode: str) -> float:
+        """What ``map_reward`` adds to the negated metric: ``a`` of ``<a>_minus_x``; 0 for ``mode="min"``."""
+        text = self.map_reward.removesuffix("minus_x").removesuffix("_")
+        return float(text) if mode == "max" and text else 0.0
+
+    def _check_map_reward(self) -> None:
+        try:
+            fits = self.map_reward.endswith("minus_x") and math.isfinite(self.reward_offset("max"))
+        except ValueError:
+            fits = False
+        if not fits:
+            raise OptionError(
+                f"searcher.map_reward={self.map_reward!r} is unknown. "
+                "Set it to minus_x, or to 1_minus_x with any number."
+            )
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> SearcherOptions:

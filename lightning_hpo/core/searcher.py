@@ -82,6 +82,10 @@ class SearchView(Protocol):
     def seed(self) -> int: ...
 
     @property
+    def mode(self) -> str:
+        """``min`` or ``max``: the sense of the user's metric. Values of the view are minimised in any case."""
+
+    @property
     def max_t(self) -> int: ...
 
     @property

@@ -605,6 +605,10 @@ class StudyView:
         return self._state.options.random_seed
 
     @property
+    def mode(self) -> str:
+        return self._state.options.mode
+
+    @property
     def max_t(self) -> int:
         state = self._state
         return state.scheduler.max_t or max((t.resource for t in state.trials.values()), default=1) or 1

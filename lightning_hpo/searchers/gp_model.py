@@ -107,7 +107,7 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
     """
     history = history_of(view, name)
     surrogate = make_surrogate(view, name, options)
-    normalisation = normalise(history.values, options)
+    normalisation = normalise(history.values, options, options.reward_offset(view.mode))
     data = _observations(history, normalisation, name, options, rng)
     counts = history.counts()
     state = None if view.state is None or "parameters" not in view.state else view.state
@@ -130,10 +130,14 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
     return FittedModel(name, surrogate, history, data, normalisation, found.theta, posterior, state, True, remark)
 
 
-def normalise(values: np.ndarray, options: SearcherOptions) -> Normalisation:
-    """From the user's targets to the model's, by the options ``normalize_targets`` and ``boxcox_transform``."""
-    full = Normalisation.of(values, options.boxcox_transform)
-    return full if options.normalize_targets else Normalisation(0.0, 1.0, full.box_cox_lambda)
+def normalise(values: np.ndarray, options: SearcherOptions, offset: float) -> Normalisation:
+    """From the user's targets to the model's, by the options ``normalize_targets`` and ``boxcox_transform``.
+
+    Args:
+        offset: what ``map_reward`` adds to the targets; it matters to the Box-Cox transformation only.
+    """
+    full = Normalisation.of(values, options.boxcox_transform, offset)
+    return full if options.normalize_targets else Normalisation(0.0, 1.0, full.box_cox_lambda, offset)
 
 
 def _observations(

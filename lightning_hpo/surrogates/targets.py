@@ -18,30 +18,35 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:
-    """``(T(y) - mean) / scale``, ``T`` the identity or a Box-Cox transformation."""
+    """``(T(y + offset) - mean) / scale``, ``T`` the identity or a Box-Cox transformation."""
 
     mean: float
     scale: float
     """Standard deviation of the population, at least 1e-9."""
     box_cox_lambda: float | None = None
+    offset: float = 0.0
 
     @classmethod
-    def of(cls, y: Floats, box_cox: bool = False) -> Normalisation:
+    def of(cls, y: Floats, box_cox: bool = False, offset: float = 0.0) -> Normalisation:
         """Of all targets, whatever their resource.
 
         Args:
             y: ``(n,)`` finite targets, ``n >= 1``.
             box_cox: transform them first; without effect unless all are positive.
+            offset: added to them before, to make them positive.
         """
         if len(y) == 0 or not np.isfinite(y).all():
             raise ShapeError("Targets are missing or not finite. Drop observations that are not finite.")
+        y = y + offset
         power = box_cox_lambda(y) if box_cox and y.min() > 0.0 else None
         transformed = y if power is None else boxcox(y, power)
-        return cls(float(transformed.mean()), max(float(transformed.std()), 1e-9), power)
+        return cls(float(transformed.mean()), max(float(transformed.std()), 1e-9), power, offset)
 
     def forward(self, y: Floats) -> Floats:
         """Targets in units of the model."""
-        transformed = y if self.box_cox_lambda is None else boxcox(y, self.box_cox_lambda)
+        transformed = y + self.offset
+        if self.box_cox_lambda is not None:
+            transformed = boxcox(transformed, self.box_cox_lambda)
         return np.asarray((transformed - self.mean) / self.scale)
 
     def mean_and_std(self, mean: Floats, std: Floats) -> tuple[Floats, Floats]:

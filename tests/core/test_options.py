@@ -182,3 +182,18 @@ class TestJson:
         assert options.with_limits({"metric": "other"}).metric == "loss"
         with pytest.raises(OptionError):
             options.with_limits({"n_trials": -3})
+
+
+class TestMapReward:
+    @pytest.mark.parametrize(
+        ("map_reward", "offset"), [("1_minus_x", 1.0), ("minus_x", 0.0), ("2.5_minus_x", 2.5), ("-3_minus_x", -3.0)]
+    )
+    def test_is_added_to_the_negated_metric(self, map_reward, offset):
+        options = SearcherOptions(map_reward=map_reward)
+        assert options.reward_offset("max") == offset
+        assert options.reward_offset("min") == 0.0
+
+    @pytest.mark.parametrize("map_reward", ["zzz", "x_minus_x", "1_minus_y", "", "nan_minus_x"])
+    def test_of_another_form_is_refused(self, map_reward):
+        with pytest.raises(OptionError, match="Set it to minus_x"):
+            SearcherOptions(map_reward=map_reward)

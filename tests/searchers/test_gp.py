@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import Observation, Pending, SuggestRequest
 from lightning_hpo.core.space import SearchSpace, choice, lograndint, loguniform, randint, uniform
 from lightning_hpo.errors import NumericalError, OptionError
 from lightning_hpo.searchers import make_searcher
-from lightning_hpo.searchers.gp_model import fit_model, numeric_columns
+from lightning_hpo.searchers.gp_model import fit_model, normalise, numeric_columns
 from lightning_hpo.searchers.proposal import excluded_keys, propose, with_fantasies
 from tests.searchers.test_random import TINY, proposals
 from tests.searchers.views import View
@@ -418,3 +419,12 @@ def test_the_level_is_chosen_by_all_data_not_by_the_ones_the_model_sees():
     suggestion = model_suggestion(view, max_size_data_for_model=8)
     assert suggestion.reason.endswith(" at max_t, from 37 observations")
     assert "at rung 3" in model_suggestion(rungs_with({1: 30, 3: 4}), max_size_data_for_model=2).reason
+
+
+def test_map_reward_lets_an_accuracy_be_transformed():
+    options = SearcherOptions(boxcox_transform=True)
+    negated = np.array([-0.9, -0.5, -0.2])
+    assert normalise(negated, options, options.reward_offset("min")).box_cox_lambda is None
+    found = normalise(negated, options, options.reward_offset("max"))
+    assert found.box_cox_lambda is not None
+    assert found.forward(negated).mean() == pytest.approx(0.0, abs=1e-12)

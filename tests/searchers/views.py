@@ -16,6 +16,7 @@ class View:
 
     space: SearchSpace
     seed: int = 0
+    mode: str = "min"
     max_t: int = 9
     rung_levels: tuple[int, ...] = ()
     default_bracket_weights: tuple[float, ...] = (1.0,)
