@@ -205,7 +205,7 @@ class Coordinator:
             self._commit()
             while not self._is_done():
                 self._turn()
-        self._report_backup(self._backups.close())
+        self._report_backup(self._backups.finish())
         os.close(self._wake_reader)
         os.close(self._wake_writer)
         if self._interrupts:

@@ -282,10 +282,19 @@ class Backups:
         except StudyError as problem:
             self._problem = problem
 
-    def close(self) -> StudyError | None:
+    def wait(self) -> StudyError | None:
         """Wait for a copy that is being made; returns why it failed."""
         if self._thread is not None:
             self._thread.join()
+        return self._problem
+
+    def finish(self) -> StudyError | None:
+        """The last copy, when the study ends; returns why it failed."""
+        self.wait()
+        if len(self._journal) > self._copied:
+            self._copied = len(self._journal)
+            self._problem = None
+            self._copy()
         return self._problem
 
 

@@ -101,6 +101,19 @@ class MemoryJournal:
         self._cluster.after_commit([from_json(json.loads(text)) for text in texts])
 
 
+class NoBackups:
+    """There is no file to copy."""
+
+    def __init__(self, journal: MemoryJournal, every_s: float, clock: Callable[[], float]) -> None:
+        pass
+
+    def tick(self) -> None:
+        return None
+
+    def finish(self) -> None:
+        return None
+
+
 @dataclass
 class Client:
     """The launcher's end of a trial's connection."""
@@ -352,7 +365,7 @@ class VirtualCluster:
         with (
             mock.patch.object(coordinator_module, "wait", self.wait),
             mock.patch.object(coordinator_module.time, "sleep", self.sleep),
-            mock.patch.object(coordinator_module, "_BACKUP_EVERY_S", float("inf")),
+            mock.patch.object(coordinator_module, "Backups", NoBackups),
         ):
             self._coordinator = self.last_coordinator = Coordinator(**parts)
             self._watch_answers(self._coordinator)

@@ -274,6 +274,14 @@ class TestBackup:
             backups.tick()
             assert backup_size(tmp_path, backups) == 6
 
+    def test_is_made_when_the_study_ends(self, tmp_path):
+        with Journal.create(tmp_path, HEADER) as journal:
+            backups = Backups(journal, every_s=600.0, clock=lambda: 0.0)
+            assert backups.finish() is None and not (tmp_path / BACKUP_NAME).exists()
+            journal.append(EVENTS)
+            assert backups.finish() is None
+            assert backup_size(tmp_path, backups) == 3
+
     def test_that_fails_is_reported_once_and_tried_again(self, tmp_path, monkeypatch):
         now = 600.0
         with Journal.create(tmp_path, HEADER) as journal:
@@ -282,7 +290,7 @@ class TestBackup:
             (tmp_path / f"{BACKUP_NAME}.tmp").mkdir()
             now = 1200.0
             backups.tick()
-            assert "cannot be written" in str(backups.close())
+            assert "cannot be written" in str(backups.wait())
             assert "cannot be written" in str(backups.tick()) and backups.tick() is None
             (tmp_path / f"{BACKUP_NAME}.tmp").rmdir()
             journal.append(EVENTS)
@@ -292,7 +300,7 @@ class TestBackup:
 
 
 def backup_size(folder: Path, backups: Backups) -> int:
-    backups.close()
+    backups.wait()
     if not (folder / BACKUP_NAME).exists():
         return 0
     with sqlite3.connect(folder / BACKUP_NAME) as database:
