@@ -95,6 +95,7 @@ class ScriptedView:
     pending: list[Any]
     configs: dict[int, dict[str, Any]]
     state: dict[str, Any] | None = None
+    mode: str = "min"
     max_t: int = LEVELS[-1]
     rung_levels: tuple[int, ...] = LEVELS[:-1]
     default_bracket_weights: tuple[float, ...] = (1.0,)

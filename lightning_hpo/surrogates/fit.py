@@ -22,12 +22,12 @@ class FitOptions:
     """How parameters are fitted."""
 
     opt_nstarts: int = 2
-    """Starts of a full search: the current values (at first the initial ones), and others from the initial values plus
-    standard normal noise on every internal coordinate."""
+    """Starts of a full search: the first from the initial values, the others from these plus standard normal noise on
+    every internal coordinate. The current values, if any, are one more."""
     opt_maxiter: int = 50
     """Largest number of L-BFGS-B iterations of each start."""
     opt_warmstart: bool = False
-    """Add the noise of a full search's other starts to the current values instead of the initial ones."""
+    """Let a full search start from the current values in place of the initial ones."""
     opt_restart_growth: float = 0.1
     """Search fully when the data have grown by this share since the last full search. In between, the current
     values are the only start: a new observation moves the optimum little, so that a few evaluations find it again."""
@@ -85,7 +85,8 @@ def fit(
     if full:
         centre = old if options.opt_warmstart else space.initial
         noise = generator.standard_normal((options.opt_nstarts - 1, space.size))
-        starts = np.concatenate([starts, centre.numpy() + noise])
+        fresh = np.concatenate([centre.numpy()[None], centre.numpy() + noise])
+        starts = fresh if centre is old else np.concatenate([starts, fresh])
     objective = batched(model.objective(data), data.y.device)
     lower, upper = space.lower.numpy(), space.upper.numpy()
     found = minimize_batch(objective, starts, lower, upper, options.opt_maxiter, options.tolerance)
