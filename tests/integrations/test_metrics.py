@@ -29,7 +29,7 @@ NUMBERS = [
 ]
 OTHERS: list[Any] = [
     torch.tensor([1.0, 2.0]), torch.tensor([]), torch.tensor(1j), torch.tensor(True), np.array([1.0, 2.0]),
-    np.bool_(True), np.array("a"), "0.5", b"1", True, None, 1j, [0.5], {"a": 1.0}, Decimal("0.5"), object(),
+    np.bool_(True), np.array("a"), "0.5", b"1", True, None, 1j, [0.5], {"a": 1.0}, Decimal("0.5"), Ellipsis,
 ]  # fmt: skip
 
 

@@ -54,7 +54,11 @@ def test_what_is_written_is_what_is_recorded(tmp_path: Path) -> None:
     verify(path, written.sha256)
 
 
-@pytest.mark.parametrize("broken", [b"", b"not a zip", zip_bytes()[:-1], zip_bytes()[: len(zip_bytes()) // 2]])
+@pytest.mark.parametrize(
+    "broken",
+    [b"", b"not a zip", zip_bytes()[:-1], zip_bytes()[: len(zip_bytes()) // 2]],
+    ids=["empty", "not a zip", "last byte missing", "half"],
+)
 def test_a_broken_file_never_replaces_a_good_one(tmp_path: Path, broken: bytes) -> None:
     path = checkpoint_path(tmp_path, 9)
     write(path, zip_bytes(b"good"))
