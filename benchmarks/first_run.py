@@ -7,7 +7,8 @@ Ours is the recipe's command, ``python recipes/train.py -m hydra/launcher=hpo``,
 (``first_run_peer.py``: optuna_sha, optuna_hyperband, ray, syne_tune) train the same model on the same data, with the
 same Trainer flags, each in its own environment. Time runs from the start of the process to its end, imports included.
 Everything runs one after the other; ours between the others. Wall time says little on a machine with other work;
-``processor_seconds``, the processor time of all processes of a run, says more then.
+``processor_seconds``, the processor time of all processes of a run, says more then. (Not of Ray, whose daemons end
+their workers without taking their times.)
 """
 
 from __future__ import annotations
@@ -88,6 +89,21 @@ def peer(name: str, python: str, folder: Path, seed: int) -> dict[str, Any]:
     return {**times, **json.loads((folder / "peer.json").read_text())}
 
 
+def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    medians = {
+        kind: {name: statistics.median(run[kind] for run in of) for name, of in runs.items()}
+        for kind in ("seconds", "processor_seconds")
+    }
+    return {
+        "medians": medians,
+        "times_ours": {
+            kind: {name: round(s / of["lightning_hpo"], 2) for name, s in of.items()} for kind, of in medians.items()
+        },
+        "runs": runs,
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the result to this file")
@@ -109,19 +125,7 @@ def main() -> None:
             run = ours(folder, seed) if name == "lightning_hpo" else peer(name, peers[name], folder, seed)
         runs.setdefault(name, []).append({"seed": seed, "load_1_min_before": load, **run})
         print(name, runs[name][-1], file=sys.stderr, flush=True)
-    medians = {
-        kind: {name: statistics.median(run[kind] for run in of) for name, of in runs.items()}
-        for kind in ("seconds", "processor_seconds")
-    }
-    result = {
-        "medians": medians,
-        "times_ours": {
-            kind: {name: round(s / of["lightning_hpo"], 2) for name, s in of.items()} for kind, of in medians.items()
-        },
-        "runs": runs,
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-    }
-    text = json.dumps(result, indent=2)
+    text = json.dumps(summary(runs), indent=2)
     print(text)
     if arguments.json is not None:
         arguments.json.write_text(text + "\n")

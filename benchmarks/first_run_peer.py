@@ -138,7 +138,7 @@ def syne_tune(folder: Path, seed: int) -> Summary:
         wait_trial_completion_when_stopping=True,
     )
     tuner.run()
-    last = tuner.tuning_status.last_trial_result_seen.values()
+    last = tuner.tuning_status.trial_rows.values()
     return {
         "version": version("syne-tune"),
         "trials": len(last),
