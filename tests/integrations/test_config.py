@@ -42,9 +42,9 @@ class TestTheNode:
 
     @pytest.mark.parametrize("value", ["stopping", "promotion"])
     def test_what_the_user_sets_wins_over_what_the_algorithm_presets(self, value):
-        node = default_node() | {"metric": "loss", "algorithm": "pasha"}
-        assert ALGORITHMS["pasha"].presets["type"] == "pasha"
-        assert read_options(node).type == "pasha"
+        node = default_node() | {"metric": "loss", "algorithm": "default"}
+        assert ALGORITHMS["default"].presets["type"] == "promotion"
+        assert read_options(node).type == "promotion"
         assert read_options(node | {"type": value}).type == value
 
     def test_null_means_no_limit_where_the_default_is_one(self):

@@ -9,8 +9,19 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+from hydra.version import _UNSPECIFIED_, VersionBase
 
 Plugins.instance()  # the suites restore Hydra's state to what it is before the first test: with every plugin's nodes
+
+
+@pytest.fixture(autouse=True)
+def _base_of_no_version():
+    """Hydra remembers the ``version_base`` of the last program of this process; the suites are written for none."""
+    before = VersionBase.instance().version_base
+    VersionBase.instance().version_base = _UNSPECIFIED_
+    yield
+    VersionBase.instance().version_base = before
+
 
 GRID = ["hydra/sweeper=basic", "hydra.launcher.n_workers=2"]
 
