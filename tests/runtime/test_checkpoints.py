@@ -33,7 +33,7 @@ from lightning_hpo.runtime.checkpoints import (
 def zip_bytes(content: bytes = b"weights") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("data.pkl", content)
+        archive.writestr(zipfile.ZipInfo("data.pkl"), content)  # without the time of writing
     return buffer.getvalue()
 
 
