@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,6 +39,8 @@ def run_sweep(
         HpoError: for every mistake in the settings, before anything is started, and whatever ends the study early.
     """
     refuse_nested_sweep()
+    # At its end the interpreter collects garbage twice, among all that torch and Lightning have made; once is enough.
+    atexit.register(gc.disable)
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     options = read_launcher_options(config)
