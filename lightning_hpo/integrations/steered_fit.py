@@ -44,6 +44,7 @@ from lightning_hpo.integrations.metrics import as_number, freshly_logged, missin
 from lightning_hpo.integrations.random_state import RandomState, random_state, restore_random_state
 from lightning_hpo.runtime.channel import TrialChannel
 from lightning_hpo.runtime.checkpoints import Written, checkpoint_path, publish, temporary_path, verify, write_durably
+from lightning_hpo.runtime.failpoints import failpoint
 from lightning_hpo.runtime.messages import Answer
 
 STATE_KEY = "lightning_hpo"
@@ -110,6 +111,7 @@ class SteeredFit:
             self._check_validations()
         if self.restored is None:
             return
+        failpoint("callback.resumed")
         self._validations = self.restored["validations"]
         self._seconds_before = self.restored["seconds"]
         # Schedulers and callbacks may look at metrics that were logged before the pause.
@@ -190,7 +192,7 @@ class SteeredFit:
 
     def _check_epochs(self) -> None:
         max_t, max_epochs = self._welcome.max_t, self._trainer.max_epochs
-        if self._counts_validations or max_epochs == max_t:
+        if self._counts_validations or max_t in (None, max_epochs):
             return
         trains = "without limit" if max_epochs in (None, -1) else f"{max_epochs} epochs"
         raise ResourceMismatch(
@@ -202,7 +204,7 @@ class SteeredFit:
     def _check_validations(self) -> None:
         trainer, max_t = self._trainer, self._welcome.max_t
         expected = internals.expected_validations(trainer) if self._counts_validations else None
-        if expected is not None and expected < max_t:
+        if expected is not None and max_t is not None and expected < max_t:
             raise ResourceMismatch(
                 f"The Trainer validates {expected} times in all (max_epochs={trainer.max_epochs}, "
                 f"val_check_interval={trainer.val_check_interval}), but the study's max_t is {max_t} validations. "
@@ -229,7 +231,9 @@ class SteeredFit:
             epochs: whole epochs done, the one that ends now included.
         """
         metrics = freshly_logged(self._trainer.callback_metrics, self._stale)
-        if self._interruption is not None or not self._decided_at < resource <= self._welcome.max_t:
+        max_t = self._welcome.max_t
+        is_beyond = max_t is not None and resource > max_t
+        if self._interruption is not None or resource <= self._decided_at or is_beyond:
             return self._interruption
         answer = self._on_rank_zero(lambda: self._report(resource, metrics))
         if answer is None:
@@ -239,6 +243,7 @@ class SteeredFit:
             self._interrupt(Outcome.STOPPED)
             self._refuse_further_use(Outcome.STOPPED)
         elif answer.decision == "pause" and not internals.ends_by_itself(self._trainer, epochs):
+            failpoint("callback.told_to_pause")
             self._interrupt(Outcome.PAUSED)
         return self._interruption
 
@@ -251,6 +256,7 @@ class SteeredFit:
             where = f"in epoch {self._trainer.current_epoch + 1}"
             raise missing_metric(self._metric, self._trainer.callback_metrics, where)
         value = as_number(self._metric, metrics.pop(self._metric))
+        failpoint("callback.before_report")
         return self._channel.report(resource, value, numbers(metrics), self._seconds())
 
     def _seconds(self) -> float:
@@ -302,6 +308,7 @@ class SteeredFit:
             written = publish(shards, path) if shards else _write(path, checkpoint)
             relative = path.relative_to(self._channel.directory).as_posix()
             self._channel.checkpoint(Checkpoint(resource, relative, written.sha256, written.size))
+            failpoint("callback.saved")
 
         self._on_rank_zero(write)
         self._refuse_further_use(Outcome.PAUSED)

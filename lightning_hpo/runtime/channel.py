@@ -29,6 +29,7 @@ from typing import Any
 from lightning_hpo.core.events import Outcome
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import ChannelError
+from lightning_hpo.runtime.failpoints import failpoint
 from lightning_hpo.runtime.messages import (
     Answer,
     Ended,
@@ -183,14 +184,18 @@ class TrialChannel:
                 "Log fewer metrics or return a smaller result."
             )
         try:
+            failpoint("channel.before_send")
             self._connected().send_bytes(payload)
+            failpoint("channel.sent")
         except OSError as problem:
             raise self._gone() from problem
 
     def _ask(self, message: Message) -> Welcome | Answer:
         self._send(message)
         try:
-            return decode_reply(self._connected().recv_bytes(MAX_MESSAGE_BYTES))
+            reply = decode_reply(self._connected().recv_bytes(MAX_MESSAGE_BYTES))
+            failpoint("channel.answered")
+            return reply
         except (EOFError, OSError) as problem:
             raise self._gone() from problem
 

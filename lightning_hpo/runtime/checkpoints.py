@@ -26,6 +26,7 @@ from typing import BinaryIO, Protocol
 
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import CheckpointError
+from lightning_hpo.runtime.failpoints import failpoint
 
 FOLDER = "checkpoints"
 """Folder of a trial's checkpoints, inside the trial's folder."""
@@ -79,13 +80,17 @@ def write_durably(path: Path, write: Callable[[Writable], None]) -> Written:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            failpoint("checkpoint.opened")
             hashing = _HashingWriter(file)
             write(hashing)
             hashing.finish(path)
+            failpoint("checkpoint.written")
             file.flush()
             os.fsync(file.fileno())
         _check_zip(temporary, hashing.size)
+        failpoint("checkpoint.before_rename")
         os.replace(temporary, path)
+        failpoint("checkpoint.renamed")
         _sync_folder(path.parent)
     except OSError as problem:
         raise _cannot_write(path, problem, hashing.size if hashing else 0) from problem
@@ -326,8 +331,11 @@ class CheckpointStore:
         """
         parts = _parts(checkpoint.path)
         try:
+            failpoint("checkpoint.before_remove")
             with self._opened(parts[:-1]) as folder:
-                return _remove_entry(folder, parts[-1])
+                found = _remove_entry(folder, parts[-1])
+            failpoint("checkpoint.removed")
+            return found
         except FileNotFoundError:
             return False
         except OSError as problem:
@@ -372,6 +380,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: if a trial's folder lies outside the study folder.
         """
+        failpoint("checkpoint.before_sweep")
         keep = {checkpoint.path for checkpoint in recorded}
         deleted = []
         for trial_folder in trial_folders:

@@ -53,6 +53,7 @@ from lightning_hpo.errors import (
 from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
 from lightning_hpo.runtime.channel import ChannelServer, ClientConnection
 from lightning_hpo.runtime.checkpoints import CheckpointStore
+from lightning_hpo.runtime.failpoints import failpoint
 from lightning_hpo.runtime.journal import Backups, Journal
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.suggesting import Answered, SearcherHost
@@ -234,6 +235,7 @@ class Coordinator:
         return bool(ending) and not self._attempts and not self._batch.events
 
     def _turn(self) -> None:
+        failpoint("coordinator.turn")
         waitables = [*self._server.waitables(), *self._backend.waitables(), *self._host.waitables(), self._wake_reader]
         ready = wait(waitables, _TICK_S)
         if self._wake_reader in ready:
@@ -275,6 +277,7 @@ class Coordinator:
             self._starting = 0
             self._append(batch.events)
             self._host.follow(batch.events)
+            failpoint("coordinator.before_effects")
             for effect in batch.effects:
                 effect()
 
@@ -363,7 +366,7 @@ class Coordinator:
         return Welcome(
             metric=self._state.options.metric,
             mode=self._state.options.mode,
-            max_t=self._state.scheduler.max_t or -1,
+            max_t=self._state.scheduler.max_t,
             resource=self._resource,
             from_resource=0 if checkpoint is None else trial.resume_from,
             checkpoint_path=None
@@ -375,6 +378,7 @@ class Coordinator:
 
     def _reply(self, client: ClientConnection, reply: Welcome | Answer) -> None:
         def send() -> None:
+            failpoint("coordinator.before_reply")
             # A client that does not take its answer is dropped; its process will be found dead or hung.
             with contextlib.suppress(ChannelError):
                 self._server.reply(client, reply)
@@ -506,6 +510,7 @@ class Coordinator:
         try:
             # The searcher must have seen what this turn has brought.
             self._host.follow(self._flushed())
+            failpoint("coordinator.before_suggestion")
             self._host.ask(request)
         except Exception as problem:
             self._replace_searcher(problem, request)
@@ -585,9 +590,11 @@ class Coordinator:
         self._attempts[decision.trial_id] = _Attempt(decision.trial_id, decision.attempt, now, now)
 
         def start() -> None:
+            failpoint("coordinator.before_start")
             folder = self._jobs.folder(decision.trial_id, decision.config)
             environment = self._server.environment(decision.trial_id, decision.attempt, folder)
             self._backend.start(self._jobs.job(decision, folder, environment))
+            failpoint("coordinator.started")
 
         self._after_commit(start)
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from lightning_hpo.core.events import Event, from_json, to_json
 from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked, StudyNotFound
+from lightning_hpo.runtime.failpoints import failpoint
 
 FILE_NAME = "study.db"
 BACKUP_NAME = "study.db.bak"
@@ -184,12 +185,14 @@ class Journal:
         try:
             with _transaction(self._connection):
                 self._connection.executemany("INSERT INTO event VALUES (?, ?, ?, ?, ?)", rows)
-        except sqlite3.Error as problem:
+                failpoint("journal.before_commit")
+        except (sqlite3.Error, OSError) as problem:
             raise StudyError(
                 f"The study in {self.folder} cannot be written: {problem}. "
                 "Make room on the disk or restore the folder, then give the same command again to continue."
             ) from problem
         self._count += len(rows)
+        failpoint("journal.committed")
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Events in the order of writing, from number ``after + 1`` on.
@@ -224,6 +227,7 @@ class Journal:
             temporary.unlink(missing_ok=True)
             with contextlib.closing(sqlite3.connect(temporary)) as copy:
                 self._connection.backup(copy)
+            failpoint("journal.before_backup")
             _publish(temporary, target)
         except (sqlite3.Error, OSError) as problem:
             raise StudyError(
@@ -344,7 +348,9 @@ def _write_empty(file: Path, header: dict[str, Any]) -> None:
         connection.executemany("INSERT INTO header VALUES (?, ?, ?)", [(*row, _crc(*row)) for row in rows])
     for left_over in ("-wal", "-shm"):  # of a study whose main file was deleted: it must not be taken for ours
         file.with_name(file.name + left_over).unlink(missing_ok=True)
+    failpoint("journal.before_create")
     _publish(temporary, file)
+    failpoint("journal.created")
 
 
 def _publish(temporary: Path, target: Path) -> None:
