@@ -51,7 +51,7 @@ from lightning_hpo.errors import (
     StudyError,
 )
 from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
-from lightning_hpo.runtime.channel import ChannelServer, ClientConnection
+from lightning_hpo.runtime.channel_server import ChannelServer, ClientConnection
 from lightning_hpo.runtime.checkpoints import CheckpointStore
 from lightning_hpo.runtime.failpoints import failpoint
 from lightning_hpo.runtime.journal import Backups, Journal
@@ -60,6 +60,8 @@ from lightning_hpo.runtime.suggesting import Answered, SearcherHost
 
 _TICK_S = 0.5
 """Longest time between two looks at clocks and screens."""
+_LONGEST_TURN_S = 2.0
+"""Of a turn that took longer, only this counts against the trials: the launcher was not there to listen."""
 _GRACE_S = 5.0
 """Time between SIGTERM and SIGKILL for a trial."""
 _TERM_LIMIT_S = 30.0
@@ -99,9 +101,14 @@ class RunResult:
     """How a run ended."""
 
     reason: str
-    is_interrupted: bool = False
+    interrupted_by: signal.Signals | None = None
+    """What interrupted the run, if it did not end by itself."""
     problem: HpoError | None = None
     """The error that ended it, to be raised when everything is closed."""
+
+    @property
+    def is_interrupted(self) -> bool:
+        return self.interrupted_by is not None
 
 
 @dataclass(slots=True)
@@ -111,6 +118,7 @@ class _Attempt:
     trial_id: int
     attempt: int
     started_at: float
+    """On the coordinator's listening clock, as all times here."""
     heard_at: float
     ended: Ended | None = None
     fate: tuple[Outcome, str] | None = None
@@ -176,6 +184,9 @@ class Coordinator:
         self._trial_timeout = trial_timeout
         self._clock = clock
         self._zero = clock() - state.progress.time
+        self._looked_at = clock()
+        self._listened = 0.0
+        """A clock that stands still while the launcher cannot listen: frozen, suspended, or waiting for the disk."""
         self._batch = _Batch()
         self._attempts: dict[int, _Attempt] = {}
         self._starting = 0
@@ -190,6 +201,7 @@ class Coordinator:
         self._finish: str | None = None
         self._problem: HpoError | None = None
         self._interrupts = 0
+        self._interrupted_by = signal.SIGINT
         self._interrupted_at = math.inf
         self._interrupt_limit = math.inf
         self._backups = Backups(journal, _BACKUP_EVERY_S, clock)
@@ -210,18 +222,20 @@ class Coordinator:
         os.close(self._wake_reader)
         os.close(self._wake_writer)
         if self._interrupts:
-            return RunResult("interrupted", is_interrupted=True, problem=self._problem)
+            return RunResult("interrupted", self._interrupted_by, self._problem)
         reason = self._finish or self._state.ended or f"the script cannot be tuned, {type(self._problem).__name__}"
         return RunResult(reason, problem=self._problem)
 
-    def interrupt(self, limit_s: float = math.inf) -> None:
+    def interrupt(self, limit_s: float = math.inf, by: signal.Signals = signal.SIGINT) -> None:
         """Once: pause running trials at their next report and stop. Twice: stop now. Safe in a signal handler.
 
         Args:
             limit_s: trials that have not paused after this time are killed; they go on from their last checkpoint
                 later.
+            by: what the run's result will name.
         """
         self._interrupts += 1
+        self._interrupted_by = by
         self._interrupt_limit = min(self._interrupt_limit, self._clock() + limit_s)
         with contextlib.suppress(OSError):
             os.write(self._wake_writer, b"\0")
@@ -238,6 +252,9 @@ class Coordinator:
         failpoint("coordinator.turn")
         waitables = [*self._server.waitables(), *self._backend.waitables(), *self._host.waitables(), self._wake_reader]
         ready = wait(waitables, _TICK_S)
+        now = self._clock()
+        self._listened += min(now - self._looked_at, _LONGEST_TURN_S)
+        self._looked_at = now
         if self._wake_reader in ready:
             with contextlib.suppress(OSError):
                 os.read(self._wake_reader, 4096)
@@ -289,8 +306,6 @@ class Coordinator:
                 self._journal.append(events)
                 if complained:
                     self._observer.say("The study can be written again and goes on.")
-                    for attempt in self._attempts.values():  # they waited for us, not we for them
-                        attempt.heard_at = self._clock()
                 return
             except StudyError as problem:
                 if self._interrupts > 1:
@@ -323,7 +338,7 @@ class Coordinator:
             if not isinstance(message, (Saved, Ended)):
                 self._reply(client, Answer("stop", "this attempt was given up"))
             return
-        attempt.heard_at = self._clock()
+        attempt.heard_at = self._listened
         if isinstance(message, Report):
             self._take_report(message, client)
         elif isinstance(message, Hello):
@@ -409,6 +424,8 @@ class Coordinator:
         del self._attempts[end.trial_id]
         outcome, error = self._judge(attempt, end)
         self._handle(AttemptEnded(self._now, end.trial_id, end.attempt, outcome, error))
+        if outcome is not Outcome.COMPLETED:
+            self._sweep_after(end.trial_id)
         self._keep_within_budget()
         if self._state.repeated_error is not None and self._problem is None:
             log = self._folder(self._state.trials[0]) / "trial.log"
@@ -421,6 +438,9 @@ class Coordinator:
         ended = attempt.ended
         if attempt.fate is not None:
             return attempt.fate
+        if self._interrupts and end.signal is not None and ended is None:
+            # Whoever ends the launcher (a batch system, a shell) may signal the trials too.
+            return Outcome.INTERRUPTED, end.description
         if ended is not None and ended.outcome is not Outcome.FAILED:
             return ended.outcome, ended.error
         if ended is not None:
@@ -439,7 +459,7 @@ class Coordinator:
         return None
 
     def _check_timeouts(self) -> None:
-        now = self._clock()
+        now = self._listened
         for attempt in self._attempts.values():
             if attempt.fate is not None:
                 continue
@@ -586,7 +606,7 @@ class Coordinator:
 
     def _launch(self, decision: Start | Resume) -> None:
         self._starting += 1
-        now = self._clock()
+        now = self._listened
         self._attempts[decision.trial_id] = _Attempt(decision.trial_id, decision.attempt, now, now)
 
         def start() -> None:
@@ -617,6 +637,18 @@ class Coordinator:
 
         self._after_commit(remove)
 
+    def _sweep_after(self, trial_id: int) -> None:
+        """Delete what a process that ended in the middle of saving has left; no process of the trial is there now."""
+
+        def sweep() -> None:
+            trial = self._state.trials[trial_id]
+            try:
+                self._store.sweep([self._folder(trial)], [trial.checkpoint] if trial.checkpoint else [])
+            except CheckpointError as problem:
+                self._observer.say(str(problem), warning=True)
+
+        self._after_commit(sweep)
+
     def _keep_within_budget(self) -> None:
         """Paused trials that are least likely to be promoted give up their checkpoints first (``max_disk``)."""
         if self._store.max_disk is None:
@@ -637,7 +669,7 @@ class Coordinator:
             self.interrupt()
 
         def on_terminate(number: int, frame: FrameType | None) -> None:
-            self.interrupt(_TERM_LIMIT_S)
+            self.interrupt(_TERM_LIMIT_S, signal.Signals(number))
 
         handlers: dict[signal.Signals, Any] = {}
         wanted = {signal.SIGINT: on_interrupt, signal.SIGTERM: on_terminate, signal.SIGHUP: on_terminate}

@@ -243,6 +243,8 @@ class VirtualCluster:
         acknowledged: (trial, resource) -> value, for every report that was answered.
     """
 
+    backups: type[Any] = NoBackups
+
     def __init__(
         self,
         options: StudyOptions,
@@ -261,6 +263,7 @@ class VirtualCluster:
         self.counts: Counter[str] = Counter()
         self.acknowledged: dict[tuple[int, int], float] = {}
         self.disk = Disk(max_disk)
+        self.jobs = Jobs()
         self.journal = MemoryJournal(self, study_header(space, options))
         self.durable = StudyState(space, options)
         """Folded from what is on disk, as a launcher started now would see it."""
@@ -305,8 +308,9 @@ class VirtualCluster:
             if not self._heap or self._heap[0][0] > deadline:
                 self.now = deadline
                 break
-            self.now = self._heap[0][0]
-            while self._heap and self._heap[0][0] == self.now:
+            # What became due while the launcher slept happens now: no clock goes back.
+            self.now = max(self.now, self._heap[0][0])
+            while self._heap and self._heap[0][0] <= self.now:
                 heapq.heappop(self._heap)[2]()
         return ready
 
@@ -345,8 +349,7 @@ class VirtualCluster:
 
     def _launch(self) -> RunResult:
         state, _ = continued_state(self.journal, self.options)  # type: ignore[arg-type]
-        recorded = {t.checkpoint.path for t in state.trials.values() if t.checkpoint is not None}
-        self.disk.files = {path: kept for path, kept in self.disk.files.items() if path in recorded}
+        self.sweep(state)
         searcher = ALGORITHMS[self.options.algorithm].searcher
         parts = {
             "state": state,
@@ -356,7 +359,7 @@ class VirtualCluster:
             "host": Host(self, state, searcher, may_fail=True),
             "fallback": lambda: Host(self, state, "random", may_fail=False),
             "store": self.disk,
-            "jobs": Jobs(),
+            "jobs": self.jobs,
             "observer": self,
             "epoch_timeout": self._epoch_timeout,
             "trial_timeout": self.trial_timeout,
@@ -365,7 +368,7 @@ class VirtualCluster:
         with (
             mock.patch.object(coordinator_module, "wait", self.wait),
             mock.patch.object(coordinator_module.time, "sleep", self.sleep),
-            mock.patch.object(coordinator_module, "Backups", NoBackups),
+            mock.patch.object(coordinator_module, "Backups", self.backups),
         ):
             self._coordinator = self.last_coordinator = Coordinator(**parts)
             self._watch_answers(self._coordinator)
@@ -377,6 +380,11 @@ class VirtualCluster:
                 raise
             finally:
                 self._coordinator = None
+
+    def sweep(self, state: StudyState) -> None:
+        """What a launcher does with files that a crash left behind."""
+        recorded = {t.checkpoint.path for t in state.trials.values() if t.checkpoint is not None}
+        self.disk.files = {path: kept for path, kept in self.disk.files.items() if path in recorded}
 
     def _watch_answers(self, coordinator: Coordinator) -> None:
         use = coordinator._use
