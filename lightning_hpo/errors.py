@@ -95,7 +95,7 @@ class MetricInvalid(TrialError):
 
 
 class CallbackMissing(TrialError):
-    """The script ended without a Trainer that holds an ``HPOCallback``."""
+    """A Trainer begins the trial's training without an ``HPOCallback``, or the script ended without one that did."""
 
 
 class ResourceMismatch(TrialError):

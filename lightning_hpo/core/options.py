@@ -33,6 +33,11 @@ class Algorithm:
     search: Mapping[str, Any] = field(default_factory=dict)
     """Options of the searcher it presets; the user's win."""
 
+    @property
+    def has_types(self) -> bool:
+        """Is there a choice of what happens at a rung?"""
+        return self.scheduler == "hyperband"
+
 
 ALGORITHMS: dict[str, Algorithm] = {
     "default": Algorithm(
@@ -184,6 +189,11 @@ class SearcherOptions:
     def __post_init__(self) -> None:
         _check_types(self, "searcher.")
         self._check_map_reward()
+        if self.restrict_configurations is not None and not self.restrict_configurations:
+            raise OptionError(
+                "searcher.restrict_configurations is empty: no configuration may be proposed. "
+                "Name at least one, or leave it out to search the whole space."
+            )
         _check_choice(self, "searcher.", "model", (None, "gp_multitask", "gp_independent", "gp_expdecay", "gp_issm"))
         kernels = (
             "exp-decay-sum", "exp-decay-combined", "exp-decay-delta1", "freeze-thaw",
@@ -303,10 +313,7 @@ class StudyOptions:
         _check_choice(self, "", "late_reports", ("count", "lost"))
         _check_choice(self, "", "searcher_data", (None, *KINDS))
         self._check_searcher_data()
-        if self.algorithm == "pasha" and self.type != "pasha":
-            raise OptionError(
-                f"algorithm=pasha contradicts type={self.type}. Leave type out, or choose algorithm=asha."
-            )
+        self._check_type()
         for name in ("max_t", "grace_period", "brackets", "n_workers", "rung_increment", "max_failures_in_a_row"):
             _check_range(self, "", name, lower=1)
         for name in ("n_trials", "max_retries"):
@@ -364,6 +371,18 @@ class StudyOptions:
         if model in ADDITIVE_MODELS and ALGORITHMS[self.algorithm].searcher == "hypertune":
             raise OptionError(
                 f"searcher.model={model} does not work with Hyper-Tune. Choose algorithm=mobster, or another model."
+            )
+
+    def _check_type(self) -> None:
+        if self.algorithm == "pasha" and self.type != "pasha":
+            raise OptionError(
+                f"algorithm=pasha contradicts type={self.type}. Leave type out, or choose algorithm=asha."
+            )
+        if self.type is not None and not ALGORITHMS[self.algorithm].has_types:
+            typed = ", ".join(name for name, algorithm in ALGORITHMS.items() if algorithm.has_types)
+            raise OptionError(
+                f"algorithm={self.algorithm} has no types, so type={self.type} would do nothing. "
+                f"Leave type out, or choose an algorithm that has: {typed}."
             )
 
     def limits(self) -> dict[str, Any]:

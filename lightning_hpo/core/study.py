@@ -44,7 +44,7 @@ from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.stopping import Progress
 from lightning_hpo.core.trial import Config, Trial, TrialStatus
-from lightning_hpo.errors import ReportError, StudyError
+from lightning_hpo.errors import ReportError, SpaceError, StudyError
 
 
 class StudyState:
@@ -57,9 +57,17 @@ class StudyState:
     Attributes:
         trials: every trial by id; ids are 0, 1, 2, ... in the order of their start.
         ended: why nothing will be started any more, None while the study goes on.
+
+    Raises:
+        OptionError, SpaceError: if options contradict each other or the space, or nothing is searched.
     """
 
     def __init__(self, space: SearchSpace, options: StudyOptions) -> None:
+        if not space.domains:
+            raise SpaceError(
+                "Nothing is searched: no entry of the space has a domain. "
+                'Give at least one of them a domain, as in {"lr": loguniform(1e-4, 1e-1)}.'
+            )
         self.space = space
         self.options = options
         self.scheduler = make_scheduler(options)

@@ -47,12 +47,16 @@ class HPOCallback(EarlyStopping):
         ChannelError: if the launcher is gone.
     """
 
+    has_been_made = False
+    """Was a callback made in this process, or before it was forked? A script that makes none has forgotten it."""
+
     def __init__(self, monitor: str | None = None, *, quiet: bool = True) -> None:
         super().__init__(monitor=monitor or "", check_on_train_epoch_end=True)
         self._asked_metric = monitor
         self._quiet = quiet
         self._fit: SteeredFit | None = None
         self._finished = False
+        HPOCallback.has_been_made = True
         if quiet and trial_channel() is not None:
             _hide_tips()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from lightning_hpo.report.results import summary, write_results
 from lightning_hpo.runtime.backends.base import Backend, Entry
 from lightning_hpo.runtime.backends.local import DEFAULT_PRELOAD, LocalBackend
 from lightning_hpo.runtime.backends.ray import RayBackend
-from lightning_hpo.runtime.channel import ChannelServer
+from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.checkpoints import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
 from lightning_hpo.runtime.journal import Journal
@@ -61,11 +62,13 @@ class StudySetup:
     """Modules every trial will import: imported once, ahead of the trials."""
 
 
-def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
+def run_study(setup: StudySetup) -> StudyState:
     """Run a study, or go on with the one in the folder; write and print its results.
 
     Raises:
         HpoError: whatever ended the study before its time, after everything was closed and written.
+        SystemExit: with 128 + its number, if a signal other than Ctrl-C ended the study, likewise.
+        KeyboardInterrupt: if Ctrl-C did.
     """
     refuse_nested_sweep()
     options = setup.options
@@ -112,7 +115,11 @@ def run_study(setup: StudySetup) -> tuple[StudyState, RunResult]:
     _conclude(setup, state, jobs, result, recommendation)
     if result.problem is not None:
         raise result.problem
-    return state, result
+    if result.interrupted_by is signal.SIGINT:
+        raise KeyboardInterrupt
+    if result.interrupted_by is not None:
+        raise SystemExit(128 + result.interrupted_by)
+    return state
 
 
 def _searcher_process(folder: Path, options: StudyOptions, backend: Backend) -> ProcessHost | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import shlex
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def run_sweep(
 
     Raises:
         HpoError: for every mistake in the settings, before anything is started, and whatever ends the study early.
+        SystemExit: with 128 + its number, after a signal has ended the study in an orderly way; 130 for Ctrl-C.
     """
     refuse_nested_sweep()
     # At its end the interpreter collects garbage twice, among all that torch and Lightning have made; once is enough.
@@ -57,21 +59,24 @@ def run_sweep(
     check_folder(folder)
     OmegaConf.save(config, folder / "multirun.yaml")
     program = _Program(hydra_job)
-    state, _ = run_study(
-        StudySetup(
-            space=parsed.space,
-            options=options,
-            max_t=max_t,
-            folder=folder,
-            entry=TrialEntry(HydraTrial(hydra_job)),
-            jobs=lambda study: HydraJobs(hydra_job, parsed, study, options.ranks_per_trial),
-            continue_command=program.continued(folder),
-            retrain_command=lambda values: program.single(parsed.overrides(values)),
-            notes=parsed.notes,
-            extra_header={"fixed": list(parsed.fixed)},
-            preload=tuple(target_modules(OmegaConf.to_container(composed, resolve=False))),
-        )
+    setup = StudySetup(
+        space=parsed.space,
+        options=options,
+        max_t=max_t,
+        folder=folder,
+        entry=TrialEntry(HydraTrial(hydra_job)),
+        jobs=lambda study: HydraJobs(hydra_job, parsed, study, options.ranks_per_trial),
+        continue_command=program.continued(folder),
+        retrain_command=lambda values: program.single(parsed.overrides(values)),
+        notes=parsed.notes,
+        extra_header={"fixed": list(parsed.fixed)},
+        preload=tuple(target_modules(OmegaConf.to_container(composed, resolve=False))),
     )
+    try:
+        state = run_study(setup)
+    except KeyboardInterrupt:
+        # Hydra would let it pass, and Python would print a traceback below the results.
+        raise SystemExit(128 + signal.SIGINT) from None
     best = state.best_full
     return None if best is None else best[2]
 

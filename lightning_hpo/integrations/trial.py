@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from lightning_hpo.core.events import Outcome
-from lightning_hpo.errors import CallbackMissing
+from lightning_hpo.integrations.fit_guard import guarding_fits, never_trained
 from lightning_hpo.integrations.job import JobResult
 from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.channel import forget_trial_channel, trial_channel
@@ -30,22 +30,19 @@ class TrialEntry:
 
     def __call__(self, job: Job) -> None:
         os.environ.setdefault(ROOT_VARIABLE, str(job.folder))
-        result = self._run(job)
         channel = trial_channel()
         if channel is None or job.rank != 0:
+            self._run(job)
             return
+        with guarding_fits(channel):
+            result = self._run(job)
         outcome, error = result.outcome, result.error
         if outcome is Outcome.COMPLETED and channel.interrupted_as is not None:
             # The script went on after the training was paused or stopped; what it returned is no result.
             outcome = channel.interrupted_as
         elif outcome is Outcome.COMPLETED and not channel.callback_seen:
-            message = (
-                "The script ended without training a Trainer that has the callback of this package, so nothing "
-                "was reported. "
-                "Add it to the Trainer's list: from lightning_hpo import HPOCallback; "
-                "Trainer(callbacks=[HPOCallback()], ...)"
-            )
-            channel.problem(CallbackMissing.__name__, message)
-            outcome, error = Outcome.FAILED, f"{CallbackMissing.__name__}: {message}"
+            missing = never_trained()
+            channel.problem(type(missing).__name__, str(missing))
+            outcome, error = Outcome.FAILED, f"{type(missing).__name__}: {missing}"
         channel.ended(outcome, error, result.traceback, result.value)
         forget_trial_channel()

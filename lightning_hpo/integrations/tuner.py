@@ -75,8 +75,9 @@ class Tuner:
 
         Raises:
             HpoError: whatever ends the study before its time.
+            KeyboardInterrupt: after Ctrl-C, when the running trials are paused and the results are written.
         """
-        state, _ = run_study(
+        state = run_study(
             StudySetup(
                 space=self.space,
                 options=self.options,

@@ -110,8 +110,12 @@ def options_for(recorded: StudyOptions, algorithm: str, max_t: int | None, n_wor
         given: dict[str, Any] = recorded.to_json()
         dropped = ("algorithm", "searcher", "stop", "n_trials", "searcher_data")
         given = {name: value for name, value in given.items() if name not in dropped}
-        if algorithm in ALGORITHMS and "type" in ALGORITHMS[algorithm].presets:
-            del given["type"]
+        if algorithm in ALGORITHMS:
+            other = ALGORITHMS[algorithm]
+            if "type" in other.presets or not other.has_types:
+                del given["type"]
+            if other.scheduler != ALGORITHMS[recorded.algorithm].scheduler:
+                del given["brackets"]
         options = StudyOptions.from_mapping({**given, "algorithm": algorithm})
     return dataclasses.replace(options, max_t=max_t, n_workers=n_workers, random_seed=seed)
 

@@ -100,7 +100,8 @@ class Welcome:
 
     metric: str
     mode: str
-    max_t: int
+    max_t: int | None
+    """Resource of a full training; None: the script's own end is the trial's."""
     resource: str = "epoch"
     """Unit of resource: ``epoch`` or ``validation``."""
     from_resource: int = 0
@@ -304,7 +305,7 @@ def decode_reply(payload: bytes) -> Welcome | Answer:
         return Welcome(
             metric=_text(data, "metric"),
             mode=_text(data, "mode"),
-            max_t=_natural(data, "max_t", 1),
+            max_t=None if data["max_t"] is None else _natural(data, "max_t", 1),
             resource=data["resource"],
             from_resource=_natural(data, "from_resource", 0),
             checkpoint_path=None if checkpoint is None else _text(checkpoint, "path"),

@@ -9,7 +9,11 @@ from lightning_hpo.core.schedulers.fifo import Fifo
 from lightning_hpo.core.schedulers.hyperband import AsynchronousHyperband, CostPromotion, PromotionAsha, StoppingAsha
 from lightning_hpo.core.schedulers.median import MedianStopping
 from lightning_hpo.core.schedulers.pasha import Pasha
-from lightning_hpo.core.schedulers.synchronous import DifferentialEvolutionHyperband, SyncHyperband
+from lightning_hpo.core.schedulers.synchronous import (
+    DifferentialEvolutionHyperband,
+    SyncHyperband,
+    hyperband_brackets,
+)
 from lightning_hpo.errors import OptionError
 
 _HYPERBAND: dict[str, type[AsynchronousHyperband]] = {
@@ -37,12 +41,15 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
         return MedianStopping(options.max_t, options.grace_period or 1)
     if kind in ("sync_hyperband", "dehb"):
         cls = SyncHyperband if kind == "sync_hyperband" else DifferentialEvolutionHyperband
-        return cls(options.max_t, options.grace_period or 1, options.reduction_factor or 3, options.brackets)
+        ladder = (options.max_t, options.grace_period or 1, options.reduction_factor or 3)
+        _check_brackets(options, len(hyperband_brackets(*ladder)))
+        return cls(*ladder, options.brackets)
     levels = rung_levels(
         options.max_t, options.grace_period, options.reduction_factor, options.rung_increment, options.rung_levels
     )
     if ALGORITHMS[options.algorithm].searcher == "hypertune" and not levels:
         raise OptionError(f"Hyper-Tune needs at least two levels, max_t={options.max_t} gives one. Raise max_t.")
+    _check_brackets(options, len(levels) + 1)
     common = (
         options.max_t,
         levels,
@@ -54,3 +61,12 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
     if options.effective_type == "pasha":
         return Pasha(*common, mode=options.mode)
     return _HYPERBAND[options.effective_type](*common)
+
+
+def _check_brackets(options: StudyOptions, most: int) -> None:
+    """Every bracket begins at another rung, the last one at ``max_t``."""
+    if options.brackets is not None and options.brackets > most:
+        raise OptionError(
+            f"brackets={options.brackets}, but between the lowest rung and max_t={options.max_t} there is room for "
+            f"{most}. Set brackets to at most {most}, or raise max_t."
+        )
