@@ -18,7 +18,7 @@ import pytest
 
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import ChannelError
-from lightning_hpo.runtime.channel import ChannelServer
+from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.messages import Answer, Hello, Message, Problem, Report, Saved, Welcome
 
 ROOT = Path(__file__).parents[2]
