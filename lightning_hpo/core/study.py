@@ -95,7 +95,8 @@ class StudyState:
         """Trials with a process."""
         self._batch_left = 0
         self._jobs = 0
-        """Starts and resumes so far: the counter of the bracket draws."""
+        """Starts and promotions so far: the counter of the bracket draws. A job that was lost and is tried again is
+        the same job, so that the draws do not depend on what was killed."""
         self._bracket_weights = self.scheduler.bracket_weights
         self._wanted: SuggestionWanted | None = None
         self._initial_used = 0
@@ -253,6 +254,7 @@ class StudyState:
         trial = self.trials[promotion.trial_id]
         trial.milestone = promotion.milestone
         trial.reason = promotion.reason
+        self._jobs += 1
         self.data.resume(trial.id, promotion.from_resource, promotion.milestone)
         return self._resumed(trial)
 
@@ -260,7 +262,6 @@ class StudyState:
         trial.attempt += 1
         trial.status = TrialStatus.RUNNING
         trial.resume_from = trial.checkpoint.resource if trial.checkpoint else 0
-        self._jobs += 1
         self._live.add(trial.id)
         self._verdicts.pop(trial.id, None)
         return Resume(

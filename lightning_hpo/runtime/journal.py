@@ -30,6 +30,9 @@ FILE_NAME = "study.db"
 BACKUP_NAME = "study.db.bak"
 LOCK_NAME = "study.lock"
 SCHEMA = 1
+_TEMPORARY_BACKUP = f"{BACKUP_NAME}.tmp"
+_TEMPORARY_JOURNAL = f"{FILE_NAME}.new"
+_TEMPORARY_NAMES = (_TEMPORARY_BACKUP, f"{_TEMPORARY_BACKUP}-journal", _TEMPORARY_JOURNAL)
 _BUSY_S = 60.0
 
 _TABLES = (
@@ -104,6 +107,8 @@ class Journal:
         _require(path)
         lock = _Lock(path)
         try:
+            for name in _TEMPORARY_NAMES:  # of a launcher that was killed
+                (path / name).unlink(missing_ok=True)
             connection = _connect(path / FILE_NAME)
             _check(path, connection)
             return cls(path, connection, lock)
@@ -222,7 +227,7 @@ class Journal:
             StudyError: if it cannot be written.
         """
         target = self.folder / BACKUP_NAME
-        temporary = self.folder / f"{BACKUP_NAME}.tmp"
+        temporary = self.folder / _TEMPORARY_BACKUP
         try:
             temporary.unlink(missing_ok=True)
             with contextlib.closing(sqlite3.connect(temporary)) as copy:
@@ -230,6 +235,8 @@ class Journal:
             failpoint("journal.before_backup")
             _publish(temporary, target)
         except (sqlite3.Error, OSError) as problem:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise StudyError(
                 f"The backup {target} cannot be written: {problem}. Make room on the disk or restore the folder."
             ) from problem
@@ -336,7 +343,7 @@ def _crc(*columns: object) -> int:
 
 def _write_empty(file: Path, header: dict[str, Any]) -> None:
     """A journal without events appears whole or not at all, so a crash leaves no study that cannot be opened."""
-    temporary = file.with_name(f"{file.name}.new")
+    temporary = file.with_name(_TEMPORARY_JOURNAL)
     temporary.unlink(missing_ok=True)
     rows = [(name, json.dumps(value, allow_nan=False)) for name, value in header.items()]
     with (
