@@ -24,6 +24,7 @@ from rich.text import Text
 
 from lightning_hpo.core.events import Decision, Event
 from lightning_hpo.core.study import StudyState
+from lightning_hpo.report import formats
 from lightning_hpo.report.decisions import DecisionLines
 from lightning_hpo.report.header import header_text
 from lightning_hpo.report.live_table import live_table
@@ -35,6 +36,8 @@ _FRAME_S = 0.25
 _DRAWING_SHARE = 0.05
 """Largest part of the launcher's time that drawing may take."""
 _KEPT_MESSAGES = 3
+_MAX_KINDS = 100
+"""Kinds of warnings that are shown: a trial that sends nonsense without end must not fill the screen and the memory."""
 
 
 def make_observer(
@@ -83,6 +86,8 @@ class RunObserver(ABC):
         self._lines: DecisionLines | None = None
         self._warnings: dict[str, int] = {}
         self._first_of: dict[str, str] = {}
+        self._not_shown = 0
+        """Warnings of kinds beyond the first :data:`_MAX_KINDS`."""
         self._is_broken = False
 
     # ------------------------------------------------------------------------ what the launcher calls
@@ -109,13 +114,21 @@ class RunObserver(ABC):
 
     def say(self, message: str, warning: bool = False) -> None:
         """Show a message now. Of warnings that differ in numbers only, the first is shown and the rest are counted."""
-        if warning:
-            kind = re.sub(r"\d+", "#", message)
-            self._warnings[kind] = self._warnings.get(kind, 0) + 1
-            if self._warnings[kind] > 1:
-                return
-            self._first_of[kind] = message
-        self._safely(lambda: self._show_message(message, warning))
+        # A message may quote what a trial has sent.
+        text = "\n".join(formats.plain(line) for line in message.splitlines())
+        if not (warning and self._is_repetition(text)):
+            self._safely(lambda: self._show_message(text, warning))
+
+    def _is_repetition(self, warning: str) -> bool:
+        kind = re.sub(r"\d+", "#", warning)
+        if kind not in self._warnings:
+            if len(self._warnings) >= _MAX_KINDS:
+                self._not_shown += 1
+                return True
+            self._warnings[kind] = 0
+            self._first_of[kind] = warning
+        self._warnings[kind] += 1
+        return self._warnings[kind] > 1
 
     def tick(self, state: StudyState) -> None:
         """A moment has passed."""
@@ -128,7 +141,10 @@ class RunObserver(ABC):
             if count > 1:
                 text = f"{count - 1} more like: {self._first_of[kind]}"
                 self._safely(lambda text=text: self._print(text))  # type: ignore[misc]
+        if self._not_shown:
+            self._safely(lambda: self._print(f"{self._not_shown} other warnings were not shown."))
         self._warnings.clear()
+        self._not_shown = 0
 
     def __enter__(self) -> RunObserver:
         return self

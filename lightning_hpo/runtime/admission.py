@@ -120,9 +120,11 @@ class Admission:
             if not chunk:
                 self._turn_away(stranger)
             elif len(stranger.response) == RESPONSE_BYTES:
-                stranger.connection.send(stranger.handshake.proof(stranger.response))
+                proof = stranger.handshake.proof(stranger.response)
                 self._forget(stranger)
+                # First, so that the loop knows of the client before the client can say anything and end.
                 self._admit(stranger.connection)
+                stranger.connection.send(proof)
         except BlockingIOError:
             return
         except (OSError, Refused):

@@ -438,6 +438,10 @@ def _parts(path: str) -> tuple[str, ...]:
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
         raise _outside(path)
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as problem:  # no file has such a name
+        raise _outside(path) from problem
     return parts
 
 

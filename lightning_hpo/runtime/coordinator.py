@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -70,6 +70,8 @@ _RETRY_COMMIT_S = 2.0
 _BACKUP_EVERY_S = 600.0
 """Between two copies of the journal."""
 _LAST_WORDS_BYTES = 4096
+_MOST_DRAINS = 100
+"""Looks at what a process left in its socket; each takes as much as a socket usually holds."""
 _FRESHNESS = 5.0
 """An answer computed ahead is renewed after so many times the time it took, if there is new data."""
 
@@ -371,8 +373,9 @@ class Coordinator:
             return
         attempt.fate = (Outcome.FAILED, f"{message.kind}: {message.message}")
         if not any(trial.curve for trial in self._state.trials.values()):
-            kind = getattr(errors, message.kind, HpoError)
-            self._problem = kind(message.message) if issubclass(kind, HpoError) else HpoError(message.message)
+            named: Any = getattr(errors, message.kind, None)
+            kind = named if isinstance(named, type) and issubclass(named, HpoError) else HpoError
+            self._problem = kind(message.message)
 
     def _welcome(self, trial: Trial) -> Welcome:
         checkpoint = trial.checkpoint if trial.resume_from else None  # it may have been found damaged since
@@ -404,18 +407,23 @@ class Coordinator:
 
     def _follow_backend(self) -> None:
         happened = self._backend.poll()
-        if any(isinstance(h, Exit) for h in happened):
-            self._drain_messages()
+        gone = {(h.trial_id, h.attempt) for h in happened if isinstance(h, Exit)}
+        if gone:
+            self._drain_messages(gone)
         for event in happened:
             if isinstance(event, Started):
                 self._handle(AttemptStarted(self._now, event.trial_id, event.attempt, event.pid, event.worker))
             else:
                 self._take_exit(event)
 
-    def _drain_messages(self) -> None:
-        """What a process sent before it ended comes before its end."""
-        while ready := wait(self._server.waitables(), 0):
-            self._receive(ready)
+    def _drain_messages(self, gone: Set[tuple[int, int]]) -> None:
+        """What a process sent before it ended comes before its end. Others, who may never stop talking, wait."""
+        for _ in range(_MOST_DRAINS):
+            ready = wait(self._server.waitables(), 0)
+            last_words = [r for r in ready if getattr(r, "identity", None) in (None, *gone)]
+            if not last_words:
+                return
+            self._receive(last_words)
 
     def _take_exit(self, end: Exit) -> None:
         attempt = self._attempts.get(end.trial_id)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -29,6 +30,9 @@ from lightning_hpo.errors import ChannelError
 
 MAX_TEXT = 100_000
 """Longest text sent, characters; of a longer one the end is kept."""
+
+MAX_INTEGER = 2**53 - 1
+"""Largest integer accepted: the largest up to which every program that reads JSON agrees."""
 
 _DECISIONS = frozenset({"continue", "pause", "stop", "complete"})
 
@@ -175,6 +179,15 @@ def encode(message: Message) -> bytes:
     return _dumps(data)
 
 
+_TERMINAL_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_NOT_FOR_PEOPLE = re.compile(r"[^\t\n -~\u00a0-\ud7ff\ue000-\U0010ffff]")
+
+
+def legible(text: str) -> str:
+    """The text without what would steer a terminal (ECMA-48) or cannot be written as UTF-8."""
+    return _NOT_FOR_PEOPLE.sub("\ufffd", _TERMINAL_SEQUENCE.sub("", text))
+
+
 def _cut(text: str | None) -> str | None:
     """The end of a text tells most: a traceback's last lines."""
     return text if text is None or len(text) <= MAX_TEXT else "[...] " + text[-MAX_TEXT:]
@@ -198,8 +211,8 @@ def decode(payload: bytes) -> Message:
 
 def _natural(data: Mapping[str, Any], name: str, at_least: int) -> int:
     value = data[name]
-    if type(value) is not int or value < at_least:
-        raise ValueError(f"{name} must be an integer >= {at_least}")
+    if type(value) is not int or not at_least <= value <= MAX_INTEGER:
+        raise ValueError(f"{name} must be an integer from {at_least} to {MAX_INTEGER}")
     return value
 
 
@@ -210,8 +223,12 @@ def _text(data: Mapping[str, Any], name: str) -> str:
     return value
 
 
+def _legible_text(data: Mapping[str, Any], name: str) -> str:
+    return legible(_text(data, name))
+
+
 def _optional_text(data: Mapping[str, Any], name: str) -> str | None:
-    return None if data.get(name) is None else _text(data, name)
+    return None if data.get(name) is None else _legible_text(data, name)
 
 
 def _real(value: Any) -> float:
@@ -233,14 +250,14 @@ def _decode_report(data: dict[str, Any], trial_id: int, attempt: int) -> Report:
         cost = _real(cost)
         if not cost >= 0.0:
             raise ValueError("cost must not be negative")
-    metrics = {name: _real(value) for name, value in data["metrics"].items()}
+    metrics = {legible(name): _real(value) for name, value in data["metrics"].items()}
     return Report(trial_id, attempt, _natural(data, "resource", 1), _real(data["value"]), metrics, cost)
 
 
 def _decode_saved(data: dict[str, Any], trial_id: int, attempt: int) -> Saved:
     path, sha256 = _text(data, "path"), _text(data, "sha256")
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path:
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path or not path.isprintable():
         raise ValueError("path must lie inside the trial's folder")
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
         raise ValueError("sha256 must have 64 hexadecimal digits")
@@ -254,7 +271,7 @@ def _decode_ended(data: dict[str, Any], trial_id: int, attempt: int) -> Ended:
 
 
 def _decode_problem(data: dict[str, Any], trial_id: int, attempt: int) -> Problem:
-    return Problem(trial_id, attempt, _text(data, "kind"), _text(data, "message"))
+    return Problem(trial_id, attempt, _legible_text(data, "kind"), _legible_text(data, "message"))
 
 
 _DECODERS: dict[str, Callable[[dict[str, Any], int, int], Message]] = {

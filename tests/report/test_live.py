@@ -196,6 +196,27 @@ def test_warnings_of_one_kind_are_shown_once_and_counted(live: bool):
     assert "2 more like: Trial 0: the disk is full" in text
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_warnings_without_end_do_not_fill_the_screen(live: bool):
+    run = Run(new_state(), live)
+    for number in range(1000):
+        word = "".join(chr(ord("a") + int(digit)) for digit in str(number))
+        run.observer.say(f"A client was dropped: it sent {word}", warning=True)
+    run.observer.close()
+    text = run.stream.getvalue()
+    assert text.count("Warning: A client was dropped") == 100
+    assert "900 other warnings were not shown." in text
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_message_cannot_steer_the_terminal(live: bool):
+    run = Run(new_state(), live)
+    run.observer.say("Trial 0: \x1b]0;title\x07\x9b2J \ud83d", warning=True)
+    assert "]0;title" in run.stream.getvalue()
+    assert not set("\x07\x9b\ud83d") & set(run.stream.getvalue())
+    assert "\x1b]" not in run.stream.getvalue()
+
+
 def test_a_message_is_shown_at_once_and_as_often_as_it_is_said():
     run = Run(new_state())
     run.observer.say("The study can be written again and goes on.")

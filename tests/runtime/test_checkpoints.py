@@ -257,7 +257,7 @@ def test_links_are_never_followed_to_delete(tmp_path: Path, link: str) -> None:
 
 odd_names = st.lists(
     st.sampled_from(
-        ["..", ".", "", "a", "0", "checkpoints", "outside", "~", "*", "a b", "é", "\n", "x" * 300, "\0", "\\"]
+        ["..", ".", "", "a", "0", "checkpoints", "outside", "~", "*", "a b", "é", "\n", "x" * 300, "\0", "\\", "\ud800"]
     ),
     min_size=1,
     max_size=5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import TrialStatus
-from lightning_hpo.errors import MetricMissing, RepeatedFailure
+from lightning_hpo.errors import HpoError, MetricMissing, RepeatedFailure
+from lightning_hpo.runtime.coordinator import RunResult
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Problem, Report, Saved, Welcome
 from tests.faults.virtual import NO_FAULTS, Faults, Process, VirtualCluster, true_value
 
@@ -170,6 +172,12 @@ class TestProblems:
         assert result.reason == "the script cannot be tuned, MetricMissing"
         assert made.answers(0) == ["stop"] and len(made.durable.trials) == 1
 
+    @pytest.mark.parametrize("kind", ["did_you_mean", "difflib", "TrialPaused", "no such name", "__doc__"])
+    def test_a_problem_of_a_kind_that_is_no_error_of_ours_ends_it_too(self, kind: str):
+        _, result = self.with_problem(kind, at=0)
+        assert type(result.problem) is HpoError
+        assert str(result.problem) == "val_los was not logged. Log it."
+
     def test_once_a_trial_has_reported_it_fails_its_own_trial_only(self):
         made, result = self.with_problem("MetricMissing", at=2)
         assert result.problem is None
@@ -215,9 +223,13 @@ class TestInterrupts:
 
     def test_a_time_limit_kills_what_has_not_paused(self):
         made = Recorded(algorithm="random", type=None, n_workers=2, n_trials=2)
-        made.after(4.0, 4.0, lambda: made.last_coordinator.interrupt(limit_s=0.1))
+        made.after(4.0, 4.0, lambda: made.last_coordinator.interrupt(limit_s=0.1, by=signal.SIGTERM))
         made.run()
         assert [e.outcome for e in made.logged(AttemptEnded)[:2]] == [Outcome.INTERRUPTED] * 2
+
+    def test_the_result_names_the_signal(self):
+        interrupted = RunResult("interrupted", signal.SIGTERM)
+        assert interrupted.is_interrupted and not RunResult("all 4 trials are done").is_interrupted
 
 
 class TestTimeouts:
