@@ -31,6 +31,9 @@ class FitOptions:
     opt_restart_growth: float = 0.1
     """Search fully when the data have grown by this share since the last full search. In between, the current
     values are the only start: a new observation moves the optimum little, so that a few evaluations find it again."""
+    opt_restart_small: int = 200
+    """Up to this many observations the initial values are a start of every search: the best of several optima still
+    changes from one observation to the next, and evaluations are cheap."""
     tolerance: float = 1e-6
     """Relative decrease of the objective, and projected gradient, at which a start ends."""
 
@@ -82,9 +85,9 @@ def fit(
         return result(old, math.nan, False, 0, searched)
     full = n >= (1.0 + options.opt_restart_growth) * searched
     starts = old.numpy()[None]
-    if full:
+    if full or n <= options.opt_restart_small:
         centre = old if options.opt_warmstart else space.initial
-        noise = generator.standard_normal((options.opt_nstarts - 1, space.size))
+        noise = generator.standard_normal((options.opt_nstarts - 1 if full else 0, space.size))
         fresh = np.concatenate([centre.numpy()[None], centre.numpy() + noise])
         starts = fresh if centre is old else np.concatenate([starts, fresh])
     objective = batched(model.objective(data), data.y.device)

@@ -1,20 +1,23 @@
 """Box-constrained minimisation of one function from several starts, evaluated together.
 
 SciPy's L-BFGS-B runs once per start, each in a thread of its own that waits whenever it needs the function. As soon
-as all wait, their points are evaluated as one batch. The threads never run at the same time as the evaluation, and
-the composition of the batches depends on the starts alone, so the result does not depend on the threads' timing.
+as all wait, their points are evaluated as one batch. The composition of the batches depends on the starts alone, so the
+result does not depend on the threads' timing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -97,82 +100,95 @@ def minimize_batch(
         evaluations += 1
         return function(points)
 
-    if len(starts) == 1:
+    together = _Together(evaluate, len(starts))
+    runs = [_Start(x, functools.partial(together.ask, i)) for i, x in enumerate(starts)]
 
-        def ask_alone(x: Array) -> tuple[float, Array]:
-            values, gradients = evaluate(x[None])
-            return float(values[0]), gradients[0]
+    def work(index: int) -> None:
+        try:
+            runs[index].run(lower, upper, max_iterations, tolerance)
+        except BaseException as problem:
+            together.fail(problem)
+        finally:
+            together.leave()
 
-        runs = [_Start(starts[0], ask_alone)]
-        runs[0].run(lower, upper, max_iterations, tolerance)
-    else:
-        runs = _run_together(evaluate, starts, lower, upper, max_iterations, tolerance)
+    with _one_thread():
+        threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(1, len(starts))]
+        for thread in threads:
+            thread.start()
+        work(0)
+        for thread in threads:
+            thread.join()
+    if together.failure is not None:
+        raise together.failure
     return Minimum(np.stack([r.x for r in runs]), np.array([r.value for r in runs]), evaluations)
+
+
+def _one_thread() -> contextlib.AbstractContextManager[Any]:
+    """SciPy's linear algebra on one thread: on vectors this short its other threads only wait, which costs as much."""
+    controller = _blas()
+    return contextlib.nullcontext() if controller is None else controller.limit(limits=1, user_api="blas")
+
+
+@functools.cache
+def _blas() -> ThreadpoolController | None:
+    controller = ThreadpoolController().select(user_api="blas")
+    return controller if len(controller) else None
 
 
 class _Cancelled(Exception):
     """The function failed for another start."""
 
 
-def _run_together(
-    evaluate: Callable[[Array], tuple[Array, Array]],
-    starts: Array,
-    lower: Array,
-    upper: Array,
-    max_iterations: int,
-    tolerance: float,
-) -> list[_Start]:
-    inbox: queue.SimpleQueue[tuple[int, Array | BaseException | None]] = queue.SimpleQueue()
-    answers: list[queue.SimpleQueue[tuple[float, Array] | None]] = [queue.SimpleQueue() for _ in starts]
+class _Together:
+    """The evaluations of all starts, as batches.
 
-    def ask(index: int, x: Array) -> tuple[float, Array]:
-        inbox.put((index, x.copy()))
-        answer = answers[index].get()
+    Each start runs in a thread of its own. The last one that asks evaluates for all: then a batch costs one change of
+    thread for every other start, and none if there is only one.
+    """
+
+    def __init__(self, evaluate: Callable[[Array], tuple[Array, Array]], n_starts: int) -> None:
+        self.failure: BaseException | None = None
+        self._evaluate = evaluate
+        self._active = n_starts
+        self._waiting: dict[int, Array] = {}
+        self._answers: list[queue.SimpleQueue[tuple[float, Array] | None]] = [
+            queue.SimpleQueue() for _ in range(n_starts)
+        ]
+        self._lock = threading.Lock()
+
+    def ask(self, index: int, x: Array) -> tuple[float, Array]:
+        """Value and gradient for the start ``index``; waits until all that still run have asked."""
+        with self._lock:
+            self._waiting[index] = x.copy()
+            self._answer_if_complete()
+        answer = self._answers[index].get()
         if answer is None:
             raise _Cancelled
         return answer
 
-    runs = [_Start(x, lambda x, i=i: ask(i, x)) for i, x in enumerate(starts)]  # type: ignore[misc]
+    def fail(self, problem: BaseException) -> None:
+        """All starts are to end, because of this."""
+        if not isinstance(problem, _Cancelled):
+            with self._lock:
+                self.failure = self.failure or problem
 
-    def work(index: int) -> None:
-        outcome: BaseException | None = None
-        try:
-            runs[index].run(lower, upper, max_iterations, tolerance)
-        except BaseException as problem:
-            outcome = problem
-        inbox.put((index, outcome))
+    def leave(self) -> None:
+        """One start has ended."""
+        with self._lock:
+            self._active -= 1
+            self._answer_if_complete()
 
-    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(len(starts))]
-    for thread in threads:
-        thread.start()
-    active, failure = len(starts), None
-    waiting: dict[int, Array] = {}
-    while active:
-        index, message = inbox.get()
-        if isinstance(message, np.ndarray):
-            waiting[index] = message
-        else:
-            active -= 1
-            if message is not None and not isinstance(message, _Cancelled):
-                failure = failure or message
-        if waiting and len(waiting) == active:
-            order = sorted(waiting)
+    def _answer_if_complete(self) -> None:
+        if not self._waiting or len(self._waiting) < self._active:
+            return
+        order = sorted(self._waiting)
+        replies: list[tuple[float, Array] | None] = [None] * len(order)
+        if self.failure is None:
             try:
-                if failure is not None:
-                    raise _Cancelled
-                values, gradients = evaluate(np.stack([waiting[i] for i in order]))
-                replies: list[tuple[float, Array] | None] = [
-                    (float(v), g) for v, g in zip(values, gradients, strict=True)
-                ]
+                values, gradients = self._evaluate(np.stack([self._waiting[i] for i in order]))
+                replies = [(float(v), g) for v, g in zip(values, gradients, strict=True)]
             except BaseException as problem:
-                if not isinstance(problem, _Cancelled):
-                    failure = problem
-                replies = [None] * len(order)
-            waiting.clear()
-            for i, reply in zip(order, replies, strict=True):
-                answers[i].put(reply)
-    for thread in threads:
-        thread.join()
-    if failure is not None:
-        raise failure
-    return runs
+                self.failure = problem
+        self._waiting.clear()
+        for i, reply in zip(order, replies, strict=True):
+            self._answers[i].put(reply)

@@ -29,13 +29,25 @@ def test_the_same_seed_gives_the_same_parameters() -> None:
 
 
 def test_between_full_searches_a_few_evaluations_suffice() -> None:
-    cold = fit(MODEL, grown(40), FitOptions(), np.random.default_rng(0))
+    options = FitOptions(opt_restart_small=30)
+    cold = fit(MODEL, grown(40), options, np.random.default_rng(0))
     state = json.loads(json.dumps(cold.state))
-    warm = fit(MODEL, grown(42), FitOptions(), np.random.default_rng(1), state)
+    warm = fit(MODEL, grown(42), options, np.random.default_rng(1), state)
     assert warm.evaluations < cold.evaluations / 2
     assert warm.state["searched"] == 40
-    again = fit(MODEL, grown(44), FitOptions(), np.random.default_rng(1), state)
+    again = fit(MODEL, grown(44), options, np.random.default_rng(1), state)
     assert again.state["searched"] == 44
+
+
+def test_with_few_observations_every_search_starts_from_the_initial_values_too() -> None:
+    """A bad current optimum is left as soon as the data say so, not only when they have grown by a tenth."""
+    stuck = {"parameters": MODEL.space.values(MODEL.space.upper.clamp(max=5.0)), "searched": 40}
+    fresh = fit(MODEL, grown(41), FitOptions(opt_nstarts=1), np.random.default_rng(0))
+    found = fit(MODEL, grown(41), FitOptions(opt_restart_small=41), np.random.default_rng(0), stuck)
+    assert found.state["searched"] == 40
+    assert found.objective <= fresh.objective + 1e-9
+    alone = fit(MODEL, grown(41), FitOptions(opt_restart_small=40, opt_maxiter=1), np.random.default_rng(0), stuck)
+    assert alone.objective > found.objective + 1.0
 
 
 def test_a_full_search_is_never_worse_than_the_current_parameters() -> None:

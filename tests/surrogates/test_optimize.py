@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 from scipy.optimize import minimize, rosen, rosen_der
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from lightning_hpo.surrogates.optimize import Array, minimize_batch
 
@@ -79,3 +80,38 @@ def test_an_error_reaches_the_caller_and_leaves_no_thread(starts: Array) -> None
         minimize_batch(failing, starts, LOWER, UPPER, 50)
     assert threading.active_count() == before
     assert calls == 3
+
+
+def test_an_interrupted_evaluation_ends_every_start() -> None:
+    """Whichever thread evaluates, the caller gets the interruption and no start goes on."""
+    calls = 0
+
+    def interrupted(points: Array) -> tuple[Array, Array]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return rosenbrock(points)
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        minimize_batch(interrupted, STARTS, LOWER, UPPER, 50)
+    assert threading.active_count() == before
+    assert calls == 4
+
+
+def test_linear_algebra_has_one_thread_during_the_search_and_its_own_number_after() -> None:
+    def numbers() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    seen = []
+
+    def counted(points: Array) -> tuple[Array, Array]:
+        seen.append(numbers())
+        return rosenbrock(points)
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        outside = numbers()
+        minimize_batch(counted, STARTS, LOWER, UPPER, 2)
+        assert numbers() == outside
+    assert seen[0] == [1] * len(outside)
