@@ -14,6 +14,7 @@ import lightning_hpo
 from lightning_hpo.cli import COMMANDS, main
 from lightning_hpo.core.events import CheckpointSaved
 from lightning_hpo.core.trial import Checkpoint
+from lightning_hpo.report.folder import continuing
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.study import Study, study_header
 from tests.report.studies import SPACE, new_state, small_study
@@ -50,14 +51,43 @@ def test_status_shows_where_the_study_stands(folder: Path, capsys: Output):
 
 def test_status_of_a_study_that_runs_says_who_works_on_it(tmp_path: Path, capsys: Output):
     study = Study.create(SPACE, path=tmp_path, metric="m", algorithm="random", max_t=9)
-    study.ask()
+    job = study.ask()
+    assert job is not None
     assert main(["status", str(tmp_path)]) == 0
     assert f"is worked on by process {os.getpid()}" in capsys.readouterr().out
     assert main(["status", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["is_running"] is True
+    study.complete(job.trial_id)
     study.close()
     assert main(["status", str(tmp_path)]) == 0
     assert "is not running and can be continued" in capsys.readouterr().out
+
+
+def test_trials_of_a_launcher_that_was_killed_are_not_called_running(
+    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+):
+    state = new_state(algorithm="random", type=None, n_trials=None)
+    monkeypatch.chdir(tmp_path)
+    command = f"python train.py hydra.launcher.study={tmp_path}/old"
+    header = study_header(state.space, state.options) | continuing(command, tmp_path / "old")
+    Journal.create(tmp_path / "old", header).close()
+    study = Study.load(tmp_path / "old")
+    for _ in range(2):
+        study.ask()
+    study.close()  # as if it had been killed: its trials have not ended
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert main(["status", str(tmp_path / "new")]) == 0
+    shown = capsys.readouterr().out
+    assert "was interrupted with 2 running trials. Continued, it tries them again" in shown.splitlines()[0]
+    assert "trials     2: 2 waiting" in shown
+    assert f"continue   python train.py hydra.launcher.study={tmp_path}/new\n" in shown
+    monkeypatch.chdir(tmp_path / "new")
+    assert main(["status", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["trials"] == {"total": 2, "waiting": 2} and data["cut_off"] == [0, 1]
+    assert data["continue_command"].startswith(f"cd {tmp_path} && python train.py")
+    assert main(["trials", "--status", "running"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_status_of_a_study_without_trials(tmp_path: Path, capsys: Output):

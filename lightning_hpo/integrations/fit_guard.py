@@ -65,7 +65,10 @@ def _check(trainer: Trainer, channel: TrialChannel) -> None:
         return
     if any(isinstance(callback, HPOCallback) for callback in trainer.callbacks):  # unpickled, so it was never made here
         return
-    if will_be_made(HPOCallback, list(sys.modules.values())) and channel.hello(trainer.max_epochs).max_t != trainer.max_epochs:
+    if (
+        will_be_made(HPOCallback, list(sys.modules.values()))
+        and channel.hello(trainer.max_epochs).max_t != trainer.max_epochs
+    ):
         return
     error = CallbackMissing(
         "This Trainer has no HPOCallback, so the study would learn nothing from its training, which was not begun. "

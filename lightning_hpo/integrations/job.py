@@ -34,6 +34,7 @@ from lightning_hpo.core.events import Outcome
 from lightning_hpo.errors import OptionError, ResourceMismatch, TrialError, TrialInterrupted, TrialPaused
 from lightning_hpo.integrations.composing import Composer
 from lightning_hpo.integrations.config import MAX_RESOURCE_ATTRS, PREFIX, LauncherOptions
+from lightning_hpo.integrations.failures import is_sigterm, judge, terminated
 from lightning_hpo.integrations.hydra_space import format_value
 from lightning_hpo.integrations.select_sweeper import as_composed, written_overrides
 from lightning_hpo.runtime.script import FunctionReference, dump_entry
@@ -300,6 +301,8 @@ def _guarded(task_function: TaskFunction, interruptions: list[TrialInterrupted])
             interruptions.append(interruption)
             return None
         except SystemExit as request:
+            if is_sigterm(request):
+                raise terminated() from request
             if request.code in (None, 0):
                 return None
             raise TrialError(
@@ -313,8 +316,8 @@ def _failed(error: Exception, job_return: JobReturn | None = None) -> JobResult:
     lines = traceback.format_exception(type(error), error, _from_task(error.__traceback__))
     print("".join(lines), file=sys.stderr, flush=True)
     # Of a long message the first line says most; the log has the rest.
-    summary = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[0]
-    return JobResult(Outcome.FAILED, None, summary, "".join(lines), error, job_return)
+    outcome, summary = judge(error)
+    return JobResult(outcome, None, summary, "".join(lines), error, job_return)
 
 
 def _from_task(trace: TracebackType | None) -> TracebackType | None:

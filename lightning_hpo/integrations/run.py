@@ -16,6 +16,7 @@ from lightning_hpo.core.study import StudyState
 from lightning_hpo.errors import StudyError
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.warm_up import warm_up
+from lightning_hpo.report.folder import continuing
 from lightning_hpo.report.live import RunObserver, make_observer
 from lightning_hpo.report.results import summary, write_results
 from lightning_hpo.runtime.backends.base import Backend, Entry
@@ -168,6 +169,8 @@ def _conclude(
     if not state.trials:
         return
     write_results(setup.folder, state, reason=result.reason, recommendation=recommendation)
+    if result.problem is not None and state.best_any is None:
+        return  # there is nothing to sum up, and the problem has the last word
     print(
         summary(
             state,
@@ -214,6 +217,7 @@ def _backend(setup: StudySetup) -> Backend:
 def _open_journal(setup: StudySetup, options: StudyOptions) -> Journal:
     if not Journal.exists(setup.folder):
         header = study_header(setup.space, options) | {"resource": setup.options.resource} | setup.extra_header
+        header |= continuing(setup.continue_command, setup.folder)
         return Journal.create(setup.folder, header)
     journal = Journal.open(setup.folder)
     try:

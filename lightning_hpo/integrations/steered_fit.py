@@ -32,6 +32,7 @@ from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import (
     ChannelError,
     CheckpointError,
+    DiskFull,
     HpoError,
     OptionError,
     ResourceMismatch,
@@ -52,6 +53,7 @@ STATE_KEY = "lightning_hpo"
 
 _HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
 _NOT_PICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
+_TRY_TO_SAVE_AGAIN_S = 2.0
 _T = TypeVar("_T")
 
 
@@ -305,13 +307,23 @@ class SteeredFit:
             trainer.strategy.barrier("HPOCallback")
 
         def write() -> None:
-            written = publish(shards, path) if shards else _write(path, checkpoint)
+            written = self._when_there_is_room(lambda: publish(shards, path) if shards else _write(path, checkpoint))
             relative = path.relative_to(self._channel.directory).as_posix()
             self._channel.checkpoint(Checkpoint(resource, relative, written.sha256, written.size))
             failpoint("callback.saved")
 
         self._on_rank_zero(write)
         self._refuse_further_use(Outcome.PAUSED)
+
+    def _when_there_is_room(self, write: Callable[[], Written]) -> Written:
+        """The training is worth waiting for; the launcher tells the user, and whether there is still reason to wait."""
+        while True:
+            try:
+                return write()
+            except DiskFull as problem:
+                if self._channel.problem(DiskFull.__name__, str(problem)).decision != "continue":
+                    raise
+                time.sleep(_TRY_TO_SAVE_AGAIN_S)
 
     def _restore_inside_epoch(self, pl_module: LightningModule) -> None:
         state = self._state_of_rank()

@@ -16,6 +16,7 @@ from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.errors import TrialPaused, TrialStopped
 from lightning_hpo.integrations.config import LauncherOptions
+from lightning_hpo.integrations.failures import is_sigterm, judge, terminated
 from lightning_hpo.integrations.job import JobResult
 from lightning_hpo.integrations.run import StudySetup, run_study
 from lightning_hpo.integrations.trial import TrialEntry
@@ -109,8 +110,8 @@ class FunctionTrial:
         except BaseException as error:
             text = traceback.format_exc()
             print(text, file=sys.stderr, flush=True)
-            summary = traceback.format_exception_only(type(error), error)[-1].strip()
-            return JobResult(Outcome.FAILED, error=summary, traceback=text)
+            outcome, summary = judge(terminated() if isinstance(error, SystemExit) and is_sigterm(error) else error)
+            return JobResult(outcome, error=summary, traceback=text)
 
 
 class FunctionJobs:

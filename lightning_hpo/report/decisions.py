@@ -12,6 +12,9 @@ from lightning_hpo.report import formats
 from lightning_hpo.report.folder import trial_log
 from lightning_hpo.report.tally import Tally, is_rung
 
+_MAX_REPEATED = 60
+"""Characters of an error that was told for another trial already."""
+
 
 class DecisionLines:
     """Writes the lines. Reports that lead to no decision give none.
@@ -31,6 +34,8 @@ class DecisionLines:
         self._to_retry = {trial.id for trial in state.trials.values() if trial.status is TrialStatus.WAITING}
         """Trials whose next resume is another try and no promotion."""
         self._completed: set[int] = set()
+        self._first_with: dict[str, int] = {}
+        """Error -> the trial for which it was told."""
 
     @property
     def tally(self) -> Tally:
@@ -91,6 +96,9 @@ class DecisionLines:
             log = trial_log(self._folder, trial)
             where = f"  ({formats.path(log)})" if log is not None else ""
             text = formats.error_line(trial.error) or "no error was told"
+            first = self._first_with.setdefault(text, trial.id)
+            if first != trial.id and len(text) > _MAX_REPEATED:
+                text = f"as trial {first}: {formats.shortened(text, _MAX_REPEATED)}"
             return [(_line(event.time, trial.id, "fail", f"{text}{where}"), True)]
         if event.outcome is Outcome.LOST:
             again = "; will be tried again" if trial.status is TrialStatus.WAITING else ""

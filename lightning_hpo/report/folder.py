@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lightning_hpo.core.events import Decision, Event, Finish, Reported, StudyCo
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial
 from lightning_hpo.errors import StudyNotFound
+from lightning_hpo.report import formats
 from lightning_hpo.runtime.journal import FILE_NAME, Journal
 from lightning_hpo.study import state_from_header
 
@@ -48,6 +49,10 @@ class StudyFolder:
     """Unit of resource: ``epoch`` or ``validation``."""
     holder: str | None
     """Who works on the study, None if nobody does."""
+    cut_off: tuple[int, ...] = ()
+    """Trials that ran when the last launcher went without a word: killed, or the machine was."""
+    continue_command: str | None = None
+    """Command line that continues the study, if its launcher has left one."""
 
     @property
     def is_running(self) -> bool:
@@ -60,8 +65,6 @@ class StudyFolder:
         """
         if self.is_running:
             return None
-        if self.state.live:
-            self.state.handle(StudyContinued(self.state.progress.time))
         (decision,) = self.state.handle(WorkerReady(self.state.progress.time))
         return decision.reason if isinstance(decision, Finish) else None
 
@@ -76,10 +79,33 @@ def read_study(folder: str | os.PathLike[str], watch: Watcher | None = None) -> 
         StudyNotFound, StudyCorrupt: if there is none, or it cannot be read.
     """
     path = Path(folder)
+    holder = Journal.holder(path)  # first: a launcher that ends meanwhile must not look like one that was killed
     with Journal.read(path) as journal:
         state = replay(journal, watch)
-        unit = journal.header.get("resource", "epoch")
-    return StudyFolder(path, state, unit, Journal.holder(path))
+        header = journal.header
+    cut_off = tuple(sorted(state.live)) if holder is None else ()
+    if cut_off:
+        # Nobody trains them: they stand where a launcher that continues the study will find them.
+        state.handle(StudyContinued(state.progress.time))
+    return StudyFolder(path, state, header.get("resource", "epoch"), holder, cut_off, _continue_command(path, header))
+
+
+def continuing(command: str | None, folder: Path) -> dict[str, Any]:
+    """What a journal's header keeps, so that people who look at the study can be told how to continue it.
+
+    Args:
+        command: command line that continues the study, None if there is none.
+        folder: the study folder, as the command names it.
+    """
+    return {} if command is None else {"continue": {"command": command, "folder": str(folder), "in": os.getcwd()}}
+
+
+def _continue_command(folder: Path, header: Mapping[str, Any]) -> str | None:
+    kept = header.get("continue")
+    if kept is None:
+        return None
+    command = str(kept["command"]).replace(kept["folder"], str(folder.absolute()))  # the folder may have been moved
+    return command if kept["in"] == os.getcwd() else f"cd {formats.quoted(kept['in'])} && {command}"
 
 
 def replay(journal: Journal, watch: Watcher | None = None) -> StudyState:

@@ -37,7 +37,7 @@ def header_text(
     rows = [
         ("algorithm", _algorithm(options)),
         ("goal", f"{options.mode} {formats.plain(options.metric)}"),
-        ("space", formats.space(state.space) or "nothing is searched"),
+        ("space", formats.space(state.space)),
         ("resource", _ladder(state, unit)),
         ("ends", ending(options)),
         ("workers", ", ".join(filter(None, (at_a_time, start_method)))),

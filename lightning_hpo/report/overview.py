@@ -13,7 +13,16 @@ from lightning_hpo.report import formats
 from lightning_hpo.report.folder import StudyFolder, params, trial_log
 from lightning_hpo.report.header import ending
 from lightning_hpo.report.live_table import rung_line, shown_trials, trial_table
-from lightning_hpo.report.results import best_rows, counts_line, disk_line, failure_lines, spent_line, table, trial_row
+from lightning_hpo.report.results import (
+    advice_on_full_training,
+    best_rows,
+    counts_line,
+    disk_line,
+    failure_lines,
+    spent_line,
+    table,
+    trial_row,
+)
 from lightning_hpo.report.tally import Tally, counts
 
 SORT_KEYS = ("id", "value", "resource")
@@ -28,7 +37,7 @@ def status(study: StudyFolder) -> list[Text]:
     algorithm = f"{options.algorithm} ({ALGORITHMS[options.algorithm].summary})"
     rows = [
         ("algorithm", f"{algorithm}, {options.mode} {formats.plain(options.metric)}"),
-        ("space", formats.space(state.space) or "nothing is searched"),
+        ("space", formats.space(state.space)),
         ("ends", ending(options)),
     ]
     if len(tally.rungs) > 1:
@@ -41,16 +50,27 @@ def status(study: StudyFolder) -> list[Text]:
     rows.append(("elapsed", formats.duration(state.progress.time)))
     shown = shown_trials(state, tally, _STATUS_ROWS)
     lines = trial_table(state, tally, shown, unit) if shown else []
+    advice = advice_on_full_training(state, unit)
     failures = failure_lines(state, study.path)
     if failures:
         lines.append(Text("\n" + "\n".join(failures), style="red"))
-    # The last question uses the state up.
-    where = f"is worked on by {study.holder}" if study.holder else _resting(study.why_ended())
-    return [Text(f"Study {study.path} {where}\n{table(rows)}\n"), *lines]
+    why_ended = study.why_ended()  # the last question, it uses the state up
+    if study.continue_command is not None and not study.is_running and why_ended is None:
+        rows.append(("continue", study.continue_command))
+    if advice and why_ended is not None:
+        lines.append(Text(f"\n{advice}"))
+    return [Text(f"Study {study.path} {_standing(study, why_ended)}\n{table(rows)}\n"), *lines]
 
 
-def _resting(why_ended: str | None) -> str:
-    return "is not running and can be continued" if why_ended is None else f"has ended: {why_ended}"
+def _standing(study: StudyFolder, why_ended: str | None) -> str:
+    if study.holder is not None:
+        return f"is worked on by {study.holder}"
+    if why_ended is not None:
+        return f"has ended: {why_ended}"
+    if study.cut_off:
+        left = formats.amount(len(study.cut_off), "running trial")
+        return f"was interrupted with {left}. Continued, it tries them again from their last checkpoints"
+    return "is not running and can be continued"
 
 
 def trials(study: StudyFolder, chosen: Sequence[int]) -> list[Text]:
@@ -122,6 +142,8 @@ def status_json(study: StudyFolder) -> dict[str, Any]:
         "algorithm": state.options.algorithm,
         "is_running": study.is_running,
         "worked_on_by": study.holder,
+        "cut_off": list(study.cut_off),
+        "continue_command": study.continue_command,
         **best_json(study),
         "trials": {"total": len(state.trials)} | {status.value: n for status, n in counts(state).items()},
         "resource": {"trained": tally.trained, "full_training": tally.full_training(state)},

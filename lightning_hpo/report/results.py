@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from lightning_hpo.core.options import ALGORITHMS
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Config, Trial, TrialStatus
 from lightning_hpo.errors import StudyError
@@ -245,6 +246,9 @@ def summary(
         rows.append(("checkpoints", disk))
     rows.append(("results", f"{formats.path(folder / RESULTS_NAME)}, {TRIALS_NAME}"))
     text = f"\nThe study ended after {formats.duration(state.progress.time)}: {reason}.\n" + table(rows)
+    advice = advice_on_full_training(state, unit)
+    if advice:
+        text += f"\n\n  {advice}"
     failures = failure_lines(state, folder, log_of)
     if failures:
         text += "\n\n" + "\n".join(failures)
@@ -285,6 +289,27 @@ def _best_line(state: StudyState, best: tuple[int, int, float], unit: str) -> st
     return f"{result}  {unit} {resource}  trial {trial_id}  {config}"
 
 
+def advice_on_full_training(state: StudyState, unit: str) -> str:
+    """What to do if no trial was trained to the end because all were paused or stopped on the way; else empty.
+
+    A rung at ``r`` lets ``r / r'`` of its trials go on to the next one at ``r'``, so that about ``first rung / max_t``
+    of all get to the end.
+    """
+    levels, max_t = state.scheduler.levels, state.scheduler.max_t
+    if state.best_full is not None or state.best_any is None or not levels or max_t is None:
+        return ""
+    needed = math.ceil(max_t / levels[0])
+    rungs = f"with rungs at {', '.join(map(str, levels))}, about one trial in {needed} gets there"
+    limit = state.options.n_trials
+    if limit is None or limit >= needed:
+        fix = "Continue the study with more time or trials."
+    else:
+        promotes = ALGORITHMS[state.options.algorithm].has_types and state.options.effective_type != "stopping"
+        other = "type=stopping" if promotes else "fewer rungs"
+        fix = f"Continue the study with n_trials={needed} or more, or begin another one with {other}."
+    return f"No trial was trained to the end, {formats.amount(max_t, unit)}: {rungs}. {fix}"
+
+
 def _recommended(state: StudyState, recommendation: Recommendation) -> str:
     names = formats.short_names(state.space.domains)
     config = formats.configuration(state.space.searched(recommendation.config), names)
@@ -314,16 +339,21 @@ def disk_line(state: StudyState) -> str:
 
 
 def failure_lines(state: StudyState, folder: Path, log_of: Callable[[int], Path] | None = None) -> list[str]:
-    """The first failed trials, each with the line that names its problem, and its log if there is one."""
-    failed = [trial for trial in state.trials.values() if trial.status is TrialStatus.FAILED]
+    """The first different failures: the line that names the problem, who had it, and a log if there is one."""
+    alike: dict[str, list[Trial]] = {}
+    for trial in state.trials.values():
+        if trial.status is TrialStatus.FAILED:
+            alike.setdefault(formats.error_line(trial.error) or "no error was told", []).append(trial)
     lines = []
-    for trial in failed[:_MAX_FAILED_SHOWN]:
-        log = log_of(trial.id) if log_of is not None else trial_log(folder, trial)
+    for error, trials in list(alike.items())[:_MAX_FAILED_SHOWN]:
+        first = trials[0]
+        log = log_of(first.id) if log_of is not None else trial_log(folder, first)
         where = f"  ({formats.path(log)})" if log is not None else ""
-        lines.append(f"  trial {trial.id} failed: {formats.error_line(trial.error) or 'no error was told'}{where}")
-    more = len(failed) - len(lines)
-    if more:
+        others = f" and {len(trials) - 1} more" if len(trials) > 1 else ""
+        lines.append(f"  trial {first.id}{others} failed: {error}{where}")
+    hidden = sum(map(len, list(alike.values())[_MAX_FAILED_SHOWN:]))
+    if hidden:
         lines.append(
-            f"  {more} more failed: lightning-hpo trials {formats.quoted(formats.path(folder))} --status failed"
+            f"  {hidden} more failed: lightning-hpo trials {formats.quoted(formats.path(folder))} --status failed"
         )
     return lines

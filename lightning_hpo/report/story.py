@@ -57,7 +57,9 @@ def tell_story(folder: Path, trial_id: int) -> str:
             f"There is no trial {trial_id} in {folder}; it has {len(state.trials)}, numbered from 0. "
             f"List them with: lightning-hpo trials {formats.quoted(folder)}"
         )
-    proposed = f"{trial.origin}: {recorder.proposal}" if recorder.proposal else trial.origin
+    proposed = recorder.proposal or trial.origin
+    if not proposed.startswith(trial.origin):
+        proposed = f"{trial.origin}: {proposed}"
     if len(state.bracket_weights) > 1:
         proposed += f"; bracket {trial.bracket}"
     about = [("proposed", proposed)]

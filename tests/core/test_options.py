@@ -197,3 +197,19 @@ class TestMapReward:
     def test_of_another_form_is_refused(self, map_reward):
         with pytest.raises(OptionError, match="Set it to minus_x"):
             SearcherOptions(map_reward=map_reward)
+
+
+class TestWhatWouldDoNothing:
+    """An option that the algorithm has no use for is a mistake, and is told as one."""
+
+    @pytest.mark.parametrize(
+        "algorithm", ["random", "grid", "bayesopt", "median", "sync_hyperband", "sync_bohb", "sync_mobster", "dehb"]
+    )
+    def test_a_type_for_an_algorithm_that_has_none(self, algorithm):
+        with pytest.raises(OptionError, match=r"has no types.*Leave type out, or choose an algorithm that has: "):
+            parse(algorithm=algorithm, type="promotion", max_t=9)
+        assert parse(algorithm=algorithm, type=None, max_t=9).type is None
+
+    def test_no_configuration_that_may_be_proposed(self):
+        with pytest.raises(OptionError, match=r"is empty.*leave it out to search the whole space\.$"):
+            parse(searcher={"restrict_configurations": []})

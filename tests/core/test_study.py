@@ -26,8 +26,11 @@ from lightning_hpo.core.events import (
     Verdict,
     WorkerReady,
 )
+from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.space import SearchSpace, uniform
+from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, TrialStatus
-from lightning_hpo.errors import ReportError, StudyError
+from lightning_hpo.errors import OptionError, ReportError, SpaceError, StudyError
 from tests.core.driving import SETTINGS, Driven, play, snapshot, stories
 
 
@@ -593,3 +596,28 @@ def test_a_training_that_ends_by_itself_where_it_was_to_pause_is_complete():
     study.handle(AttemptEnded(0.0, 0, 1, Outcome.COMPLETED))
     assert study[0].status is TrialStatus.COMPLETED
     assert study.state.best_full == (0, 1, 0.5)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "most"),
+        [
+            # Rungs at 1 and 3: brackets begin at 1, at 3 and at 9. Hyperband: 1, 3 and 9.
+            ({"algorithm": "asha", "max_t": 9}, 3),
+            ({"algorithm": "hypertune", "max_t": 9, "rung_levels": [2, 9]}, 2),
+            ({"algorithm": "sync_hyperband", "max_t": 9}, 3),
+        ],
+    )
+    def test_more_brackets_than_there_are_rungs_to_begin_at(self, options, most):
+        def state(brackets):
+            given = {"metric": "loss", "brackets": brackets, **options}
+            return StudyState(SearchSpace({"x": uniform(0, 1)}), StudyOptions.from_mapping(given))
+
+        state(most)
+        with pytest.raises(OptionError, match=rf"room for {most}\. Set brackets to at most {most}, or raise max_t\.$"):
+            state(most + 1)
+
+    @pytest.mark.parametrize("space", [{}, {"epochs": 9}])
+    def test_a_space_in_which_nothing_is_searched(self, space):
+        with pytest.raises(SpaceError, match=r"Give at least one of them a domain, as in .*\.$"):
+            StudyState(SearchSpace(space), StudyOptions(metric="loss", algorithm="random"))

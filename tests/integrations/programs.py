@@ -61,7 +61,11 @@ def main(config):
         raise ValueError("no such data set")
     if config.do == "exit":
         raise SystemExit(3)
+    if config.do == "nothing":
+        return
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(8, 4)), 4)
+    if config.do == "prepare":
+        L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False).fit(Model(config), loader)
     trainer = L.Trainer(
         max_epochs=config.trainer.max_epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
         callbacks=[] if config.do == "forget" else [HPOCallback()],

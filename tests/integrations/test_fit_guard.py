@@ -130,7 +130,11 @@ def test_a_function_that_makes_the_callback_is_found(source: str) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["def main():\n    pass", IMPORTED + "def main():\n    pass  # [HPOCallback()]", "def main():\n    return HPOCallback"],
+    [
+        "def main():\n    pass",
+        IMPORTED + "def main():\n    pass  # [HPOCallback()]",
+        "def main():\n    return HPOCallback",
+    ],
 )
 def test_a_script_that_makes_none_is_told_from_one_that_does(source: str) -> None:
     assert not will_be_made(HPOCallback, [module(source)])

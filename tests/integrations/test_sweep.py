@@ -127,6 +127,15 @@ class TestAStudy:
         assert results["best_params"]["model.lr"] <= 0.01
         assert results["best_value"] == results["best_value"]
 
+    def test_trials_end_by_themselves_where_nobody_knows_how_long_they_train(self, server, program, tmp_path):
+        hidden = program.read_text().replace('"trainer": {"max_epochs"', '"fit": {"max_epochs"')
+        program.write_text(hidden.replace("config.trainer.max_epochs", "config.fit.max_epochs"))
+        options = ["hydra.launcher.metric=val_loss", "hydra.launcher.algorithm=random", "hydra.launcher.n_trials=2"]
+        ended = server.run(program, "-m", "hydra/launcher=hpo", *options, LR, "fit.max_epochs=2", folder=tmp_path)
+        assert ended.code == 0, ended.output
+        assert "every trial ends by itself" in ended.output
+        assert [(row["status"], row["resource"]) for row in rows(ended.study)] == [("completed", "2")] * 2
+
     def test_starts_its_trials_without_a_fork_too(self, tune):
         ended = tune(LR, "hydra.launcher.start_method=forkserver", "hydra.launcher.n_trials=2")
         assert ended.code == 0, ended.output
@@ -164,17 +173,32 @@ class TestBadInput:
         assert "val_los" in ended.output and "val_loss" in ended.output
         assert "Traceback" not in ended.output
 
-    def test_a_script_without_the_callback_is_told_the_line_to_add(self, tune):
-        ended = tune(LR, "do=forget")
+    def test_a_script_without_the_callback_is_told_the_line_to_add_before_it_trains(self, tune, tmp_path):
+        ended = tune(LR, "do=forget", f"hydra.sweep.dir={tmp_path}/study")
         assert ended.code == 1
         assert "Trainer(callbacks=[HPOCallback()], ...)" in ended.output
+        assert ended.output.count("make that one's HPOCallback before it.") == 2  # at the first trial, and at the end
+        assert "Traceback" not in ended.output and "The study ended" not in ended.output
+        assert "`Trainer.fit` stopped" not in (tmp_path / "study" / "0" / "trial.log").read_text()
 
-    def test_a_bug_common_to_all_trials_ends_the_study_with_its_error(self, tune):
-        ended = tune(LR, "do=raise", "hydra.launcher.n_trials=20")
+    def test_a_script_that_trains_something_else_first_is_tuned(self, tune):
+        ended = tune(LR, "do=prepare", "hydra.launcher.n_trials=2", "hydra.launcher.algorithm=random")
+        assert ended.code == 0, ended.output
+        assert [row["status"] for row in rows(ended.study)] == ["completed", "completed"]
+        log = (ended.study / "0" / "trial.log").read_text()
+        assert "`Trainer.fit` stopped: `max_epochs=2` reached." in log
+
+    def test_a_script_without_a_trainer_is_told_the_line_to_add(self, tune):
+        ended = tune(LR, "do=nothing")
+        assert ended.code == 1
+        assert "The script ended without training a Trainer that has the callback" in ended.output
+
+    def test_a_bug_common_to_all_trials_ends_the_study_with_its_error(self, tune, tmp_path):
+        ended = tune(LR, "do=raise", "hydra.launcher.n_trials=20", f"hydra.sweep.dir={tmp_path}/study")
         assert ended.code == 1
         assert "ValueError: no such data set" in ended.output
         assert "trial.log" in ended.output
-        assert len(rows(ended.study)) <= 4
+        assert len(rows(tmp_path / "study")) <= 4
 
     def test_a_folder_that_cannot_be_written(self, tune, tmp_path):
         (tmp_path / "occupied").write_text("a file")
@@ -215,6 +239,8 @@ class TestInterruption:
         time.sleep(1.0)
         running.signal(signal.SIGINT)
         ended = running.end()
+        assert ended.code == 128 + signal.SIGINT
+        assert "Traceback" not in ended.output
         assert "interrupted" in ended.output
         assert "continue" in ended.output
         study = Study.load(ended.study)
@@ -232,6 +258,7 @@ class TestInterruption:
         pressed = time.monotonic()
         running.signal(signal.SIGINT)
         ended = running.end()
+        assert ended.code == 128 + signal.SIGINT
         assert time.monotonic() - pressed < 5
         assert "interrupted" in ended.output
 

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,7 +23,7 @@ from lightning_hpo.report.results import (
     write_results,
 )
 from lightning_hpo.study import Recommendation, Study
-from tests.report.studies import Driver, new_state, small_study, state_of
+from tests.report.studies import OPTIONS, SPACE, Driver, new_state, small_study, state_of
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -255,6 +256,40 @@ def test_a_long_list_of_failures_is_cut():
     assert "error 5" not in text
     assert "3 more failed: lightning-hpo trials multirun/x --status failed" in text
     assert "no trial has reported a finite value" in text
+
+
+def test_trials_with_the_same_error_share_a_line():
+    study = Study.create({"x": randint(0, 100)}, metric="m", algorithm="random", max_failures_in_a_row=100)
+    for number, error in enumerate(["out of memory", "no disk", "out of memory", "out of memory"]):
+        study.ask()
+        study.fail(number, error)
+    lines = told(study).splitlines()
+    assert "  trial 0 and 2 more failed: out of memory" in lines
+    assert "  trial 1 failed: no disk" in lines
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        # Rungs at 1, 3, 9: a third of the trials passes each of them, one in 27 all three.
+        ({"n_trials": 4}, "Continue the study with n_trials=27 or more, or begin another one with type=stopping."),
+        ({"n_trials": 27}, "Continue the study with more time or trials."),
+        ({"n_trials": None}, "Continue the study with more time or trials."),
+    ],
+)
+def test_a_study_in_which_no_trial_got_to_the_end_says_what_to_do(options: dict[str, Any], fix: str):
+    study = Study.create(SPACE, **{**OPTIONS, "max_t": 27, "points_to_evaluate": None, **options})
+    for value in (0.1, 0.2):
+        job = study.ask()
+        assert job is not None
+        study.tell(job.trial_id, 1, value)
+    (line,) = (line.strip() for line in told(study).splitlines() if "No trial was trained to the end" in line)
+    assert "27 epochs: with rungs at 1, 3, 9, about one trial in 27 gets there." in line
+    assert line.endswith(fix)
+
+
+def test_a_study_that_has_a_full_training_gives_no_such_advice():
+    assert "No trial was trained to the end" not in told(small_study())
 
 
 def test_a_folder_with_a_blank_is_quoted_where_it_is_typed():

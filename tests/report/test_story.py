@@ -15,6 +15,7 @@ from lightning_hpo.core.events import (
     Reported,
     Resume,
     StudyContinued,
+    Suggested,
 )
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import ReportError
@@ -44,6 +45,21 @@ def test_the_story_of_the_best_trial(tmp_path: Path):
         "0:00:00  epoch 3: val_loss=0.45  → complete: trained to max_t=3",
         "0:00:00  attempt 2 ended: the script ended",
     ]
+
+
+@pytest.mark.parametrize(
+    ("origin", "reason", "proposed"),
+    [
+        ("random", "random: configuration 2 of the first 6", "random: configuration 2 of the first 6"),
+        ("random", "random search", "random search"),
+        ("model", "EI 0.031 at rung 9", "model: EI 0.031 at rung 9"),
+    ],
+)
+def test_who_proposed_a_trial_is_told_once(tmp_path: Path, origin: str, reason: str, proposed: str):
+    state = new_state(points_to_evaluate=[])
+    with Journal.create(tmp_path, study_header(state.space, state.options)) as journal:
+        journal.append([Suggested(0.0, 0, {"model.lr": 0.1, "act": "relu"}, origin, reason)])
+    assert story(tmp_path, 0)[1] == f"proposed  {proposed}"
 
 
 def test_a_paused_trial_is_told_how_many_are_better_by_now(tmp_path: Path):
