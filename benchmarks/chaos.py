@@ -1,9 +1,11 @@
-"""Long campaigns of random faults: ``python benchmarks/chaos.py --virtual 2000 --simulated 1000 --json chaos.json``.
+"""Long campaigns of faults: ``python benchmarks/chaos.py --virtual 2000 --simulated 1000 --failpoints 3 --kills 50``.
 
 ``--virtual N``: N studies on the virtual cluster of ``tests/faults/virtual.py``: real coordinator and state machine;
 workers, channel, disk, searcher and launcher fail at random; what was promised is checked after every event, commit and
 answer. ``--simulated N``: N studies in the simulator with random worker failures; the state's invariants are checked
-after every event.
+after every event. ``--failpoints N``: "fail the n-th" for N algorithms: a study is killed at every hit of every
+failpoint, launched again, and must end like one that was not killed. ``--kills N``: studies of the handwritten digits'
+recipe in real processes, with N SIGKILLs.
 
 Every study comes from ``--seed`` and its number. A study that breaks a promise is printed with what repeats it, and the
 exit status is 1.
@@ -64,6 +66,7 @@ def virtual(rng: random.Random) -> Counter[str]:
         message_lost=rng.choice([0.0, 0.02]),
         message_malformed=rng.choice([0.0, 0.02]),
         checkpoint_damaged=rng.choice([0.0, 0.2]),
+        no_room=rng.choice([0.0, 0.2]),
         searcher_fails=rng.choice([0.0, 0.1]),
         journal_full=rng.choice([0.0, 0.05]),
         crash_at_commits=frozenset(rng.sample(range(1, 80), rng.choice([0, 1, 3, 6]))),

@@ -23,6 +23,7 @@
         │   ├── BackendError            trials cannot be started
         │   ├── ChannelError            a message is malformed, too long or from a stranger
         │   ├── CheckpointError         a checkpoint cannot be written or is not the one we wrote
+        │   │   └── DiskFull            there is no room for it, yet
         │   └── SearcherFailed          the searcher process died or raised
         └── SurrogateError
             ├── ShapeError              tensors do not fit together
@@ -120,6 +121,10 @@ class ChannelError(ExecutionError):
 
 class CheckpointError(ExecutionError):
     """A checkpoint cannot be written, or is not the one we wrote."""
+
+
+class DiskFull(CheckpointError):
+    """There is no room for a checkpoint. The study waits for it."""
 
 
 class SearcherFailed(ExecutionError):

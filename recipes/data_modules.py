@@ -19,12 +19,14 @@ class DigitsData(LightningDataModule):
     Args:
         batch_size: images a training step.
         n_validation: images kept for validation; the others are trained on.
+        num_workers: processes that load images; the images are in memory, so none is fastest.
     """
 
-    def __init__(self, batch_size: int = 64, n_validation: int = 360) -> None:
+    def __init__(self, batch_size: int = 64, n_validation: int = 360, num_workers: int = 0) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.n_validation = n_validation
+        self.num_workers = num_workers
 
     def setup(self, stage: str) -> None:
         pixels, labels = load_digits(return_X_y=True)
@@ -37,7 +39,7 @@ class DigitsData(LightningDataModule):
         self.val_set = TensorDataset(images[validated], classes[validated])
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True)
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val_set, batch_size=self.n_validation)

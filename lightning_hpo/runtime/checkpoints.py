@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 from lightning_hpo.core.trial import Checkpoint
-from lightning_hpo.errors import CheckpointError
+from lightning_hpo.errors import CheckpointError, DiskFull
 from lightning_hpo.runtime.failpoints import failpoint
 
 FOLDER = "checkpoints"
@@ -71,8 +71,9 @@ def write_durably(path: Path, write: Callable[[Writable], None]) -> Written:
         write: writes the bytes, from first to last.
 
     Raises:
-        CheckpointError: if it cannot be written (the message says how much room is missing) or
-            cannot be read back. ``path`` is as before then, and no temporary file is left.
+        DiskFull: if there is no room; the message says how much is missing.
+        CheckpointError: if it cannot be written or cannot be read back. In both cases ``path`` is as before
+            and no temporary file is left.
     """
     temporary = temporary_path(path)
     hashing: _HashingWriter | None = None
@@ -162,9 +163,9 @@ class _HashingWriter:
         return self._hash.hexdigest()
 
 
-def _no_room(path: Path, needed: int) -> CheckpointError:
+def _no_room(path: Path, needed: int) -> DiskFull:
     free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
-    return CheckpointError(
+    return DiskFull(
         f"The disk is full: {path} needs {_readable(needed)}, free are {_readable(free)}, "
         f"missing are {_readable(max(needed - free, 1))}. "
         "Free that much room, or limit the checkpoints of paused trials with hydra.launcher.max_disk."
@@ -327,9 +328,15 @@ class CheckpointStore:
         """Delete the checkpoint; False if it was gone already.
 
         Raises:
-            CheckpointError: if the path leaves the study folder or a symbolic link is on it.
+            CheckpointError: if the path leaves the study folder, a symbolic link is on it, or it does not look like a
+                checkpoint's: whatever a trial announces or a journal says, nothing else is deleted.
         """
         parts = _parts(checkpoint.path)
+        if len(parts) < 2 or parts[-2] != FOLDER or not _CHECKPOINT.match(parts[-1]):
+            raise CheckpointError(
+                f"{checkpoint.path!r} is not the path of a checkpoint that this package writes, so it is not deleted. "
+                "Delete it yourself if nobody needs it."
+            )
         try:
             failpoint("checkpoint.before_remove")
             with self._opened(parts[:-1]) as folder:

@@ -45,6 +45,7 @@ from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.errors import (
     ChannelError,
     CheckpointError,
+    DiskFull,
     HpoError,
     RepeatedFailure,
     SearcherFailed,
@@ -200,6 +201,8 @@ class Coordinator:
         """Number of observations the last request could see."""
         self._asked_at = -math.inf
         self._has_fallen_back = False
+        self._without_room: set[int] = set()
+        """Trials that cannot write their checkpoints because the disk is full."""
         self._finish: str | None = None
         self._problem: HpoError | None = None
         self._interrupts = 0
@@ -350,6 +353,7 @@ class Coordinator:
             folder = self._folder(self._state.trial(message.trial_id))
             checkpoint = self._store.relative(folder, message.checkpoint)
             self._handle(CheckpointSaved(self._now, message.trial_id, message.attempt, checkpoint))
+            self._has_room(message.trial_id)
         elif isinstance(message, Ended):
             attempt.ended = message
         else:
@@ -365,9 +369,14 @@ class Coordinator:
 
     def _take_problem(self, message: Problem, client: ClientConnection, attempt: _Attempt) -> None:
         """A script that cannot be tuned: no other trial will fare better, unless some already did."""
+        if message.kind == DiskFull.__name__:
+            self._wait_for_room(message, client, attempt)
+            return
         self._reply(client, Answer("stop", message.message))
         if message.kind == CheckpointError.__name__:
-            self._handle(CheckpointRemoved(self._now, message.trial_id, message.message))
+            if self._state.trials[message.trial_id].status is not TrialStatus.PAUSING:
+                # It could not be read; what cannot be written leaves the last one as it is.
+                self._handle(CheckpointRemoved(self._now, message.trial_id, message.message))
             attempt.fate = (Outcome.LOST, message.message)
             self._observer.say(f"Trial {message.trial_id}: {message.message}", warning=True)
             return
@@ -376,6 +385,23 @@ class Coordinator:
             named: Any = getattr(errors, message.kind, None)
             kind = named if isinstance(named, type) and issubclass(named, HpoError) else HpoError
             self._problem = kind(message.message)
+
+    def _wait_for_room(self, message: Problem, client: ClientConnection, attempt: _Attempt) -> None:
+        """A trial holds its state in memory until the disk has room for it; meanwhile nothing is started."""
+        if self._finish is not None or self._problem is not None:
+            attempt.fate = (Outcome.INTERRUPTED, message.message)
+            self._reply(client, Answer("stop", "the study has ended"))
+            return
+        if not self._without_room:
+            self._observer.say(f"The study waits: {message.message}", warning=True)
+        self._without_room.add(message.trial_id)
+        self._reply(client, Answer("continue", "the study waits for room on the disk"))
+
+    def _has_room(self, trial_id: int) -> None:
+        if trial_id in self._without_room:
+            self._without_room.discard(trial_id)
+            if not self._without_room:
+                self._observer.say("No trial waits for room on the disk any more; the study goes on.")
 
     def _welcome(self, trial: Trial) -> Welcome:
         checkpoint = trial.checkpoint if trial.resume_from else None  # it may have been found damaged since
@@ -430,6 +456,7 @@ class Coordinator:
         if attempt is None or attempt.attempt != end.attempt:
             return
         del self._attempts[end.trial_id]
+        self._has_room(end.trial_id)
         outcome, error = self._judge(attempt, end)
         self._handle(AttemptEnded(self._now, end.trial_id, end.attempt, outcome, error))
         if outcome is not Outcome.COMPLETED:
@@ -504,7 +531,7 @@ class Coordinator:
     # ----------------------------------------------------------------------------------------- work
 
     def _fill_workers(self) -> None:
-        if self._interrupts or self._problem is not None or self._finish is not None:
+        if self._interrupts or self._problem is not None or self._finish is not None or self._without_room:
             return
         # The slot for which a suggestion is being computed is taken; others may resume trials meanwhile.
         while self._backend.free_slots > self._starting + (self._wanted is not None):

@@ -155,6 +155,12 @@ def _from_environment() -> dict[str, _Armed] | None:
 _armed = _from_environment()
 
 
+def arm() -> None:
+    """Read the environment again, in a process that was forked after the import and got another environment."""
+    global _armed
+    _armed = _from_environment()
+
+
 def failpoint(name: str) -> None:
     """A place of :data:`NAMES`; does nothing unless the environment variable says so."""
     if _armed is None:

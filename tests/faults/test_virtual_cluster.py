@@ -47,6 +47,7 @@ EVERYTHING = st.builds(
     message_lost=st.sampled_from([0.0, 0.02]),
     message_malformed=st.sampled_from([0.0, 0.02]),
     checkpoint_damaged=st.sampled_from([0.0, 0.2]),
+    no_room=st.sampled_from([0.0, 0.2]),
     searcher_fails=st.sampled_from([0.0, 0.1]),
     journal_full=st.sampled_from([0.0, 0.05]),
     crash_at_commits=st.frozensets(st.integers(1, 80), max_size=6),
@@ -118,6 +119,17 @@ def test_a_study_waits_while_the_disk_is_full():
     made.run()
     assert made.counts["disk full"] >= 5
     assert sum(t.failures for t in made.durable.trials.values()) == 0
+
+
+def test_trials_wait_with_their_checkpoints_while_the_disk_is_full():
+    made = cluster("promotion", Faults(no_room=0.7), seed=3)
+    said = []
+    made.say = lambda message, warning=False: said.append(message)  # type: ignore[method-assign]
+    made.run()
+    assert made.counts["saves without room"] >= 10
+    assert all(t.failures == 0 for t in made.durable.trials.values())
+    assert said[0].startswith("The study waits: The disk is full")
+    assert said[1].endswith("the study goes on.")
 
 
 def test_an_interrupted_study_goes_on():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lightning_hpo.core.events import Event, Finish, Outcome, from_json, to_json
+from lightning_hpo.core.events import Event, Finish, Outcome, WorkerReady, from_json, to_json
 from lightning_hpo.core.options import ALGORITHMS, StudyOptions
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
@@ -53,6 +53,8 @@ class Faults:
     """The trial waits for ever then; needs ``epoch_timeout``."""
     message_malformed: float = 0.0
     checkpoint_damaged: float = 0.0
+    no_room: float = 0.0
+    """The disk is full for a checkpoint; the next try may succeed."""
     searcher_fails: float = 0.0
     journal_full: float = 0.0
     """The disk is full for a commit; the next try succeeds."""
@@ -430,6 +432,8 @@ class VirtualCluster:
         state.check_invariants()
         assert len(state.live) <= self.n_workers, "more trials than workers"
         assert not any(isinstance(d, Finish) for d in decisions)
+        if isinstance(event, WorkerReady) and self.last_coordinator is not None:
+            assert not self.last_coordinator._without_room, "more work while the disk is full"
 
     def say(self, message: str, warning: bool = False) -> None:
         self.counts["warnings"] += warning
@@ -546,6 +550,13 @@ class VirtualCluster:
             if process.waits_for == "welcome":
                 self._load(process, reply)
             return
+        if process.waits_for == "room":
+            process.waits_for = None
+            if reply.decision == "continue":
+                self.after(2.0, 2.0, lambda: self._save(process))
+            else:
+                self._conclude(process, Outcome.FAILED)
+            return
         if process.waits_for != "answer":
             return  # the answer to a repeated message
         process.waits_for = None
@@ -591,6 +602,12 @@ class VirtualCluster:
 
     def _save(self, process: Process) -> None:
         if not process.is_alive or self._may_die(process):
+            return
+        if self.happens(self.faults.no_room):
+            self.counts["saves without room"] += 1
+            process.waits_for = "room"
+            message = "The disk is full. Make room on it."
+            self._say(process, Problem(process.trial_id, process.attempt, "DiskFull", message))
             return
         path = f"hpo/epoch={process.resource}"
         is_damaged = self.happens(self.faults.checkpoint_damaged)

@@ -102,6 +102,8 @@ class Trials:
     folder: Path
     welcome: Welcome = field(default_factory=lambda: Welcome(metric="val_loss", mode="min", max_t=4))
     decide: Callable[[Report], str] = field(default=lambda _: "continue")
+    answer_problem: Callable[[Problem], str] = field(default=lambda _: "stop")
+    environment: dict[str, str] = field(default_factory=dict)
     attempt: int = 0
 
     def plain(self, function: str = "train", **arguments: Any) -> Attempt:
@@ -135,7 +137,7 @@ class Trials:
         port = _free_port() if ranks > 1 else 0
         runs = []
         for rank in range(ranks):
-            environment = server.environment(0, self.attempt, folder) if server else {}
+            environment = self.environment | (server.environment(0, self.attempt, folder) if server else {})
             if ranks > 1:
                 environment |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -174,7 +176,7 @@ class Trials:
                 elif isinstance(message, Report):
                     server.reply(ready, Answer(self.decide(message), "the test says so"))
                 elif isinstance(message, Problem):
-                    server.reply(ready, Answer("stop"))
+                    server.reply(ready, Answer(self.answer_problem(message)))
         except ChannelError as error:
             errors.append(error)
 

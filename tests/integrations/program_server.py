@@ -23,6 +23,7 @@ import torch  # noqa: F401
 
 import lightning_hpo.integrations.callback
 import lightning_hpo.integrations.sweep  # noqa: F401
+from lightning_hpo.runtime import failpoints
 
 
 def run_program(request: dict[str, Any]) -> int:
@@ -33,6 +34,7 @@ def run_program(request: dict[str, Any]) -> int:
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
+    failpoints.arm()
     sys.argv = [request["program"], *request["arguments"]]
     sys.path[0] = os.path.dirname(request["program"])
     try:

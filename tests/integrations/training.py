@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import random
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -356,3 +358,15 @@ def weights(folder: str, with_callback: bool) -> str:
     trainer = _trainer(folder, *([HPOCallback()] if with_callback else []), enable_progress_bar=False)
     trainer.fit(model, *_loaders())
     return digest(model.state_dict())
+
+
+class _KillsItsLoader(Points):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(i)
+
+
+def loading_worker_is_killed(folder: str) -> None:
+    """The process that loads data gets SIGKILL, as from the kernel when memory runs out."""
+    _trainer(folder).fit(Model(), DataLoader(_KillsItsLoader(8, seed=1), 4, num_workers=1))

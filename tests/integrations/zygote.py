@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from lightning_hpo.runtime import failpoints
 from tests.integrations import training
 
 
@@ -26,6 +27,7 @@ def run_child(run: dict[str, Any]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(run["environment"])
+    failpoints.arm()
     try:
         result = {"returned": getattr(training, run["function"])(**run["arguments"])}
     except BaseException as raised:

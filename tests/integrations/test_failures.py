@@ -1,0 +1,81 @@
+"""What a failure means for its trial, and that the disk may be full for a while."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_hpo.core.events import Outcome
+from lightning_hpo.errors import ChannelError
+from lightning_hpo.integrations.failures import is_sigterm, judge, terminated
+from lightning_hpo.runtime import failpoints
+from tests.integrations.conftest import Trials
+
+KILLED_LOADER = (
+    "DataLoader worker (pid 4711) is killed by signal: Killed. "
+    "Details are lost due to multiprocessing. Rerunning with num_workers=0 may give better error trace."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "says"),
+    [
+        (ValueError("no such data set"), Outcome.FAILED, "ValueError: no such data set"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."), Outcome.FAILED, "batch size"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory."), Outcome.FAILED, "hydra.launcher.gpus_per_trial."),
+        (MemoryError("Unable to allocate 80 GiB"), Outcome.FAILED, "Lower hydra.launcher.n_workers"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), Outcome.FAILED, "n_workers"),
+        (OSError(errno.ENOSPC, "No space left on device"), Outcome.LOST, "Make room on it"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), Outcome.LOST, "Make room on it"),
+        (OSError(errno.ENOENT, "No such file or directory"), Outcome.FAILED, "No such file"),
+        (RuntimeError(KILLED_LOADER), Outcome.LOST, "out of memory?"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Outcome.FAILED, "mat1 and mat2"),
+        (ChannelError("The launcher is gone. Start the study again."), Outcome.LOST, "Start the study again."),
+        (terminated(), Outcome.LOST, "SIGTERM"),
+    ],
+)
+def test_a_trial_whose_surroundings_failed_is_lost_and_one_whose_script_failed_is_failed(error, outcome, says):
+    judged, summary = judge(error)
+    assert judged is outcome
+    assert says in summary
+    assert summary.startswith(type(error).__module__ if "." in summary.split(":")[0] else type(error).__name__)
+    assert "\n" not in summary
+
+
+def test_what_pytorch_really_says_of_a_killed_loading_process_is_recognised(trials: Trials) -> None:
+    attempt = trials.run("loading_worker_is_killed")
+    error = RuntimeError(attempt.results[0]["message"])
+    assert judge(error)[0] is Outcome.LOST, attempt.results
+
+
+def test_lightnings_end_by_sigterm_is_not_the_scripts_own():
+    assert is_sigterm(SIGTERMException())
+    assert not is_sigterm(SystemExit(0))
+
+
+def test_a_checkpoint_waits_for_room_on_the_disk(trials: Trials) -> None:
+    trials.environment = {failpoints.VARIABLE: "checkpoint.written=raise:ENOSPC@1"}
+    asked = []
+
+    def answer(problem):
+        asked.append((problem.kind, problem.message))
+        return "continue"
+
+    trials.answer_problem = answer
+    saved = trials.pause_at(2)
+    assert saved.checkpoint.resource == 2
+    ((kind, message),) = asked
+    assert kind == "DiskFull"
+    assert "resource-2.ckpt needs" in message and "missing are" in message
+    assert [f.name for f in (trials.folder / "trial" / "checkpoints").iterdir()] == ["resource-2.ckpt"]
+
+
+def test_a_checkpoint_that_is_not_worth_waiting_for_is_given_up(trials: Trials) -> None:
+    trials.environment = {failpoints.VARIABLE: "checkpoint.written=raise:ENOSPC"}
+    trials.decide = lambda _: "pause"
+    attempt = trials.run()
+    assert attempt.results[0]["raised"] == "DiskFull"
+    assert not list((trials.folder / "trial" / "checkpoints").iterdir())
