@@ -31,6 +31,8 @@ from lightning_hpo.errors import ChannelError
 MAX_TEXT = 100_000
 """Longest text sent, characters; of a longer one the end is kept."""
 
+MAX_PATH = 1000
+"""Longest path of a checkpoint, characters."""
 MAX_INTEGER = 2**53 - 1
 """Largest integer accepted: the largest up to which every program that reads JSON agrees."""
 
@@ -257,8 +259,10 @@ def _decode_report(data: dict[str, Any], trial_id: int, attempt: int) -> Report:
 def _decode_saved(data: dict[str, Any], trial_id: int, attempt: int) -> Saved:
     path, sha256 = _text(data, "path"), _text(data, "sha256")
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or not path.isprintable():
+    if not parts or len(path) > MAX_PATH or path.startswith("/") or ".." in parts or "\\" in path:
         raise ValueError("path must lie inside the trial's folder")
+    if not path.isprintable():
+        raise ValueError("path must be printable")
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
         raise ValueError("sha256 must have 64 hexadecimal digits")
     checkpoint = Checkpoint(_natural(data, "resource", 1), path, sha256, _natural(data, "size", 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from lightning_hpo.errors import ChannelError
 from lightning_hpo.runtime.channel_server import ClientConnection
 from lightning_hpo.runtime.messages import Message, Report, encode
 from lightning_hpo.runtime.wire import frame
-from tests.faults.hostile import MALFORMED, Fuzzed, fuzz, is_refused, some_message
+from tests.faults.hostile import Fuzzed, fuzz
+from tests.faults.malformed import MALFORMED, is_refused, some_message
 
 GOOD = frame(encode(Report(1, 1, 1, 0.5)))
 
@@ -47,7 +49,7 @@ def heard(pieces: list[bytes]) -> tuple[list[Message], bool]:
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [data[a:b] for a, b in pairwise(edges) if a < b]
 
 
 @settings(max_examples=500)

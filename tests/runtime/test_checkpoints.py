@@ -255,6 +255,21 @@ def test_links_are_never_followed_to_delete(tmp_path: Path, link: str) -> None:
     assert checkpoint_path(outside / "0", 3).exists()
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["study.db", "0/trial.log", "0/.hydra", "0/checkpoints", "0/checkpoints/last.ckpt", "0/resource-3.ckpt",
+     "0/checkpoints/resource-3.ckpt/inner", "0/checkpoints/resource-3.ckpt.old", "resource-3.ckpt"],
+)  # fmt: skip
+def test_nothing_but_checkpoints_is_deleted(tmp_path: Path, path: str) -> None:
+    """Whatever a trial has announced, or a journal from elsewhere says."""
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    with pytest.raises(CheckpointError, match=r"not the path of a checkpoint .*\.$"):
+        CheckpointStore(tmp_path).remove(Checkpoint(3, path, "", 1))
+    assert file.exists()
+
+
 odd_names = st.lists(
     st.sampled_from(
         ["..", ".", "", "a", "0", "checkpoints", "outside", "~", "*", "a b", "é", "\n", "x" * 300, "\0", "\\", "\ud800"]
