@@ -21,20 +21,25 @@ How an epoch begins in Lightning, which all of this must repeat::
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
+import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
 OLDEST_TESTED = (2, 5)
 NEWEST_TESTED = (2, 6)
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Environment variable of torch: set to 1, nothing is ever unpickled."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +59,16 @@ def warn_if_untested() -> None:
 # ---------------------------------------------------------------------------------------- loading
 
 
-def load_at_start(trainer: Trainer, path: Path) -> bool:
+def load_at_start(trainer: Trainer, path: Path, refuse: Callable[[Path], None]) -> bool:
     """Make the fit that is being set up restore ``path``, whatever ``ckpt_path`` the user passed.
 
     Relies on ``_checkpoint_connector.resume_start``, which every fit calls once after the ``setup`` hooks.
-    The file is loaded without code execution if possible; hyperparameters such as a DictConfig need pickle.
-    The caller has verified that the file is ours.
+    The file is loaded with ``weights_only=True``, which executes no code. If it holds objects that this cannot load
+    (the state of a user's callback, say), ``refuse`` is asked, and if it does not raise, the file is unpickled.
+
+    Args:
+        path: the checkpoint; the caller has verified that it is the one that was recorded.
+        refuse: raises if the file must not be unpickled.
 
     Returns:
         False if this version of Lightning has no such method: nothing will be restored.
@@ -73,16 +82,45 @@ def load_at_start(trainer: Trainer, path: Path) -> bool:
 
     def resume_start(checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
         connector.resume_start = original
-        if not chooses_loader:
-            original(str(path))
-            return
         try:
-            original(str(path), weights_only=True)
+            with _only_weights():
+                original(str(path), **({"weights_only": True} if chooses_loader else {}))
         except pickle.UnpicklingError:
-            original(str(path), weights_only=False)
+            refuse(path)
+            original(str(path), **({"weights_only": False} if chooses_loader else {}))
 
     connector.resume_start = resume_start
     return True
+
+
+def keep_checkpoint_folders(trainer: Trainer, checkpoint: dict[str, Any], within: Path) -> None:
+    """Call in ``on_load_checkpoint``: lets every ``ModelCheckpoint`` go on with its files of the earlier attempts.
+
+    By default it writes where the logger does, which has another version for every attempt. It forgets which of its
+    files are the best, and never deletes them, if its folder differs from the one it had.
+
+    Args:
+        within: only folders in this one are taken up again.
+    """
+    states = checkpoint.get("callbacks", {})
+    for callback in trainer.checkpoint_callbacks:
+        folder = states.get(callback.state_key, {}).get("dirpath")
+        if isinstance(callback, ModelCheckpoint) and folder is not None and within in Path(folder).parents:
+            callback.dirpath = folder
+
+
+@contextlib.contextmanager
+def _only_weights() -> Iterator[None]:
+    """Torch's own switch, for versions of Lightning that do not hand ``weights_only`` on."""
+    before = os.environ.get(FORCE_WEIGHTS_ONLY)
+    os.environ[FORCE_WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORCE_WEIGHTS_ONLY]
+        else:
+            os.environ[FORCE_WEIGHTS_ONLY] = before
 
 
 # ----------------------------------------------------------------------------------------- saving

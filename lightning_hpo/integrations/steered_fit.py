@@ -16,14 +16,13 @@ on_train_end                first of all: save, after Lightning has stepped epoc
 from __future__ import annotations
 
 import contextlib
-import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lightning_hpo import errors
@@ -31,7 +30,6 @@ from lightning_hpo.core.events import Outcome
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import (
     ChannelError,
-    CheckpointError,
     DiskFull,
     HpoError,
     OptionError,
@@ -43,16 +41,15 @@ from lightning_hpo.errors import (
 from lightning_hpo.integrations import lightning_internals as internals
 from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
 from lightning_hpo.integrations.random_state import RandomState, random_state, restore_random_state
+from lightning_hpo.integrations.saving import check_unpicklable, without_odd_hyperparameters, write_checkpoint
 from lightning_hpo.runtime.channel import TrialChannel
-from lightning_hpo.runtime.checkpoints import Written, checkpoint_path, publish, temporary_path, verify, write_durably
+from lightning_hpo.runtime.checkpoints import Written, checkpoint_path, publish, temporary_path, verify
 from lightning_hpo.runtime.failpoints import failpoint
 from lightning_hpo.runtime.messages import Answer
 
 STATE_KEY = "lightning_hpo"
 """Our entry in the checkpoints we write."""
 
-_HYPERPARAMETERS = (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
-_NOT_PICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 _TRY_TO_SAVE_AGAIN_S = 2.0
 _T = TypeVar("_T")
 
@@ -104,6 +101,11 @@ class SteeredFit:
             self._have_checkpoint_loaded()
 
     # --------------------------------------------------------------------------- called by the hooks
+
+    def take_up(self, checkpoint: dict[str, Any]) -> None:
+        """Our checkpoint is about to be restored."""
+        self.restored = checkpoint[STATE_KEY]
+        internals.keep_checkpoint_folders(self._trainer, checkpoint, self._channel.directory)
 
     def begin(self, pl_module: LightningModule) -> None:
         """The loaders exist, everything is restored, the first epoch comes next."""
@@ -218,9 +220,14 @@ class SteeredFit:
             return
         path = self._channel.directory / self._welcome.checkpoint_path
         verify(path, self._welcome.checkpoint_sha256 or "")
-        if internals.load_at_start(self._trainer, path):
+        if internals.load_at_start(self._trainer, path, self._refuse_to_unpickle):
             # The sanity check has passed in the first attempt.
             self._trainer.num_sanity_val_steps = 0
+
+    def _refuse_to_unpickle(self, path: Path) -> None:
+        """Unpickling executes what the file says: only what nobody but the user can have written may do that."""
+        with self._announcing_errors():
+            check_unpicklable(path)
 
     # -------------------------------------------------------------------------------------- decision
 
@@ -291,7 +298,7 @@ class SteeredFit:
         else:
             state["random"] = self._random_at_pause
         metrics = {name: value for name, value in trainer.callback_metrics.items() if isinstance(value, torch.Tensor)}
-        checkpoint = internals.dump_checkpoint(trainer)
+        checkpoint = without_odd_hyperparameters(internals.dump_checkpoint(trainer))
         checkpoint[STATE_KEY] = {
             "ranks": _gather(trainer, state),
             "inside_epoch": inside_epoch,
@@ -307,7 +314,9 @@ class SteeredFit:
             trainer.strategy.barrier("HPOCallback")
 
         def write() -> None:
-            written = self._when_there_is_room(lambda: publish(shards, path) if shards else _write(path, checkpoint))
+            written = self._when_there_is_room(
+                lambda: publish(shards, path) if shards else write_checkpoint(path, checkpoint)
+            )
             relative = path.relative_to(self._channel.directory).as_posix()
             self._channel.checkpoint(Checkpoint(resource, relative, written.sha256, written.size))
             failpoint("callback.saved")
@@ -386,27 +395,6 @@ def interruption(outcome: Outcome) -> TrialInterrupted:
     if outcome is Outcome.PAUSED:
         return TrialPaused("The trial is paused and its checkpoint is written. Let this exception pass.")
     return TrialStopped("The trial is stopped, others are more promising. Let this exception pass.")
-
-
-def _write(path: Path, checkpoint: dict[str, Any]) -> Written:
-    try:
-        return write_durably(path, lambda file: torch.save(checkpoint, file))
-    except _NOT_PICKLABLE as problem:
-        # Hyperparameters may hold anything, and going on does not need them: the script passes them again.
-        slim = {key: value for key, value in checkpoint.items() if key not in _HYPERPARAMETERS}
-        if len(slim) == len(checkpoint):
-            raise _unpicklable(problem) from problem
-    try:
-        return write_durably(path, lambda file: torch.save(slim, file))
-    except _NOT_PICKLABLE as problem:
-        raise _unpicklable(problem) from problem
-
-
-def _unpicklable(problem: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"The trial's state cannot be saved: {problem}. "
-        "Keep objects that cannot be pickled out of the state_dict() of modules and callbacks."
-    )
 
 
 def _accumulated_gradients(pl_module: LightningModule) -> dict[str, torch.Tensor]:
