@@ -34,7 +34,7 @@ class FitOptions:
     opt_restart_small: int = 200
     """Up to this many observations the initial values are a start of every search: the best of several optima still
     changes from one observation to the next, and evaluations are cheap."""
-    tolerance: float = 1e-6
+    tolerance: float = 1e-5
     """Relative decrease of the objective, and projected gradient, at which a start ends."""
 
 
@@ -49,7 +49,7 @@ class Fit:
     failed: bool
     """No start gave a finite objective: ``theta`` are the old parameters."""
     evaluations: int
-    """Evaluations of the objective, all starts together counting once."""
+    """Evaluations of the objective, a batch counting once."""
     state: dict[str, Any]
     """JSON data for the next fit of the same model: ``parameters`` (natural values by name) and ``searched``, the
     number of observations at the last full search."""
@@ -92,12 +92,15 @@ def fit(
         starts = fresh if centre is old else np.concatenate([starts, fresh])
     objective = batched(model.objective(data), data.y.device)
     lower, upper = space.lower.numpy(), space.upper.numpy()
-    found = minimize_batch(objective, starts, lower, upper, options.opt_maxiter, options.tolerance)
-    best = int(np.argmin(found.value))
-    if not np.isfinite(found.value[best]):
-        return result(old, math.inf, True, found.evaluations, searched)
-    theta = torch.from_numpy(found.x[best])
-    return result(theta, float(found.value[best]), False, found.evaluations, n if full else searched)
+    # A batch pays where starts run equally long. The current values are at their optimum after a few evaluations.
+    groups = [starts] if full else list(starts[:, None])
+    found = [minimize_batch(objective, s, lower, upper, options.opt_maxiter, options.tolerance) for s in groups]
+    x, value = np.concatenate([m.x for m in found]), np.concatenate([m.value for m in found])
+    evaluations = sum(m.evaluations for m in found)
+    best = int(np.argmin(value))
+    if not np.isfinite(value[best]):
+        return result(old, math.inf, True, evaluations, searched)
+    return result(torch.from_numpy(x[best]), float(value[best]), False, evaluations, n if full else searched)
 
 
 def batched(objective: Objective, device: torch.device) -> Callable[[Array], tuple[Array, Array]]:
