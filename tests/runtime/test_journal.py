@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from lightning_hpo.core.events import AttemptEnded, Outcome, Reported, WorkerReady
 from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked, StudyNotFound
-from lightning_hpo.runtime.journal import BACKUP_NAME, FILE_NAME, Backups, Journal
+from lightning_hpo.runtime.database import BACKUP_NAME, FILE_NAME, MARK_NAME, checksum
+from lightning_hpo.runtime.journal import Backups, Journal
 
 HEADER = {"space": [{"name": "lr"}], "options": {"metric": "loss"}}
 EVENTS = [
@@ -72,7 +74,7 @@ class TestWhatIsWritten:
 
     def test_events_of_one_call_are_written_all_or_none(self, tmp_path, monkeypatch):
         with Journal.create(tmp_path, HEADER) as journal:
-            monkeypatch.setattr("lightning_hpo.runtime.journal._crc", lambda *_: object())
+            monkeypatch.setattr("lightning_hpo.runtime.journal.checksum", lambda *_: object())
             with pytest.raises(StudyError, match="cannot be written"):
                 journal.append(EVENTS)
             monkeypatch.undo()
@@ -129,7 +131,7 @@ class TestOpening:
         monkeypatch.undo()
         assert not Journal.exists(tmp_path)
         make(tmp_path)
-        assert sorted(p.name for p in tmp_path.iterdir()) == [FILE_NAME, "study.lock"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [FILE_NAME, "study.lock", MARK_NAME]
 
     def test_the_write_ahead_log_of_a_deleted_study_is_not_taken_for_this_one(self, tmp_path):
         old = Journal.create(tmp_path, HEADER)
@@ -203,7 +205,7 @@ class TestDamage:
             with Journal.open(folder) as journal:
                 found = (journal.header, [str(e) for e in journal.events()])
         except StudyCorrupt as problem:
-            assert "study.db.bak" in str(problem) or "Upgrade" in str(problem)
+            assert "sqlite3 study.db .recover" in str(problem) or "Upgrade" in str(problem)
         else:
             assert found == ({**HEADER, "schema": 1}, [str(e) for e in EVENTS * 40])
 
@@ -212,7 +214,7 @@ class TestDamage:
         make_once(tmp_path)
         content = (tmp_path / "good").read_bytes()
         (tmp_path / FILE_NAME).write_bytes(content[: len(content) * sixteenth // 16])
-        with pytest.raises(StudyCorrupt, match="backup"), Journal.open(tmp_path) as journal:
+        with pytest.raises(StudyCorrupt, match="There is no backup"), Journal.open(tmp_path) as journal:
             list(journal.events())
 
     def test_a_missing_event_is_noticed(self, tmp_path):
@@ -221,6 +223,86 @@ class TestDamage:
             database.execute("DELETE FROM event WHERE number = 2")
         with Journal.read(tmp_path) as journal, pytest.raises(StudyCorrupt, match="event 2 is missing"):
             list(journal.events())
+
+    @pytest.mark.parametrize("sixteenth", range(16))
+    @pytest.mark.parametrize("how", ["flipped", "truncated"])
+    def test_lost_commits_of_the_write_ahead_log_are_noticed(self, tmp_path, sixteenth, how):
+        """SQLite ends such a log where the damage begins and says nothing."""
+        wal = tmp_path / f"{FILE_NAME}-wal"
+        with Journal.create(tmp_path / "live", HEADER) as journal:
+            for _ in range(10):
+                journal.append(EVENTS)
+            for name in (FILE_NAME, f"{FILE_NAME}-wal", MARK_NAME):  # as a launcher that is killed leaves them
+                (tmp_path / name).write_bytes((tmp_path / "live" / name).read_bytes())
+        content = bytearray(wal.read_bytes())
+        if how == "flipped":
+            content[len(content) * sixteenth // 16] ^= 1
+        else:
+            del content[len(content) * sixteenth // 16 :]
+        wal.write_bytes(content)
+        for opening in (Journal.read, Journal.open):
+            with pytest.raises(StudyCorrupt, match=r"30 events were written to it, and \d+ are left") as caught:
+                opening(tmp_path)
+        assert f"rm {tmp_path / MARK_NAME}" in str(caught.value)
+        (tmp_path / MARK_NAME).unlink()
+        with Journal.open(tmp_path) as journal:  # what is left is a whole beginning
+            assert [str(e) for e in journal.events()] == [str(e) for e in (EVENTS * 10)[: len(journal)]]
+
+    def test_a_study_from_before_there_were_marks_gets_one(self, tmp_path):
+        make(tmp_path)
+        (tmp_path / MARK_NAME).unlink()
+        Journal.open(tmp_path).close()
+        assert (tmp_path / MARK_NAME).read_text().startswith("3 ")
+
+    @pytest.mark.parametrize("content", [b"", b"9999 00000000", b"\xff\xfe\0", b"9" * 5000, b"-1 2"])
+    def test_a_damaged_mark_is_no_reason_to_refuse_a_study(self, tmp_path, content):
+        make(tmp_path)
+        (tmp_path / MARK_NAME).write_bytes(content)
+        with Journal.open(tmp_path) as journal:
+            assert len(list(journal.events())) == 3
+
+    def test_a_deleted_study_leaves_no_mark_for_the_next_one(self, tmp_path):
+        make(tmp_path)
+        (tmp_path / FILE_NAME).unlink()
+        make(tmp_path, [WorkerReady(1.0)])
+        with Journal.open(tmp_path) as journal:
+            assert len(journal) == 1
+
+    def test_a_database_that_computes_something_is_refused(self, tmp_path):
+        """A view that never ends in place of the table, or a trigger beside it."""
+        endless = "WITH RECURSIVE n(number) AS (SELECT 1 UNION ALL SELECT number FROM n) SELECT number FROM n"
+        make(tmp_path / "view")
+        with sqlite3.connect(tmp_path / "view" / FILE_NAME) as database:
+            database.execute("DROP TABLE event")
+            database.execute(f"CREATE VIEW event AS {endless}")
+        make(tmp_path / "trigger")
+        with sqlite3.connect(tmp_path / "trigger" / FILE_NAME) as database:
+            database.execute("CREATE TRIGGER t AFTER INSERT ON event BEGIN DELETE FROM event; END")
+        for name in ("view", "trigger"):
+            for opening in (Journal.read, Journal.open):
+                with pytest.raises(StudyCorrupt, match=r"tables of a study|no plain table"):
+                    opening(tmp_path / name)
+
+    def test_json_that_is_nested_too_deeply_is_corrupt(self, tmp_path):
+        make(tmp_path)
+        text = "[" * 200_000
+        with sqlite3.connect(tmp_path / FILE_NAME) as database:
+            crc = checksum(2, "Reported", text)
+            database.execute("UPDATE event SET kind = 'Reported', data = ?, crc = ? WHERE number = 2", (text, crc))
+        with Journal.read(tmp_path) as journal, pytest.raises(StudyCorrupt):
+            list(journal.events())
+
+    def test_a_database_that_another_program_has_locked_is_not_called_damaged(self, tmp_path, monkeypatch):
+        make(tmp_path)
+        monkeypatch.setattr("lightning_hpo.runtime.database.BUSY_S", 0.01)
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
+            other.execute("PRAGMA locking_mode=EXCLUSIVE")
+            other.execute("BEGIN EXCLUSIVE")
+            for opening in (Journal.open, Journal.read):
+                with pytest.raises(StudyError, match=r"another program has locked .* try again\.$") as caught:
+                    opening(tmp_path)
+                assert not isinstance(caught.value, StudyCorrupt)
+        Journal.open(tmp_path).close()
 
 
 def make_once(folder: Path) -> None:
@@ -237,11 +319,23 @@ class TestBackup:
             assert journal.backup() == tmp_path / BACKUP_NAME
             journal.append([WorkerReady(99.0)])
         (tmp_path / FILE_NAME).write_bytes(b"damaged")
-        with pytest.raises(StudyCorrupt, match=BACKUP_NAME):
+        with pytest.raises(StudyCorrupt, match=r"Put the backup \(3 events, of 20") as caught:
             Journal.open(tmp_path)
-        (tmp_path / FILE_NAME).write_bytes((tmp_path / BACKUP_NAME).read_bytes())
+        advice = str(caught.value).rpartition("in its place: ")[2]
+        subprocess.run(["sh", "-c", advice], check=True)
         with Journal.open(tmp_path) as journal:
             assert [str(e) for e in journal.events()] == [str(e) for e in EVENTS]
+
+    def test_that_is_damaged_itself_is_not_recommended(self, tmp_path):
+        make(tmp_path)
+        (tmp_path / FILE_NAME).write_bytes(b"damaged")
+        (tmp_path / BACKUP_NAME).write_bytes(b"damaged too")
+        with pytest.raises(StudyCorrupt, match="There is no backup"):
+            Journal.open(tmp_path)
+
+    def test_is_for_the_owner_only(self, tmp_path):
+        with Journal.create(tmp_path, HEADER) as journal:
+            assert journal.backup().stat().st_mode & 0o777 == 0o600
 
     def test_replaces_the_last_one_only_when_it_is_whole(self, tmp_path, monkeypatch):
         def full(*_):

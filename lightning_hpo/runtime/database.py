@@ -1,0 +1,274 @@
+"""The SQLite file under the journal, and what lies beside it: lock, mark, backup.
+
+Settings: WAL, so that readers do not block the writer; ``synchronous=FULL``, so that a committed transaction survives a
+power cut. A file from elsewhere may hold anything: its schema is not trusted, and views or triggers are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import socket
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked
+
+FILE_NAME = "study.db"
+BACKUP_NAME = "study.db.bak"
+LOCK_NAME = "study.lock"
+MARK_NAME = "study.mark"
+BUSY_S = 60.0
+"""How long to wait for another program that has locked the file."""
+
+TABLES = {
+    "header": "CREATE TABLE header (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
+    "event": "CREATE TABLE event (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, trial INTEGER, data TEXT NOT NULL,"
+    " crc INTEGER NOT NULL)",
+}
+"""``crc`` is the CRC-32 of the row's other columns (:func:`checksum`)."""
+
+
+def checksum(*columns: object) -> int:
+    """CRC-32 of a row's columns."""
+    return zlib.crc32("\x1f".join(map(str, columns)).encode())
+
+
+# ----------------------------------------------------------------------------------------- connections
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that writes. The caller holds the lock.
+
+    Raises:
+        sqlite3.Error: if the file cannot be opened or is no database.
+    """
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        _trust_nothing(connection)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """A connection that cannot change anything and blocks nobody.
+
+    Raises:
+        sqlite3.Error: if the file cannot be opened or is no database.
+    """
+    address = f"{path.resolve().as_uri()}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None)
+    try:
+        _trust_nothing(connection)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _trust_nothing(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA trusted_schema=OFF")
+    connection.execute("PRAGMA cell_size_check=ON")
+
+
+def damage(connection: sqlite3.Connection) -> str | None:
+    """What is wrong with the file as a whole; None if nothing is.
+
+    Raises:
+        sqlite3.Error: if it cannot be read.
+    """
+    if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        return "its pages are damaged"
+    schema = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    if not TABLES.keys() <= {name for kind, name, _ in schema if kind == "table"}:
+        return "it has not the tables of a study"
+    # Views, triggers and virtual tables compute something when they are used.
+    odd = [name for kind, name, sql in schema if kind not in ("table", "index") or "VIRTUAL" in (sql or "").upper()]
+    return f"it holds {odd[0]!r}, which is no plain table" if odd else None
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing; durable when it is left without an exception."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk may have ended it already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def new_file(path: Path) -> sqlite3.Connection:
+    """A connection to an empty file for this user alone, in place of whatever had the name."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return sqlite3.connect(path, isolation_level=None)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Flush a file to disk, then give it its name."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# -------------------------------------------------------------------------------------- lock and mark
+
+
+class Lock:
+    """An advisory lock on a file beside the journal; it vanishes with the process that holds it.
+
+    Raises:
+        StudyLocked: if another process holds it.
+        StudyError: if the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise unwritable(folder, problem) from problem
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._fd, 500, 0).decode(errors="replace").strip() or "an unknown process"
+            os.close(self._fd)
+            raise StudyLocked(
+                f"The study in {folder} is being worked on by {holder}. "
+                "Wait until it ends or stop it, or look at the study with: lightning-hpo status"
+            ) from None
+        since = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @staticmethod
+    def holder(folder: Path) -> str | None:
+        """Who holds the lock (process, machine, since when); None if nobody does."""
+        try:
+            fd = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return os.pread(fd, 500, 0).decode(errors="replace").strip() or "an unknown process"
+        finally:
+            os.close(fd)
+        return None
+
+
+class Mark:
+    """How many events the database has had, kept apart from it.
+
+    SQLite takes a damaged write-ahead log for one that ends where the damage begins, and says nothing: the commits
+    after it are gone. If the database has fewer events than the mark says, that has happened. The mark is written
+    after each commit and never flushed, so after a power cut it may be older than the database, but not newer.
+    """
+
+    _SIZE = 32
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._fd = os.open(folder / MARK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise unwritable(folder, problem) from problem
+
+    def set(self, count: int) -> None:
+        # Without a mark less is noticed, nothing is lost: a full disk is no reason to stop here.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._fd, f"{count} {checksum(count):08x}".ljust(self._SIZE - 1).encode() + b"\n", 0)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @classmethod
+    def read(cls, folder: Path) -> int:
+        """Least number of events that the database must have; 0 if there is no mark or it is damaged itself."""
+        try:
+            count, crc = (folder / MARK_NAME).read_text("ascii")[: cls._SIZE].split()
+            return int(count) if f"{checksum(int(count)):08x}" == crc else 0
+        except (OSError, ValueError):
+            return 0
+
+
+# -------------------------------------------------------------------------------------------- errors
+
+
+def unwritable(folder: Path, problem: Exception) -> StudyError:
+    return StudyError(f"The study folder {folder} cannot be written: {problem}. Choose a folder you may write to.")
+
+
+def unreadable(folder: Path, problem: Exception) -> StudyError:
+    """What an error of SQLite or of JSON means for somebody who opens the study."""
+    if isinstance(problem, sqlite3.OperationalError):
+        if "locked" in str(problem):
+            return StudyError(
+                f"The study in {folder} cannot be opened: another program has locked its {FILE_NAME}. "
+                "Close it there, then try again."
+            )
+        if not os.access(folder / FILE_NAME, os.R_OK) or "readonly" in str(problem):
+            return StudyError(
+                f"The study in {folder} cannot be opened: {problem}. Correct the permissions of its files."
+            )
+    return corrupt(folder, problem)
+
+
+def corrupt(folder: Path, problem: object) -> StudyCorrupt:
+    """The study is damaged; what to do depends on whether there is a backup."""
+    return StudyCorrupt(f"The study in {folder} cannot be read: {problem}. {_way_out(folder)}")
+
+
+def events_lost(folder: Path, written: int, found: int) -> StudyCorrupt:
+    """The database has fewer events than were written."""
+    return StudyCorrupt(
+        f"The study in {folder} is damaged: {written} events were written to it, and {found} are left. "
+        f"{_way_out(folder)} To go on with the {found} instead: rm {shlex.quote(str(folder / MARK_NAME))}"
+    )
+
+
+def _way_out(folder: Path) -> str:
+    inside = f"cd {shlex.quote(str(folder))} && rm -f {FILE_NAME}-wal {FILE_NAME}-shm {MARK_NAME}"
+    backup = _described_backup(folder / BACKUP_NAME)
+    if backup is not None:
+        return f"Put the backup ({backup}) in its place: {inside} && cp {BACKUP_NAME} {FILE_NAME}"
+    return (
+        f"There is no backup; save what can be read: cd {shlex.quote(str(folder))} && "
+        f"sqlite3 {FILE_NAME} .recover | sqlite3 recovered.db && rm -f {FILE_NAME}-wal {FILE_NAME}-shm {MARK_NAME} && "
+        f"mv recovered.db {FILE_NAME}"
+    )
+
+
+def _described_backup(path: Path) -> str | None:
+    """How much it holds and of when it is; None if there is none that can be read."""
+    try:
+        when = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", timespec="seconds")
+        with contextlib.closing(connect_reader(path)) as connection:
+            if damage(connection) is not None:
+                return None
+            (count,) = connection.execute("SELECT count(*) FROM event").fetchone()
+        return f"{count} events, of {when}"
+    except (OSError, sqlite3.Error):
+        return None
