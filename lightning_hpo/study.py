@@ -34,6 +34,7 @@ from lightning_hpo.searchers import make_searcher
 
 if TYPE_CHECKING:
     from lightning_hpo.runtime.journal import Journal
+    from lightning_hpo.searchers.recommend import Recommended
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,9 @@ class Recommendation:
     mean: float
     """Expected value of the metric at ``max_t``, in the user's sign."""
     std: float
-    """Standard deviation of that expectation."""
+    """Standard deviation of that expectation; infinite where nothing tells it."""
+    confirmations: int = 0
+    """Trainings with other seeds that the expectation is the mean of; 0: it comes from the search."""
 
 
 class Study:
@@ -150,6 +153,9 @@ class Study:
 
     def ask(self) -> Start | Resume | None:
         """What a free worker is to do: start a trial, resume a paused one, or nothing now.
+
+        A start with a ``replicate`` trains a configuration again, to confirm it: use another seed of training. Where
+        the configuration has a seed (``confirm.seed_attr``), it is another one already.
 
         A resumed trial goes on after ``from_resource``; where its state cannot be kept it may also be trained from
         scratch: reports up to ``from_resource`` are ignored then.
@@ -257,7 +263,7 @@ class Study:
         """The configuration to use: the best expected value at ``max_t``, noise taken into account.
 
         Not the luckiest report: the lowest of many noisy values is lower than what the configuration gives when it is
-            trained again.
+            trained again. Where the best were confirmed, the mean of these trainings decides.
 
         Raises:
             ReportError: before the first finite report.
@@ -266,8 +272,7 @@ class Study:
 
         if self._state.best_any is None:
             raise ReportError("No trial has reported a finite value yet. Tell the study some results first.")
-        trial_id, config, mean, std = recommend(self._state.view(), self._state.options.searcher)
-        return Recommendation(trial_id, self._state.space.with_constants(config), self._state.criterion(mean), std)
+        return recommendation_of(self._state, recommend(self._state.view(), self._state.options.searcher))
 
     # -------------------------------------------------------------------------------------- details
 
@@ -302,6 +307,12 @@ class Study:
 
     def _now(self) -> float:
         return time.monotonic() - self._zero
+
+
+def recommendation_of(state: StudyState, found: Recommended) -> Recommendation:
+    """What a searcher recommends, with constants and in the user's sign."""
+    config = state.space.with_constants(found.config)
+    return Recommendation(found.trial_id, config, state.criterion(found.mean), found.std, found.confirmations)
 
 
 def best_of(state: StudyState) -> Best:

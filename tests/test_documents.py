@@ -12,6 +12,7 @@ import yaml
 
 import lightning_hpo
 from lightning_hpo.core import options, space
+from lightning_hpo.core.confirmation import ConfirmOptions
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.integrations.config import LauncherOptions
 
@@ -42,6 +43,7 @@ CASES = [
     pytest.param(LauncherOptions, "".join(map(section, LAUNCHER_SECTIONS)), id="launcher"),
     pytest.param(options.SearcherOptions, section("Searcher options"), id="searcher"),
     pytest.param(StopCriterion, section("Stop criterion"), id="stop"),
+    pytest.param(ConfirmOptions, section("Confirmation"), id="confirm"),
 ]
 
 

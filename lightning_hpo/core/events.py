@@ -172,6 +172,8 @@ class Start:
     milestone: int
     """First resource level at which it will be judged."""
     attempt: int = 1
+    replicate: int = 0
+    """Which training of the configuration: each has another seed; 0 is the search's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,8 @@ class Resume:
     milestone: int
     attempt: int = 1
     checkpoint: Checkpoint | None = None
+    replicate: int = 0
+    """As that of its :class:`Start`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_hpo.core.confirmation import ConfirmOptions
 from lightning_hpo.core.events import portable
 from lightning_hpo.core.observations import KINDS
 from lightning_hpo.core.stopping import StopCriterion
@@ -79,7 +80,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "dehb": Algorithm("dehb", "differential_evolution", "synchronous Hyperband with differential evolution"),
 }
 
-LIMITS = ("n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row", "asynchronous")
+LIMITS = ("n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row", "asynchronous", "confirm")
 """Options that may differ when a study is continued: they say how long and how wide, not what."""
 
 ADDITIVE_MODELS = ("gp_expdecay", "gp_issm")
@@ -295,6 +296,8 @@ class StudyOptions:
     """The study stops when so many first trials all failed with the same error."""
     stop: StopCriterion = field(default_factory=StopCriterion)
     """When the study ends."""
+    confirm: ConfirmOptions = field(default_factory=ConfirmOptions)
+    """Train the best configurations again before the study ends."""
     searcher: SearcherOptions = field(default_factory=SearcherOptions)
     """Options of the searcher."""
 
@@ -320,6 +323,7 @@ class StudyOptions:
             _check_range(self, "", name, lower=0)
         _check_range(self, "", "random_seed", lower=0, upper=2**31 - 1)
         _check_range(self, "", "reduction_factor", lower=2)
+        self._check_confirm()
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> StudyOptions:
@@ -347,6 +351,7 @@ class StudyOptions:
         values["searcher"] = search if isinstance(search, SearcherOptions) else SearcherOptions.from_mapping(search)
         stop = values.get("stop")
         values["stop"] = stop if isinstance(stop, StopCriterion) else StopCriterion.from_mapping(stop or {})
+        values["confirm"] = _confirm_options(values.get("confirm"))
         defaults = {f.name for f in dataclasses.fields(cls) if f.default is not None}
         return cls(**{k: v for k, v in values.items() if v is not None or k not in defaults})
 
@@ -371,6 +376,21 @@ class StudyOptions:
         if model in ADDITIVE_MODELS and ALGORITHMS[self.algorithm].searcher == "hypertune":
             raise OptionError(
                 f"searcher.model={model} does not work with Hyper-Tune. Choose algorithm=mobster, or another model."
+            )
+
+    def _check_confirm(self) -> None:
+        trainings = self.confirm.trainings
+        if not trainings:
+            return
+        if self.n_trials is None and self.stop == StopCriterion():
+            raise OptionError(
+                "confirm trains the best again before the study ends, but this study has no end. "
+                "Set n_trials, or a limit of stop."
+            )
+        if self.n_trials is not None and self.n_trials <= trainings:
+            raise OptionError(
+                f"confirm takes {self.confirm.top} x {self.confirm.seeds} trials, which leaves none of "
+                f"n_trials={self.n_trials} to the search. Raise n_trials, or lower confirm.top or confirm.seeds."
             )
 
     def _check_type(self) -> None:
@@ -398,12 +418,22 @@ class StudyOptions:
         values = {name: value for name, value in limits.items() if name in LIMITS}
         if "stop" in values:
             values["stop"] = StopCriterion.from_mapping(values["stop"])
+        if "confirm" in values:
+            values["confirm"] = _confirm_options(values["confirm"])
         return dataclasses.replace(self, **values)
 
     def to_json(self) -> dict[str, Any]:
         """JSON data; :meth:`from_mapping` reads it."""
         data: dict[str, Any] = portable(dataclasses.asdict(self))
         return data
+
+
+def _confirm_options(given: Any) -> ConfirmOptions:
+    if isinstance(given, ConfirmOptions):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise OptionError(f"confirm={given!r} is no mapping. Set confirm.top and confirm.seeds.")
+    return ConfirmOptions(**_known(ConfirmOptions, given or {}, "confirm."))
 
 
 def _known(cls: type, given: Mapping[str, Any], prefix: str) -> dict[str, Any]:

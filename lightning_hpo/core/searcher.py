@@ -108,7 +108,7 @@ class SearchView(Protocol):
 
     @property
     def configs(self) -> Mapping[int, Config]:
-        """Every trial's searched values, by trial id."""
+        """Searched values of every trial but confirmations, by trial id."""
 
     @property
     def initial_configs(self) -> Sequence[Config]:
@@ -125,6 +125,10 @@ class SearchView(Protocol):
     @property
     def state(self) -> Mapping[str, Any] | None:
         """What this searcher put into its last suggestion's ``state``."""
+
+    @property
+    def confirmations(self) -> Mapping[int, Sequence[int]]:
+        """Trial -> complete trials that trained its configuration again; they are in no other answer of the view."""
 
     def curve(self, trial_id: int) -> Mapping[int, float]:
         """Every finite report of the trial: resource -> value to be minimised."""

@@ -106,9 +106,17 @@ class StopCriterion:
 
     def reason(self, progress: Progress) -> str | None:
         """Why the study should stop now, for people to read; None if it should go on."""
-        return next(self._reasons(progress), None)
+        return self.limit_reason(progress) or self.threshold_reason(progress)
 
-    def _reasons(self, progress: Progress) -> Iterator[str]:
+    def limit_reason(self, progress: Progress) -> str | None:
+        """The same, for what the study may take alone."""
+        return next(self._exceeded(progress), None)
+
+    def threshold_reason(self, progress: Progress) -> str | None:
+        """The same, for what a metric was to reach alone."""
+        return next(self._reached(progress), None)
+
+    def _exceeded(self, progress: Progress) -> Iterator[str]:
         counted = (
             ("max_wallclock_time", progress.time, "seconds have passed"),
             ("max_num_evaluations", progress.evaluations, "evaluations were reported"),
@@ -121,6 +129,8 @@ class StopCriterion:
             limit = getattr(self, name)
             if limit is not None and number > limit:
                 yield f"{number:.6g} {what}, {name} is {limit:.6g}"
+
+    def _reached(self, progress: Progress) -> Iterator[str]:
         for metric, threshold in _by_metric(self.max_metric_value, progress.metric):
             if progress.highest.get(metric, -math.inf) > threshold:
                 yield f"{metric} reached {progress.highest[metric]:.6g}, max_metric_value is {threshold:.6g}"

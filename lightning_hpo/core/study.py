@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from lightning_hpo.core.brackets import draw_bracket
+from lightning_hpo.core.confirmation import Confirmation, Cost, leading, with_seed
 from lightning_hpo.core.events import (
     AttemptEnded,
     AttemptStarted,
@@ -37,14 +38,15 @@ from lightning_hpo.core.events import (
 )
 from lightning_hpo.core.observations import SearcherData
 from lightning_hpo.core.options import StudyOptions
-from lightning_hpo.core.schedulers.base import Ruling
+from lightning_hpo.core.schedulers.base import Ruling, Scheduler
 from lightning_hpo.core.schedulers.factory import make_scheduler
+from lightning_hpo.core.schedulers.fifo import Fifo
 from lightning_hpo.core.searcher import Observation, Pending, SuggestRequest
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.stopping import Progress
 from lightning_hpo.core.trial import Config, Trial, TrialStatus
-from lightning_hpo.errors import ReportError, SpaceError, StudyError
+from lightning_hpo.errors import OptionError, ReportError, SpaceError, StudyError
 
 
 class StudyState:
@@ -67,6 +69,11 @@ class StudyState:
             raise SpaceError(
                 "Nothing is searched: no entry of the space has a domain. "
                 'Give at least one of them a domain, as in {"lr": loguniform(1e-4, 1e-1)}.'
+            )
+        if options.confirm.seed_attr in space.domains:
+            raise OptionError(
+                f"confirm.seed_attr={options.confirm.seed_attr} is searched, but every confirmation gets its own. "
+                "Name the key of the training seed, or take it out of the space."
             )
         self.space = space
         self.options = options
@@ -111,6 +118,10 @@ class StudyState:
         self._has_success = False
         self._clock: dict[int, float] = {}
         self._busy_seconds: dict[int, float] = {}
+        self._busy_in_all = 0.0
+        self._confirmation = Confirmation(options.confirm)
+        self._confirming = Fifo(self.scheduler.max_t)
+        """The scheduler of confirmations."""
         self._handlers: dict[type, Callable[[Any], list[Decision]]] = {
             Suggested: self._on_suggested,
             AttemptStarted: self._on_started,
@@ -154,7 +165,8 @@ class StudyState:
 
     def next_request(self) -> SuggestRequest | None:
         """The request that would come next, to be answered ahead of time; None if none can come."""
-        if self._wanted is not None or not self._may_start() or self._initial_left:
+        is_over = self._confirmation.chosen is not None
+        if is_over or self._wanted is not None or not self._may_start() or self._initial_left:
             return None
         bracket = self._draw_bracket()
         return SuggestRequest(len(self.trials), bracket, self.scheduler.first_milestone(bracket), self.scheduler.slot())
@@ -215,7 +227,12 @@ class StudyState:
             if self._live:
                 return Idle("the batch is not complete")
             self._batch_left = self.options.n_workers
-        job = self._resume_waiting() or self._promote() or self._start_new()
+        is_searching = not self._is_search_over()
+        job = self._resume_waiting(is_searching)
+        if job is None and is_searching:
+            job = self._promote() or self._start_new()
+        if job is None and self._confirmation:
+            job = self._confirm()
         if isinstance(job, (Start, Resume)):
             self._batch_left = max(self._batch_left - 1, 0)
             self._clock[job.trial_id] = event.time
@@ -228,24 +245,32 @@ class StudyState:
         return Finish(self.ended)
 
     def closing_reason(self, time: float) -> str | None:
-        """Why the study ends at this time: its stop criterion, or the same error again and again; None: it goes on."""
+        """Why the study ends at this time: its stop criterion, or the same error again and again; None: it goes on.
+
+        A metric that has reached its threshold ends the search only, if the best are to be confirmed.
+        """
         self.progress.time = max(self.progress.time, time)
         if self.ended is None:
-            self.ended = self.options.stop.reason(self.progress)
+            stop = self.options.stop
+            self.ended = stop.limit_reason(self.progress) if self._confirmation else stop.reason(self.progress)
         return self.ended
 
     def _why_nothing_is_left(self) -> str:
+        if self._confirmation.chosen is not None and self._confirmation.next() is None:
+            return f"the best {len(self._confirmation.chosen)} configurations are confirmed"
         if self._is_exhausted:
             return "every configuration has been tried"
         if self._is_full:
             return f"all {self.options.n_trials} trials are done"
         return "nothing is left to start"
 
-    def _resume_waiting(self) -> Resume | None:
-        if not self._waiting:
-            return None
-        trial = self.trials[self._waiting.pop(0)]
-        return self._resumed(trial)
+    def _resume_waiting(self, is_searching: bool) -> Decision | None:
+        for trial_id in self._waiting:
+            trial = self.trials[trial_id]
+            if is_searching or trial.confirms is not None:
+                self._waiting.remove(trial_id)
+                return self._resumed(trial)
+        return None
 
     def _promote(self) -> Resume | None:
         promotion = self.scheduler.promote(self._draw_bracket(), self._is_paused)
@@ -266,11 +291,12 @@ class StudyState:
         self._verdicts.pop(trial.id, None)
         return Resume(
             trial.id,
-            self.space.with_constants(trial.config),
+            self._whole_config(trial),
             trial.resume_from,
             trial.milestone,
             trial.attempt,
             trial.checkpoint,
+            trial.replicate,
         )
 
     def _is_paused(self, trial_id: int) -> bool:
@@ -287,8 +313,11 @@ class StudyState:
 
     @property
     def _is_full(self) -> bool:
-        """Has the study its total number of trials?"""
-        return self.options.n_trials is not None and len(self.trials) >= self.options.n_trials
+        """Has the study its total number of trials, those that will confirm the best included?"""
+        if self.options.n_trials is None:
+            return False
+        to_come = self.options.confirm.trainings if self._confirmation.chosen is None else 0
+        return len(self.trials) + to_come >= self.options.n_trials
 
     def _may_start(self) -> bool:
         return not self._is_exhausted and not self._is_full and self.scheduler.may_start()
@@ -309,19 +338,84 @@ class StudyState:
     def _start(self, config: Config, bracket: int, origin: str, reason: str) -> Start:
         trial_id = len(self.trials)
         milestone = self.scheduler.start(trial_id, bracket)
-        self.trials[trial_id] = Trial(
-            trial_id, config, bracket, milestone, origin, reason, started_at=self.progress.time
-        )
+        start = self._begin(Trial(trial_id, config, bracket, milestone, origin, reason))
         self.taken.setdefault(self.space.match_key(config), trial_id)
         self.data.start(trial_id, milestone)
         self._jobs += 1
-        self._live.add(trial_id)
-        self._clock[trial_id] = self.progress.time
-        self.progress.started += 1
         self._configs[trial_id] = config
         if self._is_full:
             self.scheduler.close()
-        return Start(trial_id, self.space.with_constants(config), milestone)
+        return start
+
+    def _begin(self, trial: Trial) -> Start:
+        trial.started_at = self._clock[trial.id] = self.progress.time
+        self.trials[trial.id] = trial
+        self._live.add(trial.id)
+        self.progress.started += 1
+        return Start(trial.id, self._whole_config(trial), trial.milestone, replicate=trial.replicate)
+
+    def _whole_config(self, trial: Trial) -> Config:
+        """Searched values and constants; a confirmation's seed is its own."""
+        whole = self.space.with_constants(trial.config)
+        return with_seed(whole, self.options.confirm.seed_attr, trial.replicate)
+
+    # -------------------------------------------------------------------------------- confirmation
+
+    def _is_search_over(self) -> bool:
+        """Has it ended, although the study has not, because its best trials are still to be confirmed?"""
+        if not self._confirmation:
+            return False
+        reached = self.options.stop.threshold_reason(self.progress) is not None
+        return reached or self._confirmation.chosen is not None or self._needs_rest_to_confirm()
+
+    def _needs_rest_to_confirm(self) -> bool:
+        """Is what is left of the limits needed to confirm the best?"""
+        if not self._confirmation or not self.progress.evaluations:
+            return False
+        trainings, n_workers = self.options.confirm.trainings, self.options.n_workers
+        after = self._full_training().times(trainings, n_workers, self.progress)
+        return self.options.stop.limit_reason(after) is not None
+
+    def _full_training(self) -> Cost:
+        """What a training to ``max_t`` takes: by the mean over the study or by its best trial, whichever is more."""
+        max_t = self.view().max_t
+        units, best = self.progress.evaluations, self._best_any
+        seconds, cost = self._busy_in_all / units, self.progress.cost / units
+        if best is not None:
+            trial = self.trials[best[1]]
+            seconds = max(seconds, self.busy_seconds(trial.id) / trial.resource)
+            cost = max(cost, trial.cost / trial.resource)
+        return Cost(max_t, max_t * seconds, max_t * cost)
+
+    def _confirm(self) -> Decision | None:
+        """The next confirmation; the first of them ends the search."""
+        confirmation, n_trials = self._confirmation, self.options.n_trials
+        if n_trials is not None and len(self.trials) >= n_trials:
+            return None
+        if confirmation.chosen is None:
+            if self._wanted is not None:
+                return Idle("waiting for the searcher")
+            if self._live and not self._needs_rest_to_confirm():
+                return None
+            view = self.view()
+            curves = {trial_id: view.curve(trial_id) for trial_id in self._configs}
+            confirmation.chosen = leading(curves, view.rung_levels, view.max_t, self.options.confirm.top)
+            if confirmation.next() is None:
+                # A worker that finds nothing to do is not an event, so it must not change the study.
+                confirmation.chosen = None
+                return None
+        following = confirmation.next()
+        return None if following is None else self._start_confirmation(*following)
+
+    def _start_confirmation(self, confirmed: int, replicate: int) -> Start:
+        trial_id, config = len(self.trials), self.trials[confirmed].config
+        reason = f"trains the configuration of trial {confirmed} again, {replicate} of {self.options.confirm.seeds}"
+        trial = Trial(trial_id, config, 0, self._confirming.first_milestone(0), "confirm", reason, confirmed, replicate)
+        self._confirmation.start(confirmed, trial_id)
+        return self._begin(trial)
+
+    def _scheduler_of(self, trial: Trial) -> Scheduler:
+        return self.scheduler if trial.confirms is None else self._confirming
 
     # --------------------------------------------------------------------------------------- events
 
@@ -366,7 +460,7 @@ class StudyState:
             return [self._repeated(trial, event)]
         cost = _latest_cost(trial, event.cost)
         # First, because it may refuse the report.
-        ruling = self.scheduler.report(trial.id, event.resource, self.criterion(event.value), cost)
+        ruling = self._scheduler_of(trial).report(trial.id, event.resource, self.criterion(event.value), cost)
         self._account(trial, event, cost)
         told = self._rule(trial, event, ruling)
         self._verdicts[trial.id] = told
@@ -383,7 +477,7 @@ class StudyState:
         """What is known is not judged again, and what comes out of order comes too late; the first value stands."""
         known = trial.curve.get(event.resource)
         if known is not None:
-            self.scheduler.repeat(trial.id, event.resource, self.criterion(known))
+            self._scheduler_of(trial).repeat(trial.id, event.resource, self.criterion(known))
         if trial.id in self._pause_requests:
             return self._pause_as_requested(trial)
         return Told(trial.id, Verdict.CONTINUE, f"repeats what is known up to {trial.resource}")
@@ -391,9 +485,9 @@ class StudyState:
     def _account(self, trial: Trial, event: Reported, cost: float | None) -> None:
         trial.curve[event.resource] = event.value
         trial.metrics = dict(event.metrics)
-        self._busy_seconds[trial.id] = self._busy_seconds.get(trial.id, 0.0) + max(
-            event.time - self._clock.get(trial.id, event.time), 0.0
-        )
+        seconds = max(event.time - self._clock.get(trial.id, event.time), 0.0)
+        self._busy_seconds[trial.id] = self._busy_seconds.get(trial.id, 0.0) + seconds
+        self._busy_in_all += seconds
         self._clock[trial.id] = event.time
         if cost is not None:
             self.progress.cost += cost - trial.cost
@@ -406,19 +500,22 @@ class StudyState:
     def _rule(self, trial: Trial, event: Reported, ruling: Ruling) -> Told:
         value = self.criterion(event.value)
         continues = ruling.verdict is Verdict.CONTINUE and not ruling.completed
-        self.data.report(trial.id, event.resource, value, ruling.level, ruling.milestone, continues)
+        if trial.confirms is None:
+            self.data.report(trial.id, event.resource, value, ruling.level, ruling.milestone, continues)
         if ruling.milestone is not None:
             trial.milestone = ruling.milestone
         if ruling.completed:
             self._note_full(trial, event.resource)
-            if self.scheduler.learns_at_completion:
+            if self.scheduler.learns_at_completion and trial.confirms is None:
                 self.data.complete(trial.id, event.resource, value)
             return Told(trial.id, ruling.verdict, ruling.reason, completed=True)
         if ruling.verdict is Verdict.PAUSE:
             trial.status = TrialStatus.PAUSING
         elif ruling.verdict is Verdict.STOP:
             trial.status = TrialStatus.STOPPING
-        elif trial.id in self._pause_requests:
+        elif trial.confirms is None and (self._confirmation.chosen is not None or self._needs_rest_to_confirm()):
+            self._pause_requests.setdefault(trial.id, "the search is over: its worker is to confirm the best")
+        if trial.id in self._pause_requests and trial.status is TrialStatus.RUNNING:
             return self._pause_as_requested(trial)
         return Told(trial.id, ruling.verdict, ruling.reason)
 
@@ -503,14 +600,16 @@ class StudyState:
             self._fail(trial)
             return
         last = trial.resource
-        self.data.complete(trial.id, last, self.criterion(trial.curve[last]))
+        if trial.confirms is None:
+            self.data.complete(trial.id, last, self.criterion(trial.curve[last]))
         self._note_full(trial, last)
-        self.scheduler.fail(trial.id)
+        self._scheduler_of(trial).fail(trial.id)
         self._complete(trial)
 
     def _fail(self, trial: Trial) -> None:
         self._failed.add(trial.id)
-        self._taken_by_failed[self.space.match_key(trial.config)] = None
+        if trial.confirms is None:
+            self._taken_by_failed[self.space.match_key(trial.config)] = None
         self.progress.failed += 1
         self._give_up(trial, TrialStatus.FAILED)
         if not self._has_success and not any(t.curve for t in self.trials.values()):
@@ -524,7 +623,7 @@ class StudyState:
 
     def _give_up(self, trial: Trial, status: TrialStatus) -> None:
         self.data.drop_pending(trial.id)
-        self.scheduler.fail(trial.id)
+        self._scheduler_of(trial).fail(trial.id)
         self._finish(trial, status)
 
     def _finish(self, trial: Trial, status: TrialStatus) -> None:
@@ -541,6 +640,7 @@ class StudyState:
     def _on_continued(self, event: StudyContinued) -> list[Decision]:
         if event.limits is not None:
             self.options = self.options.with_limits(event.limits)
+            self._confirmation.reopen(self.options.confirm)
         self._wanted = None
         self._batch_left = 0
         self.ended = self.repeated_error = None
@@ -645,6 +745,15 @@ class StudyView:
     @property
     def configs(self) -> Mapping[int, Config]:
         return self._state._configs
+
+    @property
+    def confirmations(self) -> Mapping[int, Sequence[int]]:
+        trials = self._state.trials
+        complete = {
+            confirmed: [i for i in again if trials[i].status is TrialStatus.COMPLETED]
+            for confirmed, again in self._state._confirmation.of.items()
+        }
+        return {confirmed: again for confirmed, again in complete.items() if again}
 
     @property
     def initial_configs(self) -> Sequence[Config]:

@@ -63,8 +63,12 @@ class Trial:
     milestone: int
     """Next resource level at which the scheduler judges the trial."""
     origin: str = "random"
-    """Who proposed the configuration: ``initial``, ``random``, ``model``, ``attached``, ..."""
+    """Who proposed the configuration: ``initial``, ``random``, ``model``, ``attached``, ``confirm``, ..."""
     reason: str = ""
+    confirms: int | None = None
+    """The trial whose configuration this one trains again, with another seed."""
+    replicate: int = 0
+    """Which training of its configuration: 0 the search's own, 1, 2, ... those that confirm it."""
     status: TrialStatus = TrialStatus.RUNNING
     attempt: int = 1
     failures: int = 0

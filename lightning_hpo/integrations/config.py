@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_hpo.core.confirmation import ConfirmOptions
 from lightning_hpo.core.options import ALGORITHMS, SearcherOptions, StudyOptions
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.errors import OptionError, did_you_mean
@@ -108,6 +109,7 @@ def default_node() -> dict[str, Any]:
     node = {"metric": None} | _defaults(LauncherOptions, presets)
     node["searcher"] = _defaults(SearcherOptions, search)
     node["stop"] = _defaults(StopCriterion, set())
+    node["confirm"] = _defaults(ConfirmOptions, set())
     return node
 
 
@@ -123,7 +125,7 @@ def read_options(mapping: Mapping[str, Any], tunes: bool = True) -> LauncherOpti
     """
     defaults = default_node()
     given = _given(mapping, defaults)
-    for part in ("searcher", "stop"):
+    for part in ("searcher", "stop", "confirm"):
         value = mapping.get(part)
         if isinstance(value, Mapping):
             given[part] = _given(value, defaults[part])

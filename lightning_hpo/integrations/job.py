@@ -30,6 +30,7 @@ from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from lightning_hpo.core.confirmation import SEED_ATTRS
 from lightning_hpo.core.events import Outcome
 from lightning_hpo.errors import OptionError, ResourceMismatch, TrialError, TrialInterrupted, TrialPaused
 from lightning_hpo.integrations.composing import Composer
@@ -264,6 +265,33 @@ def resolve_max_t(composed: DictConfig, options: LauncherOptions, searched: Sequ
             f"Leave {PREFIX}.max_t out, or set {name}={options.max_t}."
         )
     return options.max_t if options.max_t is not None else value
+
+
+def resolve_seed(
+    composed: DictConfig, options: LauncherOptions, searched: Sequence[str] = ()
+) -> tuple[str, int] | None:
+    """Key and value of the training seed in a job's configuration, of which every confirmation gets another.
+
+    Returns:
+        That of ``confirm.seed_attr``, else the first of ``seed``, ``random_seed`` that is an integer; None if there is
+        none, or nothing is to be confirmed: then the seed that every trial's process begins with makes the difference.
+
+    Raises:
+        OptionError: if ``confirm.seed_attr`` is no integer in the job's configuration.
+    """
+    named = options.confirm.seed_attr
+    if not options.confirm.trainings:
+        return None
+    for name in SEED_ATTRS if named is None else (named,):
+        found = None if name in searched else _first_number(composed, (name,))
+        if found is not None and type(found[1]) is int:
+            return found
+    if named is not None:
+        raise OptionError(
+            f"{PREFIX}.confirm.seed_attr is {named}, which is no integer in the job's configuration. "
+            "Name the key of the training seed, or leave it out."
+        )
+    return None
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,20 @@ from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.script import refuse_nested_sweep
 from lightning_hpo.runtime.suggesting import InlineHost, ProcessHost, SearcherHost
 from lightning_hpo.searchers import make_searcher
-from lightning_hpo.searchers.recommend import recommend
+from lightning_hpo.searchers.recommend import Recommended, recommend
 from lightning_hpo.searchers.server import serve
-from lightning_hpo.study import Recommendation, check_same_study, continued_state, study_header
+from lightning_hpo.study import (
+    Recommendation,
+    check_same_study,
+    continued_state,
+    recommendation_of,
+    study_header,
+)
 
 _RECOMMEND_S = 30.0
 """Time the searcher has for its recommendation at the end."""
+_RECOMMEND_SOON_S = 3.0
+"""The same for somebody who has pressed Ctrl-C."""
 _NEED_PROCESS = ("bayesopt", "hypertune")
 """Searchers that fit models; the others cost microseconds and compute in the launcher."""
 
@@ -112,8 +120,10 @@ def run_study(setup: StudySetup) -> StudyState:
             trial_timeout=options.trial_timeout,
         )
         result = coordinator.run()
-        recommendation = _recommendation(state, host)
-    _conclude(setup, state, jobs, result, recommendation)
+        if result.is_interrupted:
+            closing.enter_context(_deaf_to_ctrl_c())
+        recommendation = _recommendation(state, host, _RECOMMEND_SOON_S if result.is_interrupted else _RECOMMEND_S)
+        _conclude(setup, state, jobs, result, recommendation)
     if result.problem is not None:
         raise result.problem
     if result.interrupted_by is signal.SIGINT:
@@ -152,15 +162,28 @@ def _introduce(setup: StudySetup, state: StudyState, backend: Backend, observer:
             observer.say(note)
 
 
-def _recommendation(state: StudyState, host: ProcessHost | None) -> Recommendation | None:
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Who presses once more while the results are written shall have them all the same."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread, which alone hears it
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _recommendation(state: StudyState, host: ProcessHost | None, limit_s: float) -> Recommendation | None:
     """By the searcher's model if it lives in a process, else computed here, which needs no model."""
     if state.best_any is None:
         return None
-    found = recommend(state.view(), state.options.searcher) if host is None else host.recommend(_RECOMMEND_S)
-    if found is None:
-        return None
-    trial_id, config, mean, std = found
-    return Recommendation(trial_id, state.space.with_constants(config), state.criterion(mean), std)
+    if host is None:
+        return recommendation_of(state, recommend(state.view(), state.options.searcher))
+    found = host.recommend(limit_s)
+    return None if found is None else recommendation_of(state, Recommended(*found))
 
 
 def _conclude(

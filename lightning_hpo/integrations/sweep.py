@@ -20,10 +20,11 @@ from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.integrations.batch import read_launcher_options
 from lightning_hpo.integrations.hydra_space import ParsedSweep, read_space
-from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t
+from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t, resolve_seed
 from lightning_hpo.integrations.run import StudySetup, check_folder, run_study
 from lightning_hpo.integrations.trial import TrialEntry
 from lightning_hpo.runtime.backends.base import Job
+from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.script import refuse_nested_sweep
 
 
@@ -56,6 +57,10 @@ def run_sweep(
     hydra_job.composer.learn(parsed.overrides(middle), parsed.overrides(another))
     composed = hydra_job.compose(parsed.overrides(middle), 0)
     max_t = resolve_max_t(composed, options, parsed.space.names)
+    seed = resolve_seed(composed, options, parsed.space.names)
+    notes = parsed.notes
+    if options.study is not None and not Journal.exists(folder):
+        notes = (*notes, f"There was no study in {folder} to continue: this is a new one.")
     check_folder(folder)
     OmegaConf.save(config, folder / "multirun.yaml")
     program = _Program(hydra_job)
@@ -65,10 +70,10 @@ def run_sweep(
         max_t=max_t,
         folder=folder,
         entry=TrialEntry(HydraTrial(hydra_job)),
-        jobs=lambda study: HydraJobs(hydra_job, parsed, study, options.ranks_per_trial),
+        jobs=lambda study: HydraJobs(hydra_job, parsed, study, options.ranks_per_trial, seed),
         continue_command=program.continued(folder),
         retrain_command=lambda values: program.single(parsed.overrides(values)),
-        notes=parsed.notes,
+        notes=notes,
         extra_header={"fixed": list(parsed.fixed)},
         preload=tuple(target_modules(OmegaConf.to_container(composed, resolve=False))),
     )
@@ -104,25 +109,41 @@ class HydraTrial:
 
 
 class HydraJobs:
-    """Turns decisions into Hydra jobs; a trial's id is its ``hydra.job.num``."""
+    """Turns decisions into Hydra jobs; a trial's id is its ``hydra.job.num``.
 
-    def __init__(self, hydra_job: HydraJob, parsed: ParsedSweep, options: StudyOptions, ranks: int) -> None:
+    Args:
+        seed: key and value of the training seed in the jobs' configurations, if they have one.
+    """
+
+    def __init__(
+        self,
+        hydra_job: HydraJob,
+        parsed: ParsedSweep,
+        options: StudyOptions,
+        ranks: int,
+        seed: tuple[str, int] | None = None,
+    ) -> None:
         self._hydra_job = hydra_job
         self._parsed = parsed
         self._options = options
         self._ranks = ranks
+        self._seed = seed
 
     def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
         return self._hydra_job.folder(self._parsed.overrides(config), trial_id)
 
     def job(self, decision: Start | Resume, folder: Path, environment: dict[str, str]) -> Job:
+        overrides = self._parsed.overrides(decision.config)
+        if decision.replicate and self._seed is not None:
+            name, seed = self._seed
+            overrides = [*overrides, f"{name}={seed + decision.replicate}"]
         return Job(
             trial_id=decision.trial_id,
             attempt=decision.attempt,
             folder=folder,
             log=folder / "trial.log",
             environment=environment,
-            payload={"overrides": self._parsed.overrides(decision.config)},
+            payload={"overrides": overrides},
             ranks=self._ranks,
             seed=child_seed(self._options.random_seed, Stream.TRAINING, decision.trial_id),
         )

@@ -108,6 +108,7 @@ def results_yaml(state: StudyState, reason: str, recommendation: Recommendation 
             "params": state.space.searched(recommendation.config),
             "expected_value": recommendation.mean,
             "standard_deviation": recommendation.std,
+            "confirmations": recommendation.confirmations,
         }
     data |= {
         "trials": {"total": len(state.trials)} | {status.value: count for status, count in counts(state).items()},
@@ -290,13 +291,13 @@ def _best_line(state: StudyState, best: tuple[int, int, float], unit: str) -> st
 
 
 def advice_on_full_training(state: StudyState, unit: str) -> str:
-    """What to do if no trial was trained to the end because all were paused or stopped on the way; else empty.
+    """What to do if a study that has ended trained no trial to the end, as all were paused on the way; else empty.
 
     A rung at ``r`` lets ``r / r'`` of its trials go on to the next one at ``r'``, so that about ``first rung / max_t``
     of all get to the end.
     """
     levels, max_t = state.scheduler.levels, state.scheduler.max_t
-    if state.best_full is not None or state.best_any is None or not levels or max_t is None:
+    if state.ended is None or state.best_full is not None or state.best_any is None or not levels or max_t is None:
         return ""
     needed = math.ceil(max_t / levels[0])
     rungs = f"with rungs at {', '.join(map(str, levels))}, about one trial in {needed} gets there"
@@ -314,7 +315,9 @@ def _recommended(state: StudyState, recommendation: Recommendation) -> str:
     names = formats.short_names(state.space.domains)
     config = formats.configuration(state.space.searched(recommendation.config), names)
     spread = f" ± {formats.number(recommendation.std)}" if math.isfinite(recommendation.std) else ""
-    return f"expected {formats.number(recommendation.mean)}{spread}  trial {recommendation.trial_id}  {config}"
+    again = formats.amount(recommendation.confirmations, "other training")
+    source = f", the mean of {again}" if recommendation.confirmations else ""
+    return f"expected {formats.number(recommendation.mean)}{spread}{source}  trial {recommendation.trial_id}  {config}"
 
 
 def counts_line(state: StudyState) -> str:

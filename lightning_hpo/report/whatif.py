@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.text import Text
 
+from lightning_hpo.core.confirmation import ConfirmOptions
 from lightning_hpo.core.options import ALGORITHMS, StudyOptions
 from lightning_hpo.core.searcher import Searcher
 from lightning_hpo.core.stopping import StopCriterion
@@ -105,10 +106,10 @@ def options_for(recorded: StudyOptions, algorithm: str, max_t: int | None, n_wor
         OptionError: if the algorithm is unknown or cannot be used here.
     """
     if algorithm == recorded.algorithm:
-        options = dataclasses.replace(recorded, stop=StopCriterion(), n_trials=None)
+        options = dataclasses.replace(recorded, stop=StopCriterion(), n_trials=None, confirm=ConfirmOptions())
     else:
         given: dict[str, Any] = recorded.to_json()
-        dropped = ("algorithm", "searcher", "stop", "n_trials", "searcher_data")
+        dropped = ("algorithm", "searcher", "stop", "n_trials", "confirm", "searcher_data")
         given = {name: value for name, value in given.items() if name not in dropped}
         if algorithm in ALGORITHMS:
             other = ALGORITHMS[algorithm]
@@ -192,8 +193,8 @@ def describe(state: StudyState, expected: Sequence[Expectation], unit: str) -> T
     """A table for people."""
     recorded = formats.number(None if state.best_any is None else state.best_any[2])
     head = (
-        f"On the curves of {sum(bool(t.curve) for t in state.trials.values())} trials, mean of {expected[0].seeds} "
-        f"simulations with {formats.amount(expected[0].n_workers, 'worker')} "
+        f"On the curves of {formats.amount(sum(bool(t.curve) for t in state.trials.values()), 'trial')}, mean of "
+        f"{formats.amount(expected[0].seeds, 'simulation')} with {formats.amount(expected[0].n_workers, 'worker')} "
         f"(the study's best {formats.plain(state.options.metric)}: {recorded})\n"
     )
     rows = [("algorithm", "best", "±", "as good as the study after", "trials", f"{unit}s", "worker time")]

@@ -164,7 +164,8 @@ def simulate(
     Args:
         space: what is searched.
         options: how; ``max_t`` must not be larger than the curves are long, or trials end by themselves before it.
-        benchmark: the learning curve of a configuration, constants included; asked once per trial.
+        benchmark: the learning curve of a configuration, constants included; asked once per trial. Where it has a
+            method ``retrained(config, replicate)``, that gives the curves of confirmations; else they repeat.
         n_workers: trials at a time.
         max_time: seconds on the virtual clock; what would happen later does not.
         searcher: proposes the configurations (:func:`lightning_hpo.searchers.make_searcher`).
@@ -292,7 +293,9 @@ class _Simulation:
     def _begin(self, job: Start | Resume) -> None:
         trial_id, attempt = job.trial_id, job.attempt
         if trial_id not in self._curves:
-            self._curves[trial_id] = self._benchmark(job.config)
+            again = getattr(self._benchmark, "retrained", None)
+            known = again is None or not job.replicate
+            self._curves[trial_id] = self._benchmark(job.config) if known else again(job.config, job.replicate)
         done = job.from_resource if isinstance(job, Resume) else 0
 
         def begin() -> None:

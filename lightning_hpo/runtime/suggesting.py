@@ -143,8 +143,9 @@ class ProcessHost:
         self._asked_at = time.monotonic()
         self._send({"request": dataclasses.asdict(request)})
 
-    def recommend(self, timeout_s: float) -> tuple[int, dict[str, Any], float, float] | None:
-        """Trial, configuration, expected value (to be minimised) and its standard deviation; None if it cannot tell.
+    def recommend(self, timeout_s: float) -> tuple[int, dict[str, Any], float, float, int] | None:
+        """Trial, configuration, expected value (to be minimised), its standard deviation, and the number of
+        confirmations it comes from; None if it cannot tell.
 
         What was asked before and has not been answered yet is dropped.
         """
@@ -154,8 +155,8 @@ class ProcessHost:
             while self._failure is None and self._connection.poll(max(deadline - time.monotonic(), 0.0)):
                 answer = json.loads(self._connection.recv_bytes())
                 if "recommendation" in answer:
-                    trial_id, config, mean, std = answer["recommendation"]
-                    return int(trial_id), dict(config), float(mean), float(std)
+                    trial_id, config, mean, std, confirmations = answer["recommendation"]
+                    return int(trial_id), dict(config), float(mean), float(std), int(confirmations)
                 if self._request is None:
                     return None
                 self._request = None
@@ -222,6 +223,7 @@ def _forked(
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         processes.forget_parent()
+        processes.limit_threads(_threads())
         ours.close()
         serve(Connection(os.dup(theirs.fileno())))
 
@@ -236,7 +238,13 @@ def _spawned(module: str, theirs: socket.socket, output: int) -> subprocess.Pope
         stdout=output,
         stderr=output,
         start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(_threads())},
     )
+
+
+def _threads() -> int:
+    """One, as the processors are busy with trials and the matrices are small; the user may say otherwise."""
+    return int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0])
 
 
 def _reap(pid: int) -> None:

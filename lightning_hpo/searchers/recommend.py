@@ -1,26 +1,26 @@
 """The configuration to use when the study is over.
 
-The lowest of many noisy reports is lower than what its configuration gives when it is trained again. So reports are
-first averaged over neighbouring epochs, and then shrunk towards what the other configurations say: by a Gaussian
-process over configurations where the searcher has a model, else towards their common mean (Efron and Morris 1975).
+The lowest of many noisy reports is lower than what its configuration gives when it is trained again. So where the best
+were trained again (:mod:`lightning_hpo.core.confirmation`), the mean of these trainings decides. Else reports are first
+averaged over neighbouring epochs. Both are shrunk towards what the other configurations say: by a Gaussian process over
+configurations where the searcher has a model, else towards their common mean (Efron and Morris, *Data Analysis Using
+Stein's Estimator and its Generalizations*, JASA 70(350), 1975).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from lightning_hpo.core.confirmation import furthest, moving_average, window
 from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.trial import Config
 from lightning_hpo.errors import ReportError, SurrogateError
-
-_WINDOW = 5
-"""Reports that are averaged, at most."""
 
 
 class Recommended(NamedTuple):
@@ -31,7 +31,9 @@ class Recommended(NamedTuple):
     mean: float
     """Expected value, to be minimised, at the best epoch of a training to ``max_t``."""
     std: float
-    """Standard deviation of this expectation."""
+    """Standard deviation of this expectation; infinite where nothing tells it."""
+    confirmations: int = 0
+    """Trainings with other seeds that the expectation comes from; 0: it comes from the search."""
 
 
 @dataclass(frozen=True)
@@ -39,76 +41,132 @@ class _Candidates:
     trials: list[int]
     values: np.ndarray
     """(n,) lowest moving average of each trial's curve."""
-    noise: float
-    """Variance of a moving average, mean over trials."""
+    noise: float | None
+    """Variance of a moving average, mean over trials; None if the reports are too few to tell."""
+    missing: np.ndarray
+    """(n,) expected square of the change until ``max_t``; 0 for trials that were trained that far."""
 
 
 def recommend(view: SearchView, options: SearcherOptions) -> Recommended:
-    """The best expected configuration among the trials that were trained furthest.
+    """The best expected configuration: among those that were confirmed, else among the trials trained furthest.
 
-    Candidates are the trials that reached the highest or second highest level reached by any trial.
+    The latter are the trials that reached the highest or second highest level reached by any trial.
 
     Raises:
         ReportError: if no trial has reported a finite value.
     """
+    confirmed = _confirmed(view)
+    if confirmed:
+        return _best_confirmed(view, confirmed)
     candidates = _candidates(view)
-    means, variances = _shrink(candidates)
+    means, variances = _shrink(candidates.values, candidates.noise)
     if len(candidates.trials) > 1 and view.state is not None and "parameters" in view.state:
         # If it fails, the common mean is an honest answer too.
         with contextlib.suppress(SurrogateError):
             means, variances = _smooth_over_configurations(view, options, candidates)
     best = int(np.lexsort((candidates.values, means))[0])
     trial = candidates.trials[best]
-    return Recommended(trial, dict(view.configs[trial]), float(means[best]), float(np.sqrt(variances[best])))
+    std = float(np.sqrt(variances[best] + candidates.missing[best]))
+    return Recommended(trial, dict(view.configs[trial]), float(means[best]), std)
 
 
-def moving_average(curve: Mapping[int, float], window: int) -> np.ndarray:
-    """Mean of each report and those before it, ``window`` in all; the first full windows come first.
-
-    Args:
-        curve: resource -> value; with fewer reports than ``window`` the mean of all is the only entry.
-    """
-    values = np.array([curve[resource] for resource in sorted(curve)])
-    width = min(window, len(values))
-    return np.convolve(values, np.full(width, 1.0 / width), mode="valid")
-
-
-def report_noise(curves: list[np.ndarray]) -> float:
-    """Variance of single reports about their curves, by second differences in the later half; 0 for short curves.
+def report_noise(curves: Sequence[np.ndarray]) -> float | None:
+    """Variance of single reports about their curves, by second differences in the later half; None for short curves.
 
     Independent errors of variance ``s`` give second differences of variance ``6 s``; the median is not disturbed by
     steps of the learning rate.
     """
     halves = (curve[len(curve) // 2 :] for curve in curves)
     differences = np.concatenate([np.empty(0), *(np.abs(np.diff(half, 2)) for half in halves if len(half) > 2)])
-    return float((np.median(differences) / 0.6745) ** 2 / 6.0) if len(differences) else 0.0
+    return float((np.median(differences) / 0.6745) ** 2 / 6.0) if len(differences) else None
+
+
+def _confirmed(view: SearchView) -> dict[int, np.ndarray]:
+    """Trial -> lowest moving averages of its confirmations; without configurations that diverged in one of them."""
+    width = window(view.max_t)
+    curves = {trial: [view.curve(again) for again in found] for trial, found in view.confirmations.items()}
+    return {
+        trial: np.array([min(moving_average(curve, width)) for curve in found])
+        for trial, found in curves.items()
+        if all(found)
+    }
+
+
+def _best_confirmed(view: SearchView, confirmed: Mapping[int, np.ndarray]) -> Recommended:
+    """By means over trainings, whose variance is pooled over the configurations."""
+    trials = list(confirmed)
+    counts = np.array([len(confirmed[trial]) for trial in trials])
+    values = np.array([confirmed[trial].mean() for trial in trials])
+    freedom = int((counts - 1).sum())
+    squares = sum(float(((found - found.mean()) ** 2).sum()) for found in confirmed.values())
+    means, variances = _shrink(values, squares / freedom / counts if freedom else None)
+    best = int(np.lexsort((values, means))[0])
+    trial = trials[best]
+    std = float(np.sqrt(variances[best]))
+    return Recommended(trial, dict(view.configs[trial]), float(means[best]), std, int(counts[best]))
 
 
 def _candidates(view: SearchView) -> _Candidates:
-    curves = {trial: dict(view.curve(trial)) for trial in view.configs}
-    reached = {trial: max(curve) for trial, curve in curves.items() if curve}
-    if not reached:
+    curves = {trial: dict(curve) for trial in view.configs if (curve := view.curve(trial))}
+    if not curves:
         raise ReportError("No trial has reported a finite value yet. Tell the study some results first.")
-    levels = (*view.rung_levels, view.max_t)
-    passed = {trial: sum(resource >= level for level in levels) for trial, resource in reached.items()}
-    top = max(passed.values())
-    # Without rungs every trial that is as good as complete is a candidate, else only those at the two highest levels.
-    trials = [trial for trial in passed if passed[trial] >= (top - 1 if view.rung_levels else top)]
-    window = max(1, min(_WINDOW, view.max_t // 3))
-    values = np.array([moving_average(curves[trial], window).min() for trial in trials])
+    trials = furthest(curves, view.rung_levels, view.max_t)
+    width = window(view.max_t)
+    values = np.array([min(moving_average(curves[trial], width)) for trial in trials])
     noise = report_noise([np.array([curves[trial][r] for r in sorted(curves[trial])]) for trial in trials])
-    averaged = np.mean([1.0 / min(window, len(curves[trial])) for trial in trials])
-    return _Candidates(trials, values, noise * float(averaged))
+    if noise is not None:
+        noise *= float(np.mean([1.0 / min(width, len(curves[trial])) for trial in trials]))
+    shown = [curves[trial] for trial in trials]
+    reached = {max(curve) for curve in shown}
+    missing = {r: _missing(r, shown, view.max_t, width) for r in reached}
+    return _Candidates(trials, values, noise, np.array([missing[max(curve)] for curve in shown]))
 
 
-def _shrink(candidates: _Candidates) -> tuple[np.ndarray, np.ndarray]:
-    """Means and variances by empirical Bayes: as much towards the common mean as noise explains of the spread."""
-    values, noise = candidates.values, candidates.noise
-    spread = float(values.var(ddof=1)) if len(values) > 1 else 0.0
-    kept = max(0.0, 1.0 - noise / spread) if spread > 0.0 else float(noise == 0.0)
+def _missing(reached: int, curves: Sequence[Mapping[int, float]], max_t: int, width: int) -> float:
+    """Expected square of what the lowest moving average of a trial changes from ``reached`` until ``max_t``.
+
+    After ``r`` units it is the mean square of what it has changed since then in the trials that reached ``max_t``.
+    Where none has, learning curves are taken for power laws: what is to come until ``max_t`` is like what came between
+    ``r * r / max_t`` and ``r``, in all of ``curves``. If there is nothing to look back on, it is the variance among the
+    curves.
+    """
+    if reached >= max_t:
+        return 0.0
+    complete = [other for other in curves if max(other) >= max_t]
+    since = reached if complete else max(1, reached * reached // max_t)
+    changes = [
+        min(moving_average(other, width)) - min(moving_average(early, width))
+        for other in complete or curves
+        if (early := {r: value for r, value in other.items() if r <= since}) and len(early) < len(other)
+    ]
+    if changes:
+        return float(np.mean(np.square(changes)))
+    return _variance(np.array([min(moving_average(other, width)) for other in curves]))
+
+
+def _variance(values: np.ndarray) -> float:
+    return float(values.var(ddof=1)) if len(values) > 1 else float("inf")
+
+
+def _shrink(values: np.ndarray, noise: np.ndarray | float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances by empirical Bayes: as much towards the common mean as noise explains of the spread.
+
+    Args:
+        values: (n,)
+        noise: their variances, one for each or for all. None: unknown; nothing is shrunk then, and the variance of the
+            values bounds that of their noise.
+    """
+    if noise is None:
+        return values, np.full(len(values), _variance(values))
+    noise = np.broadcast_to(noise, values.shape)
     if len(values) == 1:
-        return values, np.full(1, noise)
-    return values.mean() + kept * (values - values.mean()), np.full(len(values), kept * noise)
+        return values, noise
+    between = max(0.0, _variance(values) - float(noise.mean()))
+    total = between + noise
+    kept = np.divide(between, total, out=np.ones_like(values), where=total > 0.0)
+    common = values.mean()
+    # The last term: the common mean is an estimate itself.
+    return common + kept * (values - common), kept * noise + (1.0 - kept) ** 2 * float(total.mean()) / len(values)
 
 
 def _smooth_over_configurations(
@@ -131,7 +189,7 @@ def _smooth_over_configurations(
         surrogate, data, FitOptions(options.opt_nstarts, options.opt_maxiter), generator(view.seed, Stream.SURROGATE)
     )
     parameters = surrogate.space.values(found.theta)
-    floor = candidates.noise / normalisation.scale**2
+    floor = (candidates.noise or 0.0) / normalisation.scale**2
     parameters["noise"] = [max(noise, floor) for noise in parameters["noise"]]
     with torch.no_grad():
         prediction = surrogate.posterior(data, surrogate.space.theta(parameters)).predict(x, 1)

@@ -175,7 +175,7 @@ class TestJson:
     def test_limits_are_what_may_change_in_a_continued_study(self):
         options = parse(n_trials=10, stop={"max_num_evaluations": 5})
         assert set(options.limits()) == {
-            "n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row", "asynchronous",
+            "n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row", "asynchronous", "confirm",
         }  # fmt: skip
         more = options.with_limits(parse(n_trials=20, n_workers=4).limits())
         assert more == dataclasses.replace(options, n_trials=20, n_workers=4, stop=StopCriterion())

@@ -89,6 +89,7 @@ def test_the_recommended_configuration_is_written():
         "params": {"model.lr": 0.01, "act": "gelu"},
         "expected_value": 0.42,
         "standard_deviation": 0.03,
+        "confirmations": 0,
     }
 
 
@@ -272,9 +273,9 @@ def test_trials_with_the_same_error_share_a_line():
     ("options", "fix"),
     [
         # Rungs at 1, 3, 9: a third of the trials passes each of them, one in 27 all three.
-        ({"n_trials": 4}, "Continue the study with n_trials=27 or more, or begin another one with type=stopping."),
-        ({"n_trials": 27}, "Continue the study with more time or trials."),
-        ({"n_trials": None}, "Continue the study with more time or trials."),
+        ({"n_trials": 2}, "Continue the study with n_trials=27 or more, or begin another one with type=stopping."),
+        ({"n_trials": 27, "stop": {"max_num_evaluations": 1}}, "Continue the study with more time or trials."),
+        ({"n_trials": None, "stop": {"max_num_evaluations": 1}}, "Continue the study with more time or trials."),
     ],
 )
 def test_a_study_in_which_no_trial_got_to_the_end_says_what_to_do(options: dict[str, Any], fix: str):
@@ -283,6 +284,8 @@ def test_a_study_in_which_no_trial_got_to_the_end_says_what_to_do(options: dict[
         job = study.ask()
         assert job is not None
         study.tell(job.trial_id, 1, value)
+    assert "No trial was trained to the end" not in told(study), "it has not ended yet"
+    assert study.ask() is None
     (line,) = (line.strip() for line in told(study).splitlines() if "No trial was trained to the end" in line)
     assert "27 epochs: with rungs at 1, 3, 9, about one trial in 27 gets there." in line
     assert line.endswith(fix)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from lightning_hpo.core.confirmation import moving_average
 from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, uniform
 from lightning_hpo.errors import NumericalError, ReportError
-from lightning_hpo.searchers.recommend import moving_average, recommend, report_noise
+from lightning_hpo.searchers.recommend import recommend, report_noise
 from tests.searchers.views import View
 
 LINE = SearchSpace({"x": uniform(0, 1)})
@@ -31,7 +34,7 @@ def test_noise_is_estimated_from_second_differences():
     curves = [decay + 0.05 * rng.standard_normal(400) for _ in range(5)]
     assert np.sqrt(report_noise(curves)) == pytest.approx(0.05, rel=0.1)
     assert report_noise([np.linspace(1.0, 0.0, 20)]) == pytest.approx(0.0, abs=1e-12)
-    assert report_noise([np.array([0.5])]) == 0.0
+    assert report_noise([np.array([0.5])]) is None
 
 
 def test_the_luckiest_report_does_not_win():
@@ -42,7 +45,7 @@ def test_the_luckiest_report_does_not_win():
     lucky[20] = 0.25
     view.add({"x": 0.2}, *lucky)
     found = recommend(view, OPTIONS)
-    assert (found.trial_id, found.config) == (0, {"x": 0.1})
+    assert (found.trial_id, found.config, found.confirmations) == (0, {"x": 0.1}, 0)
     assert found.mean == pytest.approx(0.30)
 
 
@@ -74,7 +77,7 @@ def test_noise_draws_expectations_together():
     rng = np.random.default_rng(0)
     for i in range(6):
         view.add({"x": i / 6}, *(0.5 + 0.01 * i + 0.1 * rng.standard_normal(27)))
-    best_average = min(moving_average(view.curve(i), 5).min() for i in range(6))
+    best_average = min(min(moving_average(view.curve(i), 5)) for i in range(6))
     found = recommend(view, OPTIONS)
     assert best_average < found.mean < 0.55
     # The mean of five reports with standard deviation 0.1 has 0.045.
@@ -113,7 +116,7 @@ def test_a_single_report_and_none():
         recommend(view, OPTIONS)
     view.add({"x": 0.1}, 0.7)
     found = recommend(view, OPTIONS)
-    assert (found.trial_id, found.mean, found.std) == (0, 0.7, 0.0)
+    assert (found.trial_id, found.mean, found.std) == (0, 0.7, math.inf)
 
 
 def test_equal_trials():
@@ -130,5 +133,86 @@ def test_where_noise_explains_everything_the_lowest_average_still_wins():
     rng = np.random.default_rng(3)
     for i in range(4):
         view.add({"x": i / 4}, *(0.5 + 0.2 * rng.standard_normal(27)))
-    averages = [moving_average(view.curve(i), 5).min() for i in range(4)]
+    averages = [min(moving_average(view.curve(i), 5)) for i in range(4)]
     assert recommend(view, OPTIONS).trial_id == int(np.argmin(averages))
+
+
+class TestStandardDeviation:
+    """Moving averages have a width of one report: ``max_t`` is 4."""
+
+    def test_what_is_to_come_until_max_t_counts_by_what_came_in_trials_that_got_there(self):
+        view = View(LINE, max_t=4, rung_levels=(1, 2))
+        view.add({"x": 0.1}, 0.9, 0.6, 0.5, 0.4)
+        view.add({"x": 0.2}, 0.9, 0.6, 0.5, 0.5)
+        view.add({"x": 0.3}, 0.9, 0.3)
+        found = recommend(view, OPTIONS)
+        # From 2 to 4 epochs the complete trials changed by 0.2 and 0.1: mean square 0.025. The values 0.4, 0.5 and 0.3
+        # have the variance 0.01, which bounds their noise: second differences are too few to tell it.
+        assert (found.trial_id, found.mean) == (2, 0.3)
+        assert found.std == pytest.approx(math.sqrt(0.025 + 0.01))
+
+    def test_where_no_trial_got_there_the_change_so_far_counts(self):
+        view = View(LINE, max_t=16, rung_levels=(1, 4))
+        view.add({"x": 0.1}, 0.9, 0.8, 0.7, 0.7)
+        found = recommend(view, OPTIONS)
+        # Averages of five reports: that of the first one (4 * 4 / 16) is 0.9, of all four 0.775. A single trial does
+        # not tell the noise of its reports.
+        assert (found.mean, found.std) == (pytest.approx(0.775), math.inf)
+        view.add({"x": 0.2}, 0.9, 0.9, 0.9, 0.9)
+        # Changes of 0.125 and 0: mean square 0.0078125. Variance of 0.775 and 0.9: 0.0078125.
+        assert recommend(view, OPTIONS).std == pytest.approx(math.sqrt(2 * 0.0078125))
+
+    def test_a_complete_trial_has_nothing_to_come(self):
+        view = View(LINE, max_t=3)
+        view.add({"x": 0.1}, 0.5, 0.4, 0.3)
+        view.add({"x": 0.2}, 0.9, 0.8, 0.5)
+        assert recommend(view, OPTIONS).std == pytest.approx(math.sqrt(0.02))
+
+    def test_where_noise_explains_everything_the_common_mean_is_uncertain_still(self):
+        view = View(LINE, max_t=27)
+        for x, sign in ((0.1, 1), (0.2, -1)):
+            view.add({"x": x}, *([0.5 + sign * 0.1, 0.5 - sign * 0.1] * 14)[:27])
+        noise = (0.4 / 0.6745) ** 2 / 6 / 5  # all second differences are 0.4; averages of five
+        found = recommend(view, OPTIONS)
+        assert found.mean == pytest.approx(0.48)  # both lowest averages
+        assert found.std == pytest.approx(math.sqrt(noise / 2))
+
+
+class TestConfirmed:
+    def test_the_mean_over_confirmations_decides_and_the_lucky_search_does_not(self):
+        view = View(LINE, max_t=3, rung_levels=(1,))
+        lucky = view.add({"x": 0.1}, 0.5, 0.4, 0.1)
+        steady = view.add({"x": 0.2}, 0.5, 0.4, 0.2)
+        view.add({"x": 0.3}, 0.5, 0.4, 0.05)
+        view.confirm(lucky, [0.9, 0.5, 0.6], [0.9, 0.8, 0.7])
+        view.confirm(steady, [0.9, 0.6, 0.2], [0.9, 0.6, 0.4])
+        view.state = {"parameters": {}}
+        found = recommend(view, OPTIONS)
+        # Means 0.6 (0.5, 0.7: the best epochs) and 0.3; squares 0.02 + 0.02 over 2 degrees of freedom: variance 0.02 of
+        # a training, 0.01 of a mean. Means spread by 0.045, of which 0.035 is not noise: 7/9 of the distance stays.
+        kept = 0.035 / 0.045
+        assert (found.trial_id, found.config, found.confirmations) == (steady, {"x": 0.2}, 2)
+        assert found.mean == pytest.approx(0.45 - kept * 0.15)
+        assert found.std == pytest.approx(math.sqrt(kept * 0.01 + (1 - kept) ** 2 * 0.045 / 2))
+
+    def test_fewer_confirmations_are_trusted_less(self):
+        view = View(LINE, max_t=3, rung_levels=(1,))
+        for i in range(3):
+            view.add({"x": i / 3}, 0.5, 0.4, 0.3)
+        view.confirm(0, [0.30], [0.50], [0.40])
+        view.confirm(1, [0.60], [0.80], [0.70])
+        view.confirm(2, [0.38])
+        # Variance of a training 0.01: of the means 0.01 / 3, 0.01 / 3 and 0.01. Trial 2 is lower by 0.02 only.
+        found = recommend(view, OPTIONS)
+        assert (found.trial_id, found.confirmations) == (0, 3)
+
+    def test_a_configuration_that_diverged_once_is_not_recommended(self):
+        view = View(LINE, max_t=3)
+        view.add({"x": 0.1}, 0.5, 0.4, 0.1)
+        view.add({"x": 0.2}, 0.5, 0.4, 0.2)
+        view.confirm(0, [0.1, 0.1, 0.1], [])
+        view.confirm(1, [0.6, 0.5, 0.4])
+        found = recommend(view, OPTIONS)
+        assert (found.trial_id, found.mean, found.std, found.confirmations) == (1, 0.4, math.inf, 1)
+        view.confirmations = {0: [1000 + 3]}
+        assert recommend(view, OPTIONS).confirmations == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class View:
     initial_configs: list[dict[str, Any]] = field(default_factory=list)
     state: Mapping[str, Any] | None = None
     curves: dict[int, dict[int, float]] = field(default_factory=dict)
+    confirmations: dict[int, list[int]] = field(default_factory=dict)
 
     @property
     def taken(self) -> set[str]:
@@ -60,6 +61,13 @@ class View:
         if failed:
             self.failed.add(trial_id)
         return trial_id
+
+    def confirm(self, trial_id: int, *curves: Sequence[float]) -> None:
+        """The trial's configuration was trained again, with these curves."""
+        for curve in curves:
+            again = 1000 + len(self.curves)
+            self.curves[again] = dict(enumerate(curve, 1))
+            self.confirmations.setdefault(trial_id, []).append(again)
 
     def request(self, milestone: int | None = None, bracket: int = 0, slot: Slot | None = None) -> SuggestRequest:
         first = milestone or (self.rung_levels[0] if self.rung_levels else self.max_t)
