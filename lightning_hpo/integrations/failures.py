@@ -41,7 +41,7 @@ def judge(error: BaseException) -> tuple[Outcome, str]:
         ),
         (
             Outcome.LOST,
-            isinstance(error, RuntimeError) and _LOADING_WORKER.search(str(error)) is not None,
+            _is_loss_of_loading_process(error),
             f"A process that loads data was killed (out of memory?). {_MEMORY_ADVICE.partition('. ')[2]}",
         ),
         (Outcome.LOST, isinstance(error, ExecutionError), ""),
@@ -63,6 +63,15 @@ def terminated() -> ExecutionError:
         "The training was told to end (SIGTERM from outside of the study). Let the study go on, or continue it where "
         "its processes are left alone."
     )
+
+
+def _is_loss_of_loading_process(error: BaseException) -> bool:
+    """Torch notices the death itself, or the connection to the dead process breaks while a batch is received."""
+    if isinstance(error, RuntimeError):
+        return _LOADING_WORKER.search(str(error)) is not None
+    frames = traceback.extract_tb(error.__traceback__)
+    receives = any(f.name == "_try_get_data" and f.filename.endswith("dataloader.py") for f in frames)
+    return receives and isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
 
 
 def _is_cuda_out_of_memory(error: BaseException) -> bool:

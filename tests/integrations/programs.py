@@ -134,14 +134,14 @@ class Running:
 
 
 class ProgramServer:
-    """Runs one program at a time."""
+    """Runs one program at a time, with this environment beside its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, **more: str) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LIGHTNING_HPO_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.integrations.program_server"],
             cwd=ROOT,
-            env=environment | {"OMP_NUM_THREADS": "1"},
+            env=environment | {"OMP_NUM_THREADS": "1"} | more,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -149,6 +149,10 @@ class ProgramServer:
         )
         self._count = 0
         self.answer()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def start(self, program: Path, *arguments: str, folder: Path, **environment: str) -> Running:
         assert self._process.stdin is not None

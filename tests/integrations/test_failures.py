@@ -51,6 +51,18 @@ def test_what_pytorch_really_says_of_a_killed_loading_process_is_recognised(tria
     assert judge(error)[0] is Outcome.LOST, attempt.results
 
 
+def test_so_is_a_connection_that_breaks_while_a_batch_is_received(monkeypatch):
+    def broken(*_):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    loader = torch.utils.data.DataLoader(torch.arange(4), num_workers=1)
+    monkeypatch.setattr("multiprocessing.resource_sharer.DupFd.detach", broken)
+    with pytest.raises(ConnectionResetError) as caught:
+        list(loader)
+    assert judge(caught.value)[0] is Outcome.LOST
+    assert judge(ConnectionResetError(errno.ECONNRESET, "by the script's own server"))[0] is Outcome.FAILED
+
+
 def test_lightnings_end_by_sigterm_is_not_the_scripts_own():
     assert is_sigterm(SIGTERMException())
     assert not is_sigterm(SystemExit(0))

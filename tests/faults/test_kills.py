@@ -1,0 +1,174 @@
+"""Ten real SIGKILLs, and the signals that are notices: a study ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+import uuid
+
+import pytest
+
+from lightning_hpo.core.events import AttemptEnded, AttemptStarted, Outcome
+from tests.faults.killing import ENVIRONMENT, MARK, ORPHANS_S, KilledStudy
+from tests.integrations.programs import ProgramServer, Running
+
+PROGRAM = """
+import json, os, time
+import hydra
+import lightning as L
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from lightning_hpo import HPOCallback
+
+ConfigStore.instance().store(
+    name="config", node={"x": 0.5, "trainer": {"max_epochs": 9}, "sleep": 0.05, "acknowledged": ""}
+)
+
+
+class Model(L.LightningModule):
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+        self.layer = torch.nn.Linear(4, 1)
+        self.drop = torch.nn.Dropout(0.5)
+
+    def training_step(self, batch, index):
+        loss = self.layer(self.drop(batch[0])).sub(self.x).square().mean()
+        self.log("loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.1)
+
+
+class Acknowledged(L.Callback):
+    "Once the next epoch begins, the last one was answered."
+    def __init__(self, config):
+        self.config = config
+
+    def on_train_epoch_start(self, trainer, module):
+        time.sleep(self.config.sleep)
+        if trainer.current_epoch and self.config.acknowledged:
+            line = json.dumps([HydraConfig.get().job.num, trainer.current_epoch]) + chr(10)
+            with open(self.config.acknowledged, "a") as file:
+                file.write(line)
+
+
+@hydra.main(config_path=None, config_name="config", version_base="1.3")
+def main(config):
+    data = torch.utils.data.TensorDataset(torch.arange(64.0).reshape(16, 4) / 64)
+    trainer = L.Trainer(
+        max_epochs=config.trainer.max_epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
+        callbacks=[Acknowledged(config), HPOCallback()],
+    )
+    trainer.fit(Model(config.x), torch.utils.data.DataLoader(data, 4, shuffle=True, num_workers=1))
+
+
+if __name__ == "__main__":
+    main()
+"""
+TUNE = [
+    "-m", "hydra/launcher=hpo", "hydra.launcher.metric=loss", "hydra.launcher.n_workers=2",
+    "hydra.launcher.random_seed=3", "hydra.launcher.max_retries=20", "x=interval(0,1)",
+]  # fmt: skip
+PROMOTION = ["hydra.launcher.algorithm=asha", "hydra.launcher.type=promotion"]
+TO_THE_END = ["hydra.launcher.algorithm=random"]
+
+
+class Program:
+    """A program that may be asked whether it still runs."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._code: int | None = None
+        self.pid = running.pid
+
+    @property
+    def output(self) -> str:
+        return self._running.output
+
+    def poll(self) -> int | None:
+        if self._code is None and not os.path.exists(f"/proc/{self.pid}"):
+            self._code = self._running.end().code
+        return self._code
+
+
+@pytest.fixture(scope="module")
+def mark():
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="module")
+def server(mark):
+    server = ProgramServer(**{MARK: mark})
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def killed_study(tmp_path, mark, server):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    folder = tmp_path / "study"
+
+    def launch(more: list[str]) -> Program:
+        overrides = [*TUNE, f"acknowledged={tmp_path}/acknowledged", f"hydra.sweep.dir={folder}", *study.options, *more]
+        return Program(server.start(program, *overrides, folder=tmp_path, **ENVIRONMENT))
+
+    study = KilledStudy(folder, launch, mark, bystanders=(server.pid,))
+    study.acknowledged = tmp_path / "acknowledged"
+    study.options = []
+    yield study
+    for pid in study.processes():
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing_that_matters(killed_study):
+    killed_study.options = [*PROMOTION, "hydra.launcher.n_trials=24"]
+    kinds = (
+        "trial", "loading process", "trial that saves", "launcher of a trial that saves", "trial", "launcher",
+        "trial that saves", "launcher that starts", "loading process", "trial server",
+    )  # fmt: skip
+    killed_study.kill_until_it_ends(random.Random(0), kinds, pause_s=(0.1, 0.5))
+    assert sum(killed_study.kills.values()) == 10
+    assert max(killed_study.orphans_s) < ORPHANS_S
+    assert max(killed_study.noticed_s) < 2.0
+    again, different = killed_study.repeated()
+    assert again > 0 and different == 0, "what is trained again gives the same values"
+
+
+def test_sigterm_to_a_trial_does_not_make_it_complete(killed_study):
+    """A batch system may signal every process of an allocation."""
+    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "sleep=0.2"]
+    killed_study.ensure_launched()
+    killed_study.wait_for(lambda: 0 in killed_study.trials() and killed_study.state().trials[0].curve, "a report")
+    trial_id, pid = 0, killed_study.trials()[0]
+    os.kill(pid, signal.SIGTERM)
+    killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
+    killed_study.check_end()
+    ends = [e for e in killed_study.events() if isinstance(e, AttemptEnded) and e.trial_id == trial_id]
+    assert ends[0].outcome is Outcome.LOST
+    assert "SIGTERM" in (ends[0].error or "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_notice_to_the_launcher_pauses_what_runs(killed_study, number):
+    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "sleep=0.2", "trainer.max_epochs=12"]
+    killed_study.ensure_launched()
+    killed_study.wait_for(lambda: len(killed_study.trials()) == 2, "two trials run")
+    time.sleep(0.5)
+    os.kill(killed_study.running.pid, number)
+    killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the launcher ends")
+    assert killed_study.running.poll() == 128 + number
+    assert not killed_study.processes()
+    state = killed_study.state()
+    assert all(trial.checkpoint is not None and trial.failures == 0 for trial in state.trials.values())
+    killed_study.ensure_launched()
+    killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
+    killed_study.check_end()
+    resumed = [e for e in killed_study.events() if isinstance(e, AttemptStarted) and e.attempt == 2]
+    assert len(resumed) >= 2
