@@ -160,6 +160,7 @@ def _best(options: argparse.Namespace) -> None:
 
 
 def _declare_why(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [-h] [DIR] ID"
     parser.add_argument("which", metavar="[DIR] ID", nargs="+", help="the study folder, and the number of a trial")
 
 
@@ -240,6 +241,9 @@ def _clean(options: argparse.Namespace) -> None:
     if cleaned is None:
         print("Nothing was deleted.")
         return
+    if not cleaned.trials and not cleaned.strays:
+        print("There is nothing to delete.")
+        return
     strays = f", and {len(cleaned.strays)} that no trial had recorded" if cleaned.strays else ""
     what = formats.amount(len(cleaned.trials), "checkpoint")
     print(f"{what} deleted ({formats.size(cleaned.size)}){strays}.")
@@ -260,6 +264,10 @@ def _declare_simulate(parser: argparse.ArgumentParser) -> None:
 
 def _simulate(options: argparse.Namespace) -> None:
     import dataclasses
+    import warnings
+
+    # Libraries warn each other's authors when they are imported.
+    warnings.simplefilter("ignore", FutureWarning)
 
     from lightning_hpo.core.options import ALGORITHMS, StudyOptions
     from lightning_hpo.core.searcher import Searcher

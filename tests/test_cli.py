@@ -285,7 +285,7 @@ def test_clean_deletes_what_is_not_needed(checkpoints: Path, capsys: Output):
     assert capsys.readouterr().out == "1 checkpoint deleted (10 bytes).\n"
     assert kept(checkpoints) == ["1"]
     assert main(["clean", str(checkpoints), "--yes"]) == 0
-    assert capsys.readouterr().out == "0 checkpoints deleted (0 bytes).\n"
+    assert capsys.readouterr().out == "There is nothing to delete.\n"
     assert main(["clean", str(checkpoints), "--yes", "--all"]) == 0
     assert kept(checkpoints) == []
 

@@ -89,7 +89,7 @@ class HPOCallback(EarlyStopping):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # A tuner inside the fit restores checkpoints of its own.
         if self._fit is not None and STATE_KEY in checkpoint:
-            self._fit.restored = checkpoint[STATE_KEY]
+            self._fit.take_up(checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is not None:

@@ -50,14 +50,13 @@ def status(study: StudyFolder) -> list[Text]:
     rows.append(("elapsed", formats.duration(state.progress.time)))
     shown = shown_trials(state, tally, _STATUS_ROWS)
     lines = trial_table(state, tally, shown, unit) if shown else []
-    advice = advice_on_full_training(state, unit)
     failures = failure_lines(state, study.path)
     if failures:
         lines.append(Text("\n" + "\n".join(failures), style="red"))
     why_ended = study.why_ended()  # the last question, it uses the state up
     if study.continue_command is not None and not study.is_running and why_ended is None:
         rows.append(("continue", study.continue_command))
-    if advice and why_ended is not None:
+    if advice := advice_on_full_training(state, unit):
         lines.append(Text(f"\n{advice}"))
     return [Text(f"Study {study.path} {_standing(study, why_ended)}\n{table(rows)}\n"), *lines]
 

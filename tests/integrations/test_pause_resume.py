@@ -92,6 +92,13 @@ def test_a_trial_trains_like_the_script_by_itself(trials: Trials, name: str) -> 
     assert trials.anew("trial").run(**options).returned == trials.anew("alone").plain(**options).returned
 
 
+def test_lightnings_own_checkpoints_stay_in_one_place(trials: Trials) -> None:
+    trials.pause_at(2, "checkpoints_beside_the_logs")
+    resumed = trials.run("checkpoints_beside_the_logs").returned
+    assert resumed["best"].startswith("lightning_logs/version_0/")
+    assert resumed["files"] == [resumed["best"]], "the best of before the pause should have been replaced"
+
+
 def test_early_stopping_goes_on_counting(trials: Trials) -> None:
     uninterrupted = pauses_change_nothing(trials, (1, 2), callbacks=["early"])
     assert uninterrupted.returned["epoch"] == 3, "early stopping should have ended this fit"

@@ -101,9 +101,15 @@ class TestAStudy:
         again = tune(LR, f"hydra.launcher.study={first.study}", "hydra.launcher.n_trials=6")
         assert again.code == 0, again.output
         assert [row["trial"] for row in rows(first.study)] == ["0", "1", "2", "3", "4", "5"]
+        assert "There was no study" not in again.output
         finished = tune(LR, f"hydra.launcher.study={first.study}", "hydra.launcher.n_trials=6")
         assert finished.code == 0
         assert len(rows(first.study)) == 6
+
+    def test_a_folder_without_a_study_begins_one_and_says_so(self, tune, tmp_path):
+        ended = tune(LR, f"hydra.launcher.study={tmp_path}/new", "hydra.launcher.n_trials=1")
+        assert ended.code == 0, ended.output
+        assert f"There was no study in {tmp_path}/new to continue: this is a new one." in ended.output
 
     def test_takes_ranges_from_the_config_too(self, server, tmp_path):
         program = tmp_path / "program.py"
@@ -142,6 +148,31 @@ class TestAStudy:
         assert len(rows(ended.study)) == 2
 
 
+class TestConfirmation:
+    CONFIRM = ("hydra.launcher.n_trials=6", "hydra.launcher.confirm.top=1", "hydra.launcher.confirm.seeds=2")
+
+    def test_trains_the_best_again_with_other_seeds(self, tune):
+        ended = tune(LR, "+seed=40", "hydra.launcher.algorithm=random", *self.CONFIRM)
+        assert ended.code == 0, ended.output
+        found = rows(ended.study)
+        assert [row["origin"] for row in found[4:]] == ["confirm", "confirm"]
+        assert {row["status"] for row in found} == {"completed"}
+        best = min(found[:4], key=lambda row: float(row["best_value"]))
+        for row, seed in zip(found[4:], (41, 42), strict=True):
+            assert row["model.lr"] == best["model.lr"]
+            overrides = yaml.safe_load((ended.study / row["trial"] / ".hydra" / "overrides.yaml").read_text())
+            assert overrides[-1] == f"seed={seed}"
+        results = yaml.safe_load((ended.study / "optimization_results.yaml").read_text())
+        assert results["recommended"]["confirmations"] == 2
+        assert results["recommended"]["trial"] == int(best["trial"])
+        assert "the mean of 2 other trainings" in ended.output
+        assert results["ended"] == "the best 1 configurations are confirmed"
+
+    def test_a_key_of_the_seed_that_is_not_there(self, tune):
+        ended = tune(LR, "hydra.launcher.confirm.seed_attr=model.seed", *self.CONFIRM)
+        assert ended.code != 0 and "Name the key of the training seed" in last_sentence(ended.output)
+
+
 class TestBadInput:
     """One clear error whose last sentence is the fix, before work is lost."""
 
@@ -153,6 +184,7 @@ class TestBadInput:
             ([LR, "hydra.launcher.mode=best"], "mode='best' is unknown", "Choose one of min, max."),
             ([LR, "hydra.launcher.searcher.modle=gp"], "modle is not an option", "Did you mean 'model'?"),
             (["model.lr=interval(0.1,0.01)"], "model.lr", "0.1"),
+            (["model.lr=interval(0.1,0.1)"], "this range holds one value, 0.1", "move one of its ends."),
             (["model.lr=tag(log,interval(0,0.1))"], "model.lr", "0"),
             (["model.lr=0.1"], "Nothing is searched", "hydra/launcher=basic"),
             ([LR, "hydra.launcher.max_t=9"], "max_t is 9, but trainer.max_epochs is 3", "trainer.max_epochs=9"),

@@ -330,6 +330,14 @@ def own_checkpoint_path(folder: str) -> int:
     return trainer.current_epoch
 
 
+def checkpoints_beside_the_logs(folder: str) -> dict[str, Any]:
+    """Lightning's own checkpoints where it puts them by default: in the logger's newest version."""
+    checkpoint = ModelCheckpoint(monitor="val_loss", save_top_k=1)
+    _trainer(folder, HPOCallback(), checkpoint, enable_checkpointing=True, logger=True).fit(Model(), *_loaders())
+    files = [str(file.relative_to(folder)) for file in Path(folder).glob("lightning_logs/*/checkpoints/*.ckpt")]
+    return {"files": files, "best": os.path.relpath(checkpoint.best_model_path, folder)}
+
+
 def noisy(folder: str, quiet: bool) -> list[str]:
     """Default Trainer with progress bar and model summary."""
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
