@@ -326,6 +326,58 @@ class TestOnDisk:
         again.close()
 
 
+class TestConfirmation:
+    """Trial 1 has the luckiest value, trial 2 is the best one."""
+
+    VALUES = ((0.5, 0.6), (0.1, 0.5), (0.2, 0.3))
+    """Of trials 0, 1 and 2: in the search, and when they are trained again."""
+
+    def value(self, study):
+        def of(trial_id, resource):
+            trial = study.trials[trial_id]
+            return self.VALUES[trial_id if trial.confirms is None else trial.confirms][trial.confirms is not None]
+
+        return of
+
+    def test_the_recommendation_is_their_mean(self):
+        space = {"x": uniform(0.0, 1.0), "seed": 10}
+        study = create(space=space, algorithm="random", max_t=3, n_trials=7, confirm={"top": 2, "seeds": 2})
+        jobs = train(study, self.value(study))
+        assert [job.replicate for job in jobs] == [0, 0, 0, 1, 1, 2, 2]
+        assert [job.config["seed"] for job in jobs] == [10, 10, 10, 11, 11, 12, 12]
+        assert [study.trials[job.trial_id].confirms for job in jobs] == [None] * 3 + [1, 2, 1, 2]
+        found = study.recommend()
+        assert (found.trial_id, found.mean, found.std, found.confirmations) == (2, pytest.approx(0.3), 0.0, 2)
+        assert study.best().at_any_resource.trial_id == 1
+
+    @pytest.mark.parametrize("told", range(28))
+    def test_killed_at_any_time_it_ends_as_if_it_had_not_been(self, tmp_path, told):
+        options = {"algorithm": "random", "max_t": 3, "n_trials": 7, "confirm": {"top": 2, "seeds": 2}}
+        study = create(path=tmp_path, **options)
+        for _ in range(told):  # an ask and three reports a trial
+            live = sorted(study._state.live)
+            if not live:
+                study.ask()
+            else:
+                study.tell(live[0], study.trials[live[0]].resource + 1, self.value(study)(live[0], 1))
+        study.close()  # as a killed process leaves it: every call is on disk
+        study = create(path=tmp_path, **options)
+        train(study, self.value(study))
+        confirmed = [t.confirms for t in study.trials.values()]
+        assert confirmed == [None] * 3 + [1, 2, 1, 2]
+        assert study.recommend().trial_id == 2 and study.recommend().confirmations == 2
+        study.close()
+
+    def test_with_a_model_that_has_seen_none_of_it(self):
+        study = create(
+            algorithm="default", max_t=9, n_trials=14, confirm={"top": 2, "seeds": 2}, searcher={"num_init_random": 3}
+        )
+        train(study, lambda i, r: abs(study.trials[i].config["x"] - 0.3) + 1 / r)
+        assert [t.origin for t in study.trials.values()].count("confirm") == 4
+        assert len(study._state.view().configs) == 10
+        assert study.recommend().confirmations == 2
+
+
 def test_a_space_may_be_handed_in_as_it_is():
     space = SearchSpace(SPACE)
     assert Study.create(space, metric="m", algorithm="random").space is space

@@ -56,6 +56,34 @@ def run(*values: float, benchmark=curve, n_workers=1, max_time=math.inf, study=N
     )
 
 
+class Noisy:
+    """x when the search trains it; x + 1, x + 2, .. when it is trained again."""
+
+    def __call__(self, config) -> Curve:
+        return curve(config)
+
+    def retrained(self, config, replicate) -> Curve:
+        return curve({"x": config["x"] + replicate})
+
+
+@pytest.mark.parametrize("benchmark, expected", [(Noisy(), [1.25, 2.25]), (curve, [0.25, 0.25])])
+def test_confirmations_have_curves_of_their_own(benchmark, expected):
+    study = options(algorithm="random", n_trials=4, confirm={"top": 1, "seeds": 2})
+    result = run(0.5, 0.25, benchmark=benchmark, study=study)
+    assert [t.curve[3] for t in result.state.trials.values()] == [0.5, 0.25, *expected]
+    assert result.reason == "the best 1 configurations are confirmed"
+
+
+def test_confirmations_fit_into_the_time():
+    study = options(algorithm="random", n_workers=2, stop={"max_wallclock_time": 200.0}, confirm={"top": 1, "seeds": 2})
+    result = run(*(0.01 * i for i in range(40)), study=study, n_workers=2)
+    assert [t.confirms for t in result.state.trials.values()][-2:] == [0, 0]
+    assert all(t.status is TrialStatus.COMPLETED for t in result.state.trials.values() if t.confirms is not None)
+    # A training takes 30 s. The one round of confirmations is to begin after 200 - 30 - 10 s.
+    assert 160 < result.state.trials[len(result.state.trials) - 1].started_at <= 170
+    assert result.time <= 200
+
+
 def times(result, kind):
     return [(e.time, e.trial_id) for e in result.events if isinstance(e, kind)]
 
