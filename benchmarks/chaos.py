@@ -27,21 +27,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lightning_hpo.core.domains import choice, loguniform, uniform
 from lightning_hpo.core.options import ALGORITHMS as NAMED
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.runtime.curves import Curve
-from lightning_hpo.runtime.simulator import Delays, WorkerFailures, simulate
 from lightning_hpo.runtime.failpoints import NAMES
+from lightning_hpo.runtime.simulator import Delays, WorkerFailures, simulate
 from lightning_hpo.searchers import make_searcher
 from tests.faults.durable import DurableCluster
 from tests.faults.killing import ENVIRONMENT, KINDS, MARK, KilledStudy
 from tests.faults.virtual import Faults, VirtualCluster
 
+ROOT = Path(__file__).resolve().parents[1]
 SPACE = SearchSpace({"x": uniform(0.0, 1.0), "lr": loguniform(1e-4, 1.0), "act": choice(["relu", "gelu", "tanh"])})
 ALGORITHMS: list[dict[str, Any]] = [
     {"algorithm": "random", "max_t": 4},
