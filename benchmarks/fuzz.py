@@ -20,6 +20,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lightning_hpo.core.trial import TrialStatus
+from lightning_hpo.runtime.database import BACKUP_NAME, FILE_NAME
+from tests.faults.damage import (
+    LOG_NAME,
+    PARTS,
+    InterruptedStudy,
+    damage_checkpoints,
+    killed_and_ended,
+    trials,
+    try_damages,
+    unnoticed_in_checkpoint,
+)
 from tests.faults.hostile import Fuzzed, fuzz
 from tests.faults.malformed import MALFORMED
 
@@ -53,6 +65,63 @@ def figures(found: Fuzzed) -> dict[str, Any]:
     }
 
 
+def corrupted_journals(folder: Path) -> dict[str, Any]:
+    """Each damage of each file of a study of 300 events, with a backup of its first 240."""
+    killed, ended = killed_and_ended(folder)
+    found = {}
+    for name, study, file in (
+        ("database, launcher killed", killed, FILE_NAME),
+        ("write-ahead log, launcher killed", killed, LOG_NAME),
+        ("database, study ended", ended, FILE_NAME),
+        ("backup", ended, BACKUP_NAME),
+    ):
+        verdicts = try_damages(study, file, folder / "spare")
+        lost = verdicts.lost_by_backup
+        found[name] = {"damages": 2 * PARTS, **verdicts.counts, "events lost at most with the backup": lost}
+    return found
+
+
+def corrupted_checkpoints(folder: Path) -> dict[str, Any]:
+    """Each damage of a trial's checkpoint, and what the continued study makes of it."""
+    n_trials = 4
+    study = InterruptedStudy(folder, n_trials)
+    try:
+        of_files = [(study.folder / t.checkpoint.path, t.checkpoint) for t in trials(study.folder) if t.checkpoint]
+        unnoticed = [name for file in of_files for name in unnoticed_in_checkpoint(*file, folder / "damaged.ckpt")]
+        begun_anew = completed = lost = 0
+        for first in range(0, 2 * PARTS, n_trials):
+            copy = study.copy(folder / f"copy-{first}")
+            before = trials(copy)
+            damage_checkpoints(copy, list(range(first, first + n_trials)))
+            study.go_on(copy)
+            for old, new in zip(before, trials(copy), strict=True):
+                begun_anew += new.failures == 1
+                completed += new.status is TrialStatus.COMPLETED and len(new.curve) == study.max_epochs
+                lost += sum(new.curve.get(resource) != value for resource, value in old.curve.items())
+    finally:
+        study.close()
+    return {
+        "damages": 2 * PARTS,
+        "checkpoints": n_trials,
+        "bytes": of_files[0][1].size,
+        "not noticed": unnoticed,
+        "trials gone on with": 2 * PARTS,
+        "begun anew": begun_anew,
+        "completed": completed,
+        "reports lost": lost,
+    }
+
+
+def is_sound_after_damage(found: dict[str, Any]) -> bool:
+    journals, checkpoints = found["journals"], found["checkpoints"]
+    all_trials = checkpoints["trials gone on with"] == checkpoints["begun anew"] == checkpoints["completed"]
+    return not (
+        any(file.get("believed") for file in journals.values())
+        or checkpoints["not noticed"]
+        or checkpoints["reports lost"]
+    ) and bool(all_trials)
+
+
 def is_sound(found: dict[str, Any]) -> bool:
     before, after = found["open files before and after"]
     return not found["not refused"] and found["journal tells the same study"] and before == after
@@ -74,6 +143,14 @@ def main() -> int:
                 fuzz(Path(folder), given.fuzz, hostile=given.hostile, seed=given.seed, quiet_s=5.0, loiterers=200)
             )
         good &= is_sound(found["fuzz"])
+    if given.corruption:
+        with tempfile.TemporaryDirectory(prefix="hpo-damage-") as folder:
+            Path(folder, "trials").mkdir()
+            found["corruption"] = {
+                "journals": corrupted_journals(Path(folder)),
+                "checkpoints": corrupted_checkpoints(Path(folder, "trials")),
+            }
+        good &= is_sound_after_damage(found["corruption"])
     text = json.dumps(found, indent=1)
     print(text)
     if given.json:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_hpo.core.events import AttemptStarted, Event, Reported, WorkerReady
-from lightning_hpo.core.trial import Checkpoint
+from lightning_hpo.core.trial import Checkpoint, Trial, TrialStatus
 from lightning_hpo.errors import CheckpointError, StudyCorrupt
+from lightning_hpo.report.folder import read_study
 from lightning_hpo.runtime.checkpoints import verify
 from lightning_hpo.runtime.database import BACKUP_NAME, FILE_NAME, MARK_NAME
 from lightning_hpo.runtime.journal import Journal
+from tests.integrations.programs import PROGRAM, Ended, ProgramServer
 
 PARTS = 16
 LOG_NAME = f"{FILE_NAME}-wal"
@@ -67,15 +71,10 @@ def try_damages(study: Path, file: str, spare: Path) -> Verdicts:
         file: name of the file to be damaged.
         spare: a folder for the copies.
     """
-    whole = _events(study)
+    whole = _events(_copy(study, spare))
     found = Verdicts()
     for _, content in damages((study / file).read_bytes()):
-        shutil.rmtree(spare, ignore_errors=True)
-        spare.mkdir(mode=0o700)
-        for name in (FILE_NAME, LOG_NAME, MARK_NAME, BACKUP_NAME):
-            if (study / name).exists():
-                shutil.copy(study / name, spare / name)
-        (spare / file).write_bytes(content)
+        (_copy(study, spare) / file).write_bytes(content)
         try:
             events = _events(spare)
         except StudyCorrupt as problem:
@@ -87,6 +86,15 @@ def try_damages(study: Path, file: str, spare: Path) -> Verdicts:
         else:
             found.counts["harmless" if events == whole else "believed"] += 1
     return found
+
+
+def _copy(study: Path, spare: Path) -> Path:
+    shutil.rmtree(spare, ignore_errors=True)
+    spare.mkdir(mode=0o700)
+    for name in (FILE_NAME, LOG_NAME, MARK_NAME, BACKUP_NAME):
+        if (study / name).exists():
+            shutil.copy(study / name, spare / name)
+    return spare
 
 
 def _events(study: Path) -> list[str]:
@@ -101,20 +109,84 @@ def _follow_advice(study: Path, message: str) -> list[str]:
     return _events(study)
 
 
-def killed_study(folder: Path, commits: int = 100, backup_after: int = 80) -> Path:
-    """A study whose launcher was killed, so that its write-ahead log is there; with a backup that is a little older."""
-    live = folder / "live"
-    with Journal.create(live, {"space": [], "options": {"metric": "loss"}}) as journal:
+def killed_and_ended(folder: Path, commits: int = 100, backup_after: int = 80) -> tuple[Path, Path]:
+    """The same study twice, with a backup that is a little older.
+
+    Returns:
+        The folder as a launcher that was killed leaves it, with a write-ahead log, and as one that has ended.
+    """
+    ended, killed = folder / "ended", folder / "killed"
+    with Journal.create(ended, {"space": [], "options": {"metric": "loss"}}) as journal:
         for number in range(commits):
             journal.append(_commit(number))
             if number + 1 == backup_after:
                 journal.backup()
-        study = folder / "killed"
-        shutil.copytree(live, study)
-    return study
+        shutil.copytree(ended, killed)
+    return killed, ended
 
 
 def _commit(number: int) -> list[Event]:
     time = float(number)
     reported = Reported(time, number, 1, 1, 1.0 / (number + 1), {"train_loss": 0.5, "note": float("nan")}, 12.5)
     return [WorkerReady(time), AttemptStarted(time, number, 1, 4711, "cpu:0"), reported]
+
+
+# ---------------------------------------------------------------------------------- a study of Lightning
+
+
+class InterruptedStudy:
+    """A study whose trials all wait, each with a checkpoint that Lightning's state was saved in.
+
+    Args:
+        folder: where the program and the study lie.
+        n_trials: all of them train at the same time.
+    """
+
+    max_epochs = 9
+
+    def __init__(self, folder: Path, n_trials: int) -> None:
+        self.folder = folder / "study"
+        self._program = folder / "program.py"
+        self._program.write_text(PROGRAM)
+        self._command = [
+            "-m", "hydra/launcher=hpo", "hydra.launcher.metric=val_loss", "hydra.launcher.algorithm=random",
+            f"hydra.launcher.n_trials={n_trials}", f"hydra.launcher.n_workers={n_trials}",
+            "hydra.launcher.random_seed=1", "model.lr=tag(log,interval(1e-4,1e-1))",
+            f"trainer.max_epochs={self.max_epochs}",
+        ]  # fmt: skip
+        self._server = ProgramServer()
+        running = self._server.start(
+            self._program, *self._command, "sleep=0.3", f"hydra.sweep.dir={self.folder}", folder=folder
+        )
+        deadline = time.monotonic() + 120
+        while not (Journal.exists(self.folder) and sum(len(t.curve) > 0 for t in trials(self.folder)) == n_trials):
+            assert time.monotonic() < deadline, running.output
+            time.sleep(0.05)
+        running.signal(signal.SIGINT)
+        running.end()
+        assert all(t.status is TrialStatus.WAITING and t.checkpoint is not None for t in trials(self.folder))
+
+    def copy(self, folder: Path) -> Path:
+        shutil.copytree(self.folder, folder)
+        return folder
+
+    def go_on(self, study: Path) -> Ended:
+        """Give the same command again."""
+        continued = f"hydra.launcher.study={study}"
+        return self._server.run(self._program, *self._command, continued, folder=self._program.parent)
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def trials(study: Path) -> list[Trial]:
+    """The study's trials as they are now."""
+    return list(read_study(study).state.trials.values())
+
+
+def damage_checkpoints(study: Path, numbers: list[int]) -> None:
+    """Damage the checkpoint of each trial in one way: which, of :func:`damages`, ``numbers`` says."""
+    for trial, number in zip(trials(study), numbers, strict=True):
+        assert trial.checkpoint is not None
+        path = study / trial.checkpoint.path
+        path.write_bytes(list(damages(path.read_bytes()))[number][1])
