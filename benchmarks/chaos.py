@@ -237,7 +237,7 @@ def _killed_recipe(folder: Path, rng: random.Random) -> KilledStudy:
     study = folder / "study"
     mark = uuid.uuid4().hex
     settings = [
-        f"hydra.sweep.dir={study}", f"hydra.launcher.random_seed={rng.randrange(1000)}", "hydra.launcher.n_trials=27",
+        f"hydra.sweep.dir={study}", f"hydra.launcher.random_seed={rng.randrange(1000)}", "hydra.launcher.n_trials=54",
         "hydra.launcher.algorithm=asha", "hydra.launcher.type=promotion", "hydra.launcher.max_retries=50",
         "trainer.max_epochs=9", "+data.num_workers=1",
     ]  # fmt: skip

@@ -25,6 +25,7 @@ from lightning_hpo.runtime.backends.ray import RayBackend
 from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.checkpoints import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
+from lightning_hpo.runtime.filesystems import network_filesystem
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.script import refuse_nested_sweep
 from lightning_hpo.runtime.suggesting import InlineHost, ProcessHost, SearcherHost
@@ -157,7 +158,7 @@ def _introduce(setup: StudySetup, state: StudyState, backend: Backend, observer:
         start_method=f"{getattr(backend, 'start_method', setup.options.backend)}{f' ({reason})' if reason else ''}",
         continue_command=setup.continue_command,
     )
-    for note in (*setup.notes, getattr(backend, "note", None)):
+    for note in (*setup.notes, getattr(backend, "note", None), _note_on_network(setup.folder)):
         if note:
             observer.say(note)
 
@@ -174,6 +175,16 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _note_on_network(folder: Path) -> str | None:
+    kind = network_filesystem(folder)
+    if kind is None:
+        return None
+    return (
+        f"The study folder is on a network file system ({kind}): commits are slower there, and who looks at the study "
+        "may hold them up for a moment. A folder on a local disk is better (hydra.sweep.dir)."
+    )
 
 
 def _recommendation(state: StudyState, host: ProcessHost | None, limit_s: float) -> Recommendation | None:

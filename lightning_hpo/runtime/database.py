@@ -1,7 +1,8 @@
 """The SQLite file under the journal, and what lies beside it: lock, mark, backup.
 
-Settings: WAL, so that readers do not block the writer; ``synchronous=FULL``, so that a committed transaction survives a
-power cut. A file from elsewhere may hold anything: its schema is not trusted, and views or triggers are refused.
+Settings: WAL, so that readers do not block the writer, but not on network file systems, where machines cannot share the
+memory it needs; ``synchronous=FULL``, so that a committed transaction survives a power cut. A file from elsewhere may
+hold anything: its schema is not trusted, and views or triggers are refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked
+from lightning_hpo.runtime.filesystems import network_filesystem
 
 FILE_NAME = "study.db"
 BACKUP_NAME = "study.db.bak"
@@ -51,7 +53,8 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         _trust_nothing(connection)
-        connection.execute("PRAGMA journal_mode=WAL")
+        mode = "WAL" if network_filesystem(path.parent) is None else "DELETE"
+        connection.execute(f"PRAGMA journal_mode={mode}")
         connection.execute("PRAGMA synchronous=FULL")
     except sqlite3.Error:
         connection.close()

@@ -272,7 +272,14 @@ class DurableCluster(VirtualCluster):
         assert not left, f"temporary files are left: {left}"
         assert recorded <= found
         files = {f.name for f in self.folder.iterdir() if f.is_file()}
-        assert files <= {"study.lock", "study.mark", "study.db", "study.db.bak", "study.db-wal", "study.db-shm"}
+        assert files <= {
+            "study.lock",
+            "study.mark",
+            "study.db",
+            "study.db.bak",
+            "study.db-wal",
+            "study.db-shm",
+        }
 
 
 class Jobs(virtual.Jobs):
