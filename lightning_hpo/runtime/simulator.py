@@ -294,8 +294,10 @@ class _Simulation:
         trial_id, attempt = job.trial_id, job.attempt
         if trial_id not in self._curves:
             again = getattr(self._benchmark, "retrained", None)
-            known = again is None or not job.replicate
-            self._curves[trial_id] = self._benchmark(job.config) if known else again(job.config, job.replicate)
+            if again is None or not job.replicate:
+                self._curves[trial_id] = self._benchmark(job.config)
+            else:
+                self._curves[trial_id] = again(job.config, job.replicate)
         done = job.from_resource if isinstance(job, Resume) else 0
 
         def begin() -> None:

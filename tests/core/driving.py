@@ -239,3 +239,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "few evaluations": {"max_t": 9, "stop": {"max_num_evaluations": 10}},
 }
 """Options of studies that differ in how they work, by name."""
+
+
+def promotion(**options: Any) -> Driven:
+    """Successive halving by promotion, rungs at 1 and 3, ``max_t=9``."""
+    return Driven(**{"type": "promotion", "max_t": 9, **options})

@@ -13,131 +13,18 @@ from lightning_hpo.core.events import (
     CheckpointSaved,
     DropCheckpoint,
     Finish,
-    Idle,
     Outcome,
     PauseRequested,
     Reported,
     Resume,
-    Start,
     StudyContinued,
-    Suggested,
-    SuggestionWanted,
     Told,
     Verdict,
     WorkerReady,
 )
-from lightning_hpo.core.options import StudyOptions
-from lightning_hpo.core.space import SearchSpace, uniform
-from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, TrialStatus
-from lightning_hpo.errors import OptionError, ReportError, SpaceError, StudyError
-from tests.core.driving import SETTINGS, Driven, play, snapshot, stories
-
-
-def promotion(**options):
-    return Driven(**{"type": "promotion", "max_t": 9, **options})
-
-
-class TestStarting:
-    def test_initial_configurations_come_first_and_are_completed(self):
-        study = Driven(max_t=9, points_to_evaluate=[{"x": 0.25}, {}])
-        first, second, third = study.ready(), study.ready(), study.ready()
-        assert [d.config for d in (first, second, third)] == [{"x": 0.25}, {"x": 0.5}, {"x": 0.0003}]
-        assert [t.origin for t in study.state.trials.values()] == ["initial", "initial", "random"]
-
-    def test_without_initial_configurations_the_middle_of_the_space_is_tried(self):
-        study = Driven(max_t=9, points_to_evaluate=None)
-        assert study.ready().config == {"x": 0.5}
-
-    def test_a_trial_is_pending_from_the_moment_it_is_decided_on(self):
-        study = promotion()
-        study.ready()
-        assert study.state.data.pending() == [(0, 1)]
-
-    def test_no_second_suggestion_is_wanted_before_the_first_has_come(self):
-        study = promotion()
-        (wanted,) = study.handle(WorkerReady(0.0))
-        assert isinstance(wanted, SuggestionWanted) and study.state.wanted == wanted
-        (decision,) = study.handle(WorkerReady(0.0))
-        assert decision == Idle("waiting for the searcher")
-        study.suggest(0)
-        assert study.state.wanted is None
-
-    def test_a_promotion_goes_before_a_new_trial(self):
-        study = promotion()
-        for value in (0.5, 0.3, 0.4):
-            study.ready()
-            study.train(len(study.state.trials) - 1, value)
-        assert study.job() == "1->3"
-
-    def test_n_trials_is_a_total(self):
-        study = Driven(algorithm="random", max_t=2, n_trials=3)
-        assert study.run(lambda i, r: 0.5) == "n0 n1 n2"
-        assert study.ready() == Finish("all 3 trials are done")
-
-    def test_promotions_go_on_when_all_trials_are_started(self):
-        study = promotion(n_trials=3)
-        jobs = study.run(lambda i, r: 0.1 * i)
-        assert jobs == "n0 n1 n2 0->3"
-        assert study.ready() == Finish("all 3 trials are done")
-
-    def test_a_finite_space_ends_with_what_is_left_to_promote(self):
-        study = promotion()
-        for value in (0.5, 0.3, 0.4):
-            study.ready()
-            study.train(len(study.state.trials) - 1, value)
-        study.job()
-        (wanted,) = study.handle(WorkerReady(0.0))
-        assert study.handle(Suggested(0.0, wanted.trial_id, None, "none", "nothing is left")) == []
-        assert study.job() == "idle"
-        study.train(1, 0.3, 0.3)
-        assert study.ready() == Finish("every configuration has been tried")
-
-    def test_suggestions_are_answered_in_order(self):
-        study = promotion()
-        study.handle(WorkerReady(0.0))
-        with pytest.raises(StudyError, match="next trial is 0, not 1"):
-            study.suggest(1)
-        assert study.state.wanted is not None  # the right answer may still come
-        study.suggest(0)
-
-    def test_an_attached_trial_needs_no_request(self):
-        study = promotion()
-        (start,) = study.handle(Suggested(0.0, 0, {"x": 0.7}, "attached", "by hand"))
-        assert isinstance(start, Start) and start.milestone == 1
-        study.train(0, 0.5)
-        assert study[0].status is TrialStatus.PAUSED
-
-    def test_constants_reach_the_trial_but_not_the_searcher(self):
-        from lightning_hpo.core.domains import uniform
-        from lightning_hpo.core.options import StudyOptions
-        from lightning_hpo.core.space import SearchSpace
-        from lightning_hpo.core.study import StudyState
-
-        space = SearchSpace({"x": uniform(0, 1), "epochs": 9})
-        state = StudyState(space, StudyOptions.from_mapping({"metric": "m", "algorithm": "asha", "max_t": 9}))
-        (start,) = state.handle(WorkerReady(0.0))
-        assert start.config == {"x": 0.5, "epochs": 9}
-        assert state.view().configs == {0: {"x": 0.5}}
-
-
-class TestBatches:
-    def test_start_together_and_only_when_nothing_runs(self):
-        study = Driven(algorithm="random", max_t=1, asynchronous=False, n_workers=3)
-        assert [study.job() for _ in range(4)] == ["n0", "n1", "n2", "idle"]
-        study.train(0, 0.5)
-        study.train(2, 0.5)
-        assert study.ready() == Idle("the batch is not complete")
-        study.train(1, 0.5)
-        assert [study.job() for _ in range(4)] == ["n3", "n4", "n5", "idle"]
-
-    def test_resumed_trials_count(self):
-        study = promotion(asynchronous=False, n_workers=3)
-        for _ in range(3):
-            study.ready()
-        for trial, value in enumerate((0.5, 0.3, 0.4)):
-            study.train(trial, value)
-        assert [study.job() for _ in range(4)] == ["1->3", "n3", "n4", "idle"]
+from lightning_hpo.errors import ReportError
+from tests.core.driving import SETTINGS, Driven, play, promotion, snapshot, stories
 
 
 class TestReports:
@@ -230,41 +117,6 @@ class TestReports:
         for resource, cost in enumerate((2.0, math.nan, 1.0, math.inf, 5.0), 1):
             study.tell(0, resource, 0.5, cost=cost)
         assert study.state.progress.cost == study[0].cost == 5.0
-
-
-class TestBest:
-    def test_is_told_at_full_resource_and_at_any(self):
-        study = Driven(algorithm="random", max_t=2)
-        for values in ((0.1, 0.5), (0.4, 0.3), (0.2, 0.6)):
-            study.ready()
-            study.train(len(study.state.trials) - 1, *values)
-        assert study.state.best_any == (0, 1, 0.1)
-        assert study.state.best_full == (1, 2, 0.3)
-
-    def test_is_in_the_users_sign(self):
-        study = Driven(algorithm="random", max_t=2, mode="max")
-        for values in ((0.9, 0.5), (0.4, 0.7)):
-            study.ready()
-            study.train(len(study.state.trials) - 1, *values)
-        assert study.state.best_any == (0, 1, 0.9)
-        assert study.state.best_full == (1, 2, 0.7)
-
-    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("mode", ["min", "max"])
-    @pytest.mark.parametrize("name", ["random", "stopping", "promotion", "pasha", "median", "sync_hyperband"])
-    def test_is_never_a_value_that_is_not_finite(self, bad, mode, name):
-        study = Driven(**{**SETTINGS[name], "mode": mode, "n_trials": 4})
-        study.run(lambda i, r: bad)
-        assert study.state.best_any is None and study.state.best_full is None
-        assert study.state.data.observations() == []
-
-    def test_counts_a_trial_that_ended_by_itself_as_full(self):
-        study = Driven(algorithm="random", max_t=9)
-        study.ready()
-        study.train(0, 0.5, 0.3)
-        study.end(0, Outcome.COMPLETED)
-        assert study.state.best_full == (0, 2, 0.3)
-        assert study.state.data.observations() == [(0, 2, 0.3)]
 
 
 class TestPauseAndResume:
@@ -504,52 +356,6 @@ class TestContinuing:
         assert study.state.closing_reason(100.5) == "100.5 seconds have passed, max_wallclock_time is 100"
 
 
-class TestView:
-    def test_curves_are_finite_and_minimised(self):
-        study = Driven(algorithm="random", max_t=9, mode="max")
-        study.ready()
-        study.train(0, 0.5, math.nan, 0.7)
-        assert study.state.view().curve(0) == {1: -0.5, 3: -0.7}
-
-    def test_epoch_cost_is_time_trained_without_pauses(self):
-        study = promotion(max_t=9)
-        study.time = 10.0
-        study.ready()
-        study.time = 14.0
-        study.train(0, 0.5)
-        assert study.state.view().epoch_cost(0) == pytest.approx(4.0)
-        for trial in (1, 2):
-            study.ready()
-            study.train(trial, 0.6)
-        study.time = 1000.0
-        assert study.job() == "0->3"
-        study.time = 1006.0
-        study.train(0, 0.5, 0.5)
-        assert study.state.view().epoch_cost(0) == pytest.approx(10.0 / 3)
-
-    def test_epoch_cost_is_what_the_trial_says_it_costs_if_it_does(self):
-        study = promotion()
-        study.ready()
-        assert study.state.view().epoch_cost(0) is None
-        study.tell(0, 1, 0.5, cost=7.0)
-        assert study.state.view().epoch_cost(0) == 7.0
-
-    def test_what_the_searcher_remembers_comes_back_as_json_would_bring_it(self):
-        study = promotion()
-        study.handle(WorkerReady(0.0))
-        study.suggest(0, searcher_state={"theta": (0.5, math.nan), "n": 3})
-        assert study.state.view().state == {"theta": [0.5, "nan"], "n": 3}
-        assert study.replayed().searcher_state == study.state.searcher_state
-
-    def test_the_next_request_is_the_one_that_will_come(self):
-        study = promotion(brackets=3, random_seed=5)
-        for _ in range(30):
-            expected = study.state.next_request()
-            (wanted,) = study.handle(WorkerReady(0.0))
-            assert study.state.request(wanted) == expected
-            study.suggest(wanted.trial_id)
-
-
 @settings(max_examples=20)
 @pytest.mark.parametrize("name", SETTINGS)
 @given(story=stories())
@@ -596,28 +402,3 @@ def test_a_training_that_ends_by_itself_where_it_was_to_pause_is_complete():
     study.handle(AttemptEnded(0.0, 0, 1, Outcome.COMPLETED))
     assert study[0].status is TrialStatus.COMPLETED
     assert study.state.best_full == (0, 1, 0.5)
-
-
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("options", "most"),
-        [
-            # Rungs at 1 and 3: brackets begin at 1, at 3 and at 9. Hyperband: 1, 3 and 9.
-            ({"algorithm": "asha", "max_t": 9}, 3),
-            ({"algorithm": "hypertune", "max_t": 9, "rung_levels": [2, 9]}, 2),
-            ({"algorithm": "sync_hyperband", "max_t": 9}, 3),
-        ],
-    )
-    def test_more_brackets_than_there_are_rungs_to_begin_at(self, options, most):
-        def state(brackets):
-            given = {"metric": "loss", "brackets": brackets, **options}
-            return StudyState(SearchSpace({"x": uniform(0, 1)}), StudyOptions.from_mapping(given))
-
-        state(most)
-        with pytest.raises(OptionError, match=rf"room for {most}\. Set brackets to at most {most}, or raise max_t\.$"):
-            state(most + 1)
-
-    @pytest.mark.parametrize("space", [{}, {"epochs": 9}])
-    def test_a_space_in_which_nothing_is_searched(self, space):
-        with pytest.raises(SpaceError, match=r"Give at least one of them a domain, as in .*\.$"):
-            StudyState(SearchSpace(space), StudyOptions(metric="loss", algorithm="random"))

@@ -1,0 +1,58 @@
+"""What a searcher sees."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lightning_hpo.core.events import (
+    WorkerReady,
+)
+from tests.core.driving import Driven, promotion
+
+
+class TestView:
+    def test_curves_are_finite_and_minimised(self):
+        study = Driven(algorithm="random", max_t=9, mode="max")
+        study.ready()
+        study.train(0, 0.5, math.nan, 0.7)
+        assert study.state.view().curve(0) == {1: -0.5, 3: -0.7}
+
+    def test_epoch_cost_is_time_trained_without_pauses(self):
+        study = promotion(max_t=9)
+        study.time = 10.0
+        study.ready()
+        study.time = 14.0
+        study.train(0, 0.5)
+        assert study.state.view().epoch_cost(0) == pytest.approx(4.0)
+        for trial in (1, 2):
+            study.ready()
+            study.train(trial, 0.6)
+        study.time = 1000.0
+        assert study.job() == "0->3"
+        study.time = 1006.0
+        study.train(0, 0.5, 0.5)
+        assert study.state.view().epoch_cost(0) == pytest.approx(10.0 / 3)
+
+    def test_epoch_cost_is_what_the_trial_says_it_costs_if_it_does(self):
+        study = promotion()
+        study.ready()
+        assert study.state.view().epoch_cost(0) is None
+        study.tell(0, 1, 0.5, cost=7.0)
+        assert study.state.view().epoch_cost(0) == 7.0
+
+    def test_what_the_searcher_remembers_comes_back_as_json_would_bring_it(self):
+        study = promotion()
+        study.handle(WorkerReady(0.0))
+        study.suggest(0, searcher_state={"theta": (0.5, math.nan), "n": 3})
+        assert study.state.view().state == {"theta": [0.5, "nan"], "n": 3}
+        assert study.replayed().searcher_state == study.state.searcher_state
+
+    def test_the_next_request_is_the_one_that_will_come(self):
+        study = promotion(brackets=3, random_seed=5)
+        for _ in range(30):
+            expected = study.state.next_request()
+            (wanted,) = study.handle(WorkerReady(0.0))
+            assert study.state.request(wanted) == expected
+            study.suggest(wanted.trial_id)
