@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lightning_hpo.core.events import Decision, Event, Finish, Reported, StudyContinued, WorkerReady
@@ -171,8 +171,10 @@ def _studies_below(root: Path) -> Iterator[Path]:
 
 def trial_folder(study: Path, trial: Trial) -> Path | None:
     """The trial's folder, if it can be told: where its checkpoint lies, else the one named by its number."""
-    if trial.checkpoint is not None and trial.checkpoint.path:
-        return study.joinpath(trial.checkpoint.path).parent.parent
+    path = PurePosixPath("" if trial.checkpoint is None else trial.checkpoint.path)
+    # A study from elsewhere may say anything.
+    if path.parts and not path.is_absolute() and ".." not in path.parts and str(path).isprintable():
+        return study.joinpath(path).parent.parent
     usual = study / str(trial.id)
     return usual if usual.is_dir() else None
 

@@ -63,7 +63,8 @@ def tell_story(folder: Path, trial_id: int) -> str:
     if len(state.bracket_weights) > 1:
         proposed += f"; bracket {trial.bracket}"
     about = [("proposed", proposed)]
-    about += [(name, formats.exact(item)) for name, item in params(state, trial_id).items()]
+    values = params(state, trial_id)
+    about += [(formats.plain(name), formats.plain(formats.exact(item))) for name, item in values.items()]
     log = trial_log(folder, trial)
     if log is not None:
         about.append(("log", str(log)))
