@@ -12,11 +12,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from lightning_hpo import errors
@@ -39,7 +38,6 @@ from lightning_hpo.core.events import (
     Told,
     WorkerReady,
 )
-from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.errors import (
@@ -48,15 +46,18 @@ from lightning_hpo.errors import (
     DiskFull,
     HpoError,
     RepeatedFailure,
-    SearcherFailed,
     StudyError,
 )
+from lightning_hpo.runtime.attempts import Attempt
 from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
 from lightning_hpo.runtime.channel_server import ChannelServer, ClientConnection
 from lightning_hpo.runtime.checkpoints import CheckpointStore
 from lightning_hpo.runtime.failpoints import failpoint
+from lightning_hpo.runtime.interrupts import Interrupts
 from lightning_hpo.runtime.journal import Backups, Journal
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
+from lightning_hpo.runtime.proposals import Proposals
+from lightning_hpo.runtime.retention import Retention
 from lightning_hpo.runtime.suggesting import Answered, SearcherHost
 
 _TICK_S = 0.5
@@ -65,16 +66,11 @@ _LONGEST_TURN_S = 2.0
 """Of a turn that took longer, only this counts against the trials: the launcher was not there to listen."""
 _GRACE_S = 5.0
 """Time between SIGTERM and SIGKILL for a trial."""
-_TERM_LIMIT_S = 30.0
-"""After SIGTERM or SIGHUP: time for running trials to pause before they are killed."""
 _RETRY_COMMIT_S = 2.0
 _BACKUP_EVERY_S = 600.0
 """Between two copies of the journal."""
-_LAST_WORDS_BYTES = 4096
 _MOST_DRAINS = 100
 """Looks at what a process left in its socket; each takes as much as a socket usually holds."""
-_FRESHNESS = 5.0
-"""An answer computed ahead is renewed after so many times the time it took, if there is new data."""
 
 
 class JobFactory(Protocol):
@@ -112,21 +108,6 @@ class RunResult:
     @property
     def is_interrupted(self) -> bool:
         return self.interrupted_by is not None
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """A running attempt, as the coordinator follows it."""
-
-    trial_id: int
-    attempt: int
-    started_at: float
-    """On the coordinator's listening clock, as all times here."""
-    heard_at: float
-    ended: Ended | None = None
-    fate: tuple[Outcome, str] | None = None
-    """Why it was told to end from outside, if it was."""
-    has_greeted: bool = False
 
 
 @dataclass(slots=True)
@@ -177,8 +158,6 @@ class Coordinator:
         self._journal = journal
         self._backend = backend
         self._server = server
-        self._host = host
-        self._fallback = fallback
         self._store = store
         self._jobs = jobs
         self._observer = observer
@@ -191,43 +170,34 @@ class Coordinator:
         self._listened = 0.0
         """A clock that stands still while the launcher cannot listen: frozen, suspended, or waiting for the disk."""
         self._batch = _Batch()
-        self._attempts: dict[int, _Attempt] = {}
+        self._attempts: dict[int, Attempt] = {}
         self._starting = 0
         """Jobs decided on in this turn; the backend does not count them yet."""
-        self._wanted: SuggestionWanted | None = None
-        self._ahead: Answered | None = None
-        """An answer computed while all workers were busy."""
-        self._ahead_data = -1
-        """Number of observations the last request could see."""
-        self._asked_at = -math.inf
-        self._has_fallen_back = False
         self._without_room: set[int] = set()
         """Trials that cannot write their checkpoints because the disk is full."""
         self._finish: str | None = None
         self._problem: HpoError | None = None
-        self._interrupts = 0
-        self._interrupted_by = signal.SIGINT
-        self._interrupted_at = math.inf
-        self._interrupt_limit = math.inf
         self._backups = Backups(journal, _BACKUP_EVERY_S, clock)
-        self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_writer, False)
-        os.set_blocking(self._wake_reader, False)
+        self._interrupts = Interrupts(clock)
+        self._has_asked_to_pause = False
+        self._proposals = Proposals(state, host, fallback, self._flushed, self._warn, clock)
+        self._retention = Retention(
+            state, store, self._folder, self._checkpoint_removed, self._after_commit, self._warn
+        )
 
     # --------------------------------------------------------------------------------------- running
 
     def run(self) -> RunResult:
         """Work until the study ends or is interrupted; returns when no attempt runs any more."""
-        with self._signals():
+        with self._interrupts.listening():
             self._fill_workers()
             self._commit()
             while not self._is_done():
                 self._turn()
         self._report_backup(self._backups.finish())
-        os.close(self._wake_reader)
-        os.close(self._wake_writer)
-        if self._interrupts:
-            return RunResult("interrupted", self._interrupted_by, self._problem)
+        self._interrupts.close()
+        if self._interrupts.count:
+            return RunResult("interrupted", self._interrupts.by, self._problem)
         reason = self._finish or self._state.ended or f"the script cannot be tuned, {type(self._problem).__name__}"
         return RunResult(reason, problem=self._problem)
 
@@ -239,33 +209,32 @@ class Coordinator:
                 later.
             by: what the run's result will name.
         """
-        self._interrupts += 1
-        self._interrupted_by = by
-        self._interrupt_limit = min(self._interrupt_limit, self._clock() + limit_s)
-        with contextlib.suppress(OSError):
-            os.write(self._wake_writer, b"\0")
+        self._interrupts.interrupt(limit_s, by)
+
+    def _warn(self, message: str) -> None:
+        self._observer.say(message, warning=True)
 
     def _report_backup(self, problem: StudyError | None) -> None:
         if problem is not None:
-            self._observer.say(str(problem), warning=True)
+            self._warn(str(problem))
 
     def _is_done(self) -> bool:
-        ending = self._interrupts or self._problem is not None or self._finish is not None
+        ending = self._interrupts.count or self._problem is not None or self._finish is not None
         return bool(ending) and not self._attempts and not self._batch.events
 
     def _turn(self) -> None:
         failpoint("coordinator.turn")
-        waitables = [*self._server.waitables(), *self._backend.waitables(), *self._host.waitables(), self._wake_reader]
-        ready = wait(waitables, _TICK_S)
+        waitables = [*self._server.waitables(), *self._backend.waitables(), *self._proposals.waitables()]
+        ready = wait([*waitables, self._interrupts.waitable], _TICK_S)
         now = self._clock()
         self._listened += min(now - self._looked_at, _LONGEST_TURN_S)
         self._looked_at = now
-        if self._wake_reader in ready:
-            with contextlib.suppress(OSError):
-                os.read(self._wake_reader, 4096)
+        if self._interrupts.waitable in ready:
+            self._interrupts.drain()
         self._receive([r for r in ready if self._server.owns(r)])
         self._follow_backend()
-        self._take_answer()
+        if answer := self._proposals.take():
+            self._use(answer)
         if self._finish is None:
             # Also while all workers are busy.
             self._finish = self._state.closing_reason(self._now)
@@ -286,8 +255,11 @@ class Coordinator:
         self._observer.event(event, decisions, self._state)
         for decision in decisions:
             if isinstance(decision, DropCheckpoint):
-                self._drop(decision)
+                self._retention.drop(decision)
         return decisions
+
+    def _checkpoint_removed(self, trial_id: int, reason: str) -> None:
+        self._handle(CheckpointRemoved(self._now, trial_id, reason))
 
     def _after_commit(self, effect: Callable[[], None]) -> None:
         self._batch.effects.append(effect)
@@ -298,7 +270,7 @@ class Coordinator:
             batch, self._batch = self._batch, _Batch()
             self._starting = 0
             self._append(batch.events)
-            self._host.follow(batch.events)
+            self._proposals.follow(batch.events)
             failpoint("coordinator.before_effects")
             for effect in batch.effects:
                 effect()
@@ -313,10 +285,10 @@ class Coordinator:
                     self._observer.say("The study can be written again and goes on.")
                 return
             except StudyError as problem:
-                if self._interrupts > 1:
+                if self._interrupts.count > 1:
                     raise
                 if not complained:
-                    self._observer.say(f"The study waits: {problem}", warning=True)
+                    self._warn(f"The study waits: {problem}")
                 complained = True
                 time.sleep(_RETRY_COMMIT_S)
 
@@ -327,13 +299,13 @@ class Coordinator:
             try:
                 messages = self._server.receive(client)
             except ChannelError as problem:
-                self._observer.say(f"A client was dropped: {problem}", warning=True)
+                self._warn(f"A client was dropped: {problem}")
                 continue
             for message in messages:
                 try:
                     self._take(message, client)
                 except HpoError as problem:
-                    self._observer.say(f"Trial {message.trial_id}: {problem}", warning=True)
+                    self._warn(f"Trial {message.trial_id}: {problem}")
                     self._reply(client, Answer("stop", str(problem)))
 
     def _take(self, message: Message, client: ClientConnection) -> None:
@@ -367,7 +339,7 @@ class Coordinator:
         decision = "complete" if told.completed else told.verdict.value
         self._reply(client, Answer(decision, told.reason))
 
-    def _take_problem(self, message: Problem, client: ClientConnection, attempt: _Attempt) -> None:
+    def _take_problem(self, message: Problem, client: ClientConnection, attempt: Attempt) -> None:
         """A script that cannot be tuned: no other trial will fare better, unless some already did."""
         if message.kind == DiskFull.__name__:
             self._wait_for_room(message, client, attempt)
@@ -376,9 +348,9 @@ class Coordinator:
         if message.kind == CheckpointError.__name__:
             if self._state.trials[message.trial_id].status is not TrialStatus.PAUSING:
                 # It could not be read; what cannot be written leaves the last one as it is.
-                self._handle(CheckpointRemoved(self._now, message.trial_id, message.message))
+                self._checkpoint_removed(message.trial_id, message.message)
             attempt.fate = (Outcome.LOST, message.message)
-            self._observer.say(f"Trial {message.trial_id}: {message.message}", warning=True)
+            self._warn(f"Trial {message.trial_id}: {message.message}")
             return
         attempt.fate = (Outcome.FAILED, f"{message.kind}: {message.message}")
         if not any(trial.curve for trial in self._state.trials.values()):
@@ -386,14 +358,14 @@ class Coordinator:
             kind = named if isinstance(named, type) and issubclass(named, HpoError) else HpoError
             self._problem = kind(message.message)
 
-    def _wait_for_room(self, message: Problem, client: ClientConnection, attempt: _Attempt) -> None:
+    def _wait_for_room(self, message: Problem, client: ClientConnection, attempt: Attempt) -> None:
         """A trial holds its state in memory until the disk has room for it; meanwhile nothing is started."""
         if self._finish is not None or self._problem is not None:
             attempt.fate = (Outcome.INTERRUPTED, message.message)
             self._reply(client, Answer("stop", "the study has ended"))
             return
         if not self._without_room:
-            self._observer.say(f"The study waits: {message.message}", warning=True)
+            self._warn(f"The study waits: {message.message}")
         self._without_room.add(message.trial_id)
         self._reply(client, Answer("continue", "the study waits for room on the disk"))
 
@@ -457,11 +429,12 @@ class Coordinator:
             return
         del self._attempts[end.trial_id]
         self._has_room(end.trial_id)
-        outcome, error = self._judge(attempt, end)
+        log = self._folder(self._state.trials[end.trial_id]) / "trial.log"
+        outcome, error = attempt.judge(end, log, self._interrupts.count > 0)
         self._handle(AttemptEnded(self._now, end.trial_id, end.attempt, outcome, error))
         if outcome is not Outcome.COMPLETED:
-            self._sweep_after(end.trial_id)
-        self._keep_within_budget()
+            self._retention.sweep_after(end.trial_id)
+        self._retention.keep_within_budget()
         if self._state.repeated_error is not None and self._problem is None:
             log = self._folder(self._state.trials[0]) / "trial.log"
             self._problem = RepeatedFailure(
@@ -469,49 +442,23 @@ class Coordinator:
                 f"The whole traceback is in {log}. Correct the script and start again."
             )
 
-    def _judge(self, attempt: _Attempt, end: Exit) -> tuple[Outcome, str | None]:
-        ended = attempt.ended
-        if attempt.fate is not None:
-            return attempt.fate
-        if self._interrupts and end.signal is not None and ended is None:
-            # Whoever ends the launcher (a batch system, a shell) may signal the trials too.
-            return Outcome.INTERRUPTED, end.description
-        if ended is not None and ended.outcome is not Outcome.FAILED:
-            return ended.outcome, ended.error
-        if ended is not None:
-            return Outcome.FAILED, ended.error or ended.traceback or end.description
-        if end.signal is None and end.exit_code not in (None, 0):
-            return Outcome.FAILED, self._last_words(attempt.trial_id) or end.description
-        return Outcome.LOST, end.description
-
-    def _last_words(self, trial_id: int) -> str | None:
-        """The last line a process wrote to its log."""
-        log = self._folder(self._state.trials[trial_id]) / "trial.log"
-        with contextlib.suppress(OSError), open(log, "rb") as file:
-            file.seek(max(os.path.getsize(log) - _LAST_WORDS_BYTES, 0))
-            lines = file.read().decode(errors="replace").strip().splitlines()
-            return lines[-1] if lines else None
-        return None
-
     def _check_timeouts(self) -> None:
-        now = self._listened
         for attempt in self._attempts.values():
             if attempt.fate is not None:
                 continue
-            if self._epoch_timeout is not None and now - attempt.heard_at > self._epoch_timeout:
-                self._end(attempt, Outcome.LOST, f"no report for {self._epoch_timeout:g} s (epoch_timeout)")
-            elif self._trial_timeout is not None and now - attempt.started_at > self._trial_timeout:
-                self._end(attempt, Outcome.FAILED, f"it ran longer than {self._trial_timeout:g} s (trial_timeout)")
+            overdue = attempt.overdue(self._listened, self._epoch_timeout, self._trial_timeout)
+            if overdue is not None:
+                self._end(attempt, *overdue)
 
-    def _end(self, attempt: _Attempt, outcome: Outcome, why: str, grace_s: float = _GRACE_S) -> None:
+    def _end(self, attempt: Attempt, outcome: Outcome, why: str, grace_s: float = _GRACE_S) -> None:
         attempt.fate = (outcome, why)
         self._backend.stop(attempt.trial_id, attempt.attempt, grace_s)
 
     def _obey_interrupts(self) -> None:
-        kill = self._interrupts > 1 or self._clock() > self._interrupt_limit
+        kill = self._interrupts.is_urgent
         end_all = self._finish is not None or self._problem is not None
-        if self._interrupts and math.isinf(self._interrupted_at):
-            self._interrupted_at = self._clock()
+        if self._interrupts.count and not self._has_asked_to_pause:
+            self._has_asked_to_pause = True
             running = [
                 a for a in self._attempts.values() if self._state.trials[a.trial_id].status is TrialStatus.RUNNING
             ]
@@ -531,10 +478,10 @@ class Coordinator:
     # ----------------------------------------------------------------------------------------- work
 
     def _fill_workers(self) -> None:
-        if self._interrupts or self._problem is not None or self._finish is not None or self._without_room:
+        if self._interrupts.count or self._problem is not None or self._finish is not None or self._without_room:
             return
         # The slot for which a suggestion is being computed is taken; others may resume trials meanwhile.
-        while self._backend.free_slots > self._starting + (self._wanted is not None):
+        while self._backend.free_slots > self._starting + self._proposals.is_wanted:
             ready = WorkerReady(self._now)
             (decision,) = self._state.handle(ready)
             if isinstance(decision, Finish):
@@ -545,70 +492,19 @@ class Coordinator:
             self._batch.events.append(ready)
             self._observer.event(ready, (decision,), self._state)
             if isinstance(decision, SuggestionWanted):
-                self._suggest(decision)
+                if answer := self._proposals.want(decision):
+                    self._use(answer)
             else:
                 self._launch(decision)
-        self._think_ahead()
-
-    def _suggest(self, wanted: SuggestionWanted) -> None:
-        self._wanted = wanted
-        answer, self._ahead = self._ahead, None
-        request = self._state.request(wanted)
-        if answer is not None and answer.request == request:
-            self._use(answer)
-        elif not self._host.is_busy:
-            self._ask(request)
-
-    def _ask(self, request: SuggestRequest) -> None:
-        self._ahead_data = len(self._state.data)
-        self._asked_at = self._clock()
-        try:
-            # The searcher must have seen what this turn has brought.
-            self._host.follow(self._flushed())
-            failpoint("coordinator.before_suggestion")
-            self._host.ask(request)
-        except Exception as problem:
-            self._replace_searcher(problem, request)
-        if not self._host.waitables():
-            self._take_answer()
+        self._proposals.think_ahead()
 
     def _flushed(self) -> list[Event]:
-        """Commit the turn's events so far; the searcher follows the journal, never runs ahead of it."""
+        """Commit the turn's events so far."""
         events, self._batch.events = self._batch.events, []
         self._append(events)
         return events
 
-    def _take_answer(self) -> None:
-        try:
-            answer = self._host.poll()
-        except SearcherFailed as problem:
-            request = self._state.request(self._wanted) if self._wanted is not None else None
-            self._replace_searcher(problem, request)
-            return
-        if answer is None:
-            return
-        request = None if self._wanted is None else self._state.request(self._wanted)
-        if request is None:
-            self._ahead = answer
-        elif answer.request == request:
-            self._use(answer)
-        else:
-            # It was computed ahead for another bracket, or before a promotion came in between.
-            self._ask(request)
-
-    def _replace_searcher(self, problem: Exception, request: SuggestRequest | None) -> None:
-        if self._has_fallen_back:
-            raise problem
-        self._has_fallen_back = True
-        self._observer.say(f"The searcher failed; the study goes on with random search. {problem}", warning=True)
-        self._host.close()
-        self._host = self._fallback()
-        self._ahead = None
-        if request is not None:
-            self._ask(request)
-
     def _use(self, answer: Answered) -> None:
-        self._wanted = None
         suggestion = answer.suggestion
         if suggestion is None:
             event = Suggested(self._now, answer.request.trial_id, None, "none", "nothing is left to propose")
@@ -626,23 +522,10 @@ class Coordinator:
             if isinstance(decision, Start):
                 self._launch(decision)
 
-    def _think_ahead(self) -> None:
-        """While all workers are busy, let the searcher prepare what the next free one will need."""
-        if self._wanted is not None or self._host.is_busy or not self._host.waitables():
-            return
-        if self._ahead is not None:
-            # An answer from fresher data is worth a little of the machine, not all of it.
-            is_fresh = self._ahead_data == len(self._state.data)
-            if is_fresh or self._clock() < self._asked_at + _FRESHNESS * self._ahead.seconds:
-                return
-        request = self._state.next_request()
-        if request is not None:
-            self._ask(request)
-
     def _launch(self, decision: Start | Resume) -> None:
         self._starting += 1
         now = self._listened
-        self._attempts[decision.trial_id] = _Attempt(decision.trial_id, decision.attempt, now, now)
+        self._attempts[decision.trial_id] = Attempt(decision.trial_id, decision.attempt, now, now)
 
         def start() -> None:
             failpoint("coordinator.before_start")
@@ -653,68 +536,5 @@ class Coordinator:
 
         self._after_commit(start)
 
-    # -------------------------------------------------------------------------------------- retention
-
     def _folder(self, trial: Trial) -> Path:
         return self._jobs.folder(trial.id, self._state.space.with_constants(trial.config))
-
-    def _drop(self, decision: DropCheckpoint) -> None:
-        """Delete a checkpoint once it is on disk that it is gone; otherwise a crash could leave a record of nothing."""
-        trial = self._state.trials[decision.trial_id]
-        if trial.checkpoint == decision.checkpoint:
-            self._handle(CheckpointRemoved(self._now, decision.trial_id, decision.reason))
-
-        def remove() -> None:
-            try:
-                self._store.remove(decision.checkpoint)
-            except CheckpointError as problem:
-                self._observer.say(str(problem), warning=True)
-
-        self._after_commit(remove)
-
-    def _sweep_after(self, trial_id: int) -> None:
-        """Delete what a process that ended in the middle of saving has left; no process of the trial is there now."""
-
-        def sweep() -> None:
-            trial = self._state.trials[trial_id]
-            try:
-                self._store.sweep([self._folder(trial)], [trial.checkpoint] if trial.checkpoint else [])
-            except CheckpointError as problem:
-                self._observer.say(str(problem), warning=True)
-
-        self._after_commit(sweep)
-
-    def _keep_within_budget(self) -> None:
-        """Paused trials that are least likely to be promoted give up their checkpoints first (``max_disk``)."""
-        if self._store.max_disk is None:
-            return
-        trials = self._state.trials.values()
-        paused = {t.id: t.checkpoint for t in trials if t.status is TrialStatus.PAUSED and t.checkpoint is not None}
-        others = sum(t.checkpoint.size for t in trials if t.checkpoint is not None and t.id not in paused)
-        for trial_id in self._store.over_budget(paused, lambda t: -self._state.scheduler.promise(t), others):
-            self._drop(DropCheckpoint(trial_id, paused[trial_id], "max_disk"))
-
-    # ---------------------------------------------------------------------------------------- signals
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C interrupts; SIGTERM and SIGHUP do so with a time limit. Only in the main thread."""
-
-        def on_interrupt(number: int, frame: FrameType | None) -> None:
-            self.interrupt()
-
-        def on_terminate(number: int, frame: FrameType | None) -> None:
-            self.interrupt(_TERM_LIMIT_S, signal.Signals(number))
-
-        handlers: dict[signal.Signals, Any] = {}
-        wanted = {signal.SIGINT: on_interrupt, signal.SIGTERM: on_terminate, signal.SIGHUP: on_terminate}
-        try:
-            for number, handler in wanted.items():
-                handlers[number] = signal.signal(number, handler)
-        except ValueError:  # not the main thread: whoever owns it calls interrupt()
-            handlers.clear()
-        try:
-            yield
-        finally:
-            for number, previous in handlers.items():
-                signal.signal(number, previous)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-import os
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -377,8 +376,7 @@ class VirtualCluster:
             try:
                 return self._coordinator.run()
             except LauncherCrash:
-                os.close(self._coordinator._wake_reader)
-                os.close(self._coordinator._wake_writer)
+                self._coordinator._interrupts.close()
                 raise
             finally:
                 self._coordinator = None

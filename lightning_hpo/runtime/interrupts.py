@@ -1,0 +1,86 @@
+"""Signals that interrupt a run: Ctrl-C, and what batch systems and closed terminals send."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+TERM_LIMIT_S = 30.0
+"""After SIGTERM or SIGHUP: time for running trials to pause before they are killed."""
+
+
+class Interrupts:
+    """Counts interruptions and wakes the loop that waits for :attr:`waitable`.
+
+    Args:
+        clock: monotonic clock, seconds.
+
+    Attributes:
+        count: how often the run was interrupted.
+        by: the signal of the last time.
+        waitable: ready to be read after an interruption; :meth:`drain` takes it up.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.count = 0
+        self.by = signal.SIGINT
+        self._limit = math.inf
+        self.waitable, self._waker = os.pipe()
+        os.set_blocking(self.waitable, False)
+        os.set_blocking(self._waker, False)
+
+    def interrupt(self, limit_s: float = math.inf, by: signal.Signals = signal.SIGINT) -> None:
+        """Once more. Safe in a signal handler.
+
+        Args:
+            limit_s: after this time the interruption is urgent.
+            by: what the run's result will name.
+        """
+        self.count += 1
+        self.by = by
+        self._limit = min(self._limit, self._clock() + limit_s)
+        with contextlib.suppress(OSError):
+            os.write(self._waker, b"\0")
+
+    @property
+    def is_urgent(self) -> bool:
+        """Twice, or the time limit is over: nothing is waited for any more."""
+        return self.count > 1 or self._clock() > self._limit
+
+    def drain(self) -> None:
+        with contextlib.suppress(OSError):
+            os.read(self.waitable, 4096)
+
+    def close(self) -> None:
+        os.close(self.waitable)
+        os.close(self._waker)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Ctrl-C interrupts; SIGTERM and SIGHUP do so with a time limit. Only in the main thread."""
+
+        def on_interrupt(number: int, frame: FrameType | None) -> None:
+            self.interrupt()
+
+        def on_terminate(number: int, frame: FrameType | None) -> None:
+            self.interrupt(TERM_LIMIT_S, signal.Signals(number))
+
+        handlers: dict[signal.Signals, Any] = {}
+        wanted = {signal.SIGINT: on_interrupt, signal.SIGTERM: on_terminate, signal.SIGHUP: on_terminate}
+        try:
+            for number, handler in wanted.items():
+                handlers[number] = signal.signal(number, handler)
+        except ValueError:  # not the main thread: whoever owns it calls interrupt()
+            handlers.clear()
+        try:
+            yield
+        finally:
+            for number, previous in handlers.items():
+                signal.signal(number, previous)

@@ -1,0 +1,89 @@
+"""Signals interrupt a run, wake its loop and become urgent when they are repeated or time is over."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from lightning_hpo.runtime.interrupts import TERM_LIMIT_S, Interrupts
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def interrupts(clock: Clock) -> Iterator[Interrupts]:
+    made = Interrupts(clock)
+    yield made
+    made.close()
+
+
+def is_awake(interrupts: Interrupts) -> bool:
+    return bool(select.select([interrupts.waitable], [], [], 0)[0])
+
+
+def test_an_interruption_wakes_the_loop_once(interrupts: Interrupts) -> None:
+    assert not is_awake(interrupts)
+    interrupts.interrupt()
+    assert is_awake(interrupts)
+    interrupts.drain()
+    assert not is_awake(interrupts)
+
+
+def test_the_second_one_is_urgent(interrupts: Interrupts) -> None:
+    interrupts.interrupt()
+    assert not interrupts.is_urgent
+    interrupts.interrupt()
+    assert interrupts.is_urgent
+
+
+def test_sigterm_is_urgent_when_its_time_is_over_and_is_named(interrupts: Interrupts, clock: Clock) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interrupts.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (interrupts.count, interrupts.by) == (1, signal.SIGTERM)
+    clock.now += TERM_LIMIT_S
+    assert not interrupts.is_urgent
+    clock.now += 0.1
+    assert interrupts.is_urgent
+
+
+def test_ctrl_c_is_heard_without_an_exception(interrupts: Interrupts) -> None:
+    with interrupts.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert (interrupts.count, interrupts.by, interrupts.is_urgent) == (1, signal.SIGINT, False)
+
+
+def test_in_another_thread_signals_are_left_to_whoever_owns_them(interrupts: Interrupts) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def listen() -> None:
+        with interrupts.listening():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_a_storm_of_signals_does_not_block(interrupts: Interrupts) -> None:
+    for _ in range(100_000):  # more than a pipe holds
+        interrupts.interrupt()
+    assert interrupts.count == 100_000
