@@ -31,8 +31,8 @@ from lightning_hpo.runtime.failpoints import failpoint
 FOLDER = "checkpoints"
 """Folder of a trial's checkpoints, inside the trial's folder."""
 
-_TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{12}\.partial$")
-_CHECKPOINT = re.compile(r"^resource-[1-9][0-9]*\.ckpt$")
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.partial")
+_CHECKPOINT = re.compile(r"resource-[1-9][0-9]*\.ckpt")
 _CHUNK = 1 << 20
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WITHOUT_LINKS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,6 +79,7 @@ def write_durably(path: Path, write: Callable[[Writable], None]) -> Written:
     hashing: _HashingWriter | None = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_link(path.parent)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
             failpoint("checkpoint.opened")
@@ -118,13 +119,18 @@ def publish(temporary: Path, path: Path) -> Written:
         for file in _files_below(temporary):
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
+        _refuse_link(path.parent)
+        replaced = None
         if temporary.is_dir():
             _sync_folder(temporary)
-            if path.is_dir():
-                shutil.rmtree(path)
+            replaced = temporary_path(path) if path.exists() else None
         written = measure(temporary)
+        if replaced is not None:  # a folder cannot take the place of another in one step
+            os.rename(path, replaced)
         os.replace(temporary, path)
         _sync_folder(path.parent)
+        if replaced is not None:
+            _remove_from(path.parent, replaced.name)
     except OSError as problem:
         raise _cannot_write(path, problem, 0) from problem
     return written
@@ -309,21 +315,6 @@ class CheckpointStore:
         path = prefix.joinpath(*_parts(checkpoint.path)).as_posix()
         return Checkpoint(checkpoint.resource, path, checkpoint.sha256, checkpoint.size)
 
-    def is_usable(self, checkpoint: Checkpoint) -> bool:
-        """Whether the file is there and is the one that was recorded. Reads all of it."""
-        try:
-            verify(self.path(checkpoint), checkpoint.sha256)
-        except CheckpointError:
-            return False
-        return True
-
-    def newest_usable(self, checkpoints: Collection[Checkpoint]) -> Checkpoint | None:
-        """The one with the most resource that is whole; None: the trial must start from the beginning."""
-        for checkpoint in sorted(checkpoints, key=lambda c: c.resource, reverse=True):
-            if self.is_usable(checkpoint):
-                return checkpoint
-        return None
-
     def remove(self, checkpoint: Checkpoint) -> bool:
         """Delete the checkpoint; False if it was gone already.
 
@@ -332,7 +323,7 @@ class CheckpointStore:
                 checkpoint's: whatever a trial announces or a journal says, nothing else is deleted.
         """
         parts = _parts(checkpoint.path)
-        if len(parts) < 2 or parts[-2] != FOLDER or not _CHECKPOINT.match(parts[-1]):
+        if len(parts) < 2 or parts[-2] != FOLDER or not _CHECKPOINT.fullmatch(parts[-1]):
             raise CheckpointError(
                 f"{checkpoint.path!r} is not the path of a checkpoint that this package writes, so it is not deleted. "
                 "Delete it yourself if nobody needs it."
@@ -398,14 +389,10 @@ class CheckpointStore:
             with contextlib.suppress(OSError), self._opened(below) as folder:
                 for name in sorted(os.listdir(folder)):
                     path = "/".join((*below, name))
-                    stray = _TEMPORARY.match(name) or (_CHECKPOINT.match(name) and path not in keep)
+                    stray = _TEMPORARY.fullmatch(name) or (_CHECKPOINT.fullmatch(name) and path not in keep)
                     if stray and _remove_entry(folder, name):
                         deleted.append(path)
         return deleted
-
-    def free_bytes(self) -> int:
-        """Room left on the study's disk."""
-        return shutil.disk_usage(self.study_folder).free
 
     @contextlib.contextmanager
     def _opened(self, parts: Collection[str]) -> Iterator[int]:
@@ -419,6 +406,23 @@ class CheckpointStore:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _refuse_link(folder: Path) -> None:
+    """What is written through a link could never be deleted: see :meth:`CheckpointStore.remove`."""
+    if folder.is_symlink():
+        raise CheckpointError(
+            f"{folder} is a symbolic link, and checkpoints are not written through links. "
+            "Replace it by a folder, or put the whole study where it points to with hydra.sweep.dir=..."
+        )
+
+
+def _remove_from(folder: Path, name: str) -> None:
+    descriptor = os.open(folder, _WITHOUT_LINKS)
+    try:
+        _remove_entry(descriptor, name)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_entry(folder: int, name: str) -> bool:

@@ -181,6 +181,42 @@ def test_a_folder_of_shards_is_published_and_verified_as_one(tmp_path: Path) -> 
         verify(path, written.sha256)
 
 
+def test_the_old_shards_stay_until_the_new_ones_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint_path(tmp_path, 3)
+    (path / "inner").mkdir(parents=True)
+    (path / "old").touch()
+    temporary = temporary_path(path)
+    temporary.mkdir()
+    (temporary / "new").touch()
+    replace = os.replace
+    seen: list[list[str]] = []
+
+    def watched(source: Path, target: Path) -> None:
+        seen.append(sorted(file.name for file in path.parent.rglob("*") if file.is_file()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    publish(temporary, path)
+    assert seen == [["new", "old"]]
+    assert sorted(file.name for file in path.parent.rglob("*")) == ["new", "resource-3.ckpt"]
+
+
+def test_nothing_is_written_or_deleted_through_a_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "resource-3.ckpt").mkdir(parents=True)
+    (outside / "resource-3.ckpt" / "precious").touch()
+    (tmp_path / "checkpoints").symlink_to(outside)
+    path = checkpoint_path(tmp_path, 3)
+    with pytest.raises(CheckpointError, match=r"symbolic link, .* hydra\.sweep\.dir"):
+        write(checkpoint_path(tmp_path, 1), zip_bytes())
+    temporary = temporary_path(path)
+    temporary.mkdir()
+    with pytest.raises(CheckpointError, match="symbolic link"):
+        publish(temporary, path)
+    assert (outside / "resource-3.ckpt" / "precious").exists()
+    assert not (outside / "resource-1.ckpt").exists()
+
+
 def test_publishing_nothing_is_an_error(tmp_path: Path) -> None:
     path = checkpoint_path(tmp_path, 3)
     with pytest.raises(CheckpointError, match="nothing was written"):
@@ -193,18 +229,6 @@ def test_publishing_nothing_is_an_error(tmp_path: Path) -> None:
 def saved(study: Path, trial: str, resource: int, content: bytes = b"weights") -> Checkpoint:
     written = write(checkpoint_path(study / trial, resource), zip_bytes(content))
     return Checkpoint(resource, f"{trial}/checkpoints/resource-{resource}.ckpt", written.sha256, written.size)
-
-
-def test_the_newest_whole_checkpoint_is_used(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    first, second, third = (saved(tmp_path, "0", r) for r in (1, 3, 9))
-    assert store.newest_usable([first, third, second]) == third
-    store.path(third).write_bytes(b"torn")
-    assert store.newest_usable([first, third, second]) == second
-    assert store.remove(second)
-    assert store.newest_usable([first, third, second]) == first
-    store.path(first).write_bytes(b"torn")
-    assert store.newest_usable([first, third, second]) is None
 
 
 def test_a_trial_announces_paths_relative_to_its_folder(tmp_path: Path) -> None:
@@ -258,7 +282,8 @@ def test_links_are_never_followed_to_delete(tmp_path: Path, link: str) -> None:
 @pytest.mark.parametrize(
     "path",
     ["study.db", "0/trial.log", "0/.hydra", "0/checkpoints", "0/checkpoints/last.ckpt", "0/resource-3.ckpt",
-     "0/checkpoints/resource-3.ckpt/inner", "0/checkpoints/resource-3.ckpt.old", "resource-3.ckpt"],
+     "0/checkpoints/resource-3.ckpt/inner", "0/checkpoints/resource-3.ckpt.old", "resource-3.ckpt",
+     "0/checkpoints/resource-3.ckpt\n"],
 )  # fmt: skip
 def test_nothing_but_checkpoints_is_deleted(tmp_path: Path, path: str) -> None:
     """Whatever a trial has announced, or a journal from elsewhere says."""
@@ -312,7 +337,7 @@ def test_sweeping_deletes_strays_only(tmp_path: Path) -> None:
         path.touch()
     deleted = store.sweep([tmp_path / "0", tmp_path / "1"], [kept])
     assert sorted(deleted) == sorted([stray.path, f"0/checkpoints/{temporary.name}"])
-    assert store.is_usable(kept)
+    verify(store.path(kept), kept.sha256)
     assert all(path.exists() for path in users)
     assert (tmp_path / "0" / "resource-5.ckpt").exists()
 
