@@ -15,7 +15,7 @@ from tests.faults.killing import ENVIRONMENT, MARK, ORPHANS_S, KilledStudy
 from tests.integrations.programs import ProgramServer, Running
 
 PROGRAM = """
-import json, os, time
+import json, os, signal, threading, time
 import hydra
 import lightning as L
 import torch
@@ -24,7 +24,9 @@ from hydra.core.hydra_config import HydraConfig
 from lightning_hpo import HPOCallback
 
 ConfigStore.instance().store(
-    name="config", node={"x": 0.5, "trainer": {"max_epochs": 9}, "sleep": 0.05, "acknowledged": ""}
+    name="config", node={
+        "x": 0.5, "trainer": {"max_epochs": 9}, "sleep": 0.05, "acknowledged": "", "hang": False,
+    }
 )
 
 
@@ -51,10 +53,19 @@ class Acknowledged(L.Callback):
 
     def on_train_epoch_start(self, trainer, module):
         time.sleep(self.config.sleep)
+        if self.config.hang and trainer.current_epoch == 2 and os.environ["LIGHTNING_HPO_ATTEMPT"] == "1":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            stuck_in_a_deadlock()
         if trainer.current_epoch and self.config.acknowledged:
             line = json.dumps([HydraConfig.get().job.num, trainer.current_epoch]) + chr(10)
             with open(self.config.acknowledged, "a") as file:
                 file.write(line)
+
+
+def stuck_in_a_deadlock():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
 
 
 @hydra.main(config_path=None, config_name="config", version_base="1.3")
@@ -172,3 +183,17 @@ def test_a_notice_to_the_launcher_pauses_what_runs(killed_study, number):
     killed_study.check_end()
     resumed = [e for e in killed_study.events() if isinstance(e, AttemptStarted) and e.attempt == 2]
     assert len(resumed) >= 2
+
+
+def test_a_trial_that_hangs_leaves_its_stacks_and_is_tried_again(killed_study):
+    """Even if it ignores SIGTERM."""
+    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "hang=true", "hydra.launcher.epoch_timeout=3"]
+    killed_study.ensure_launched()
+    killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
+    killed_study.check_end()
+    ends = [e for e in killed_study.events() if isinstance(e, AttemptEnded)]
+    hung = {e.trial_id for e in ends if e.outcome is Outcome.LOST and "no report for 3 s (epoch_timeout)" in e.error}
+    assert hung == {0, 1}
+    assert all(len(trial.curve) == 9 for trial in killed_study.state().trials.values())
+    log = (killed_study.folder / "0" / "trial.log").read_text()
+    assert "in stuck_in_a_deadlock" in log

@@ -91,3 +91,13 @@ def test_a_checkpoint_that_is_not_worth_waiting_for_is_given_up(trials: Trials) 
     attempt = trials.run()
     assert attempt.results[0]["raised"] == "DiskFull"
     assert not list((trials.folder / "trial" / "checkpoints").iterdir())
+
+
+def test_a_callback_that_raises_at_a_pause_does_not_cost_the_checkpoint(trials: Trials) -> None:
+    """It is written before other callbacks hear of the end."""
+    paused = trials.pause_at(2, "raises_when_paused")
+    assert paused.results[0]["raised"] == "ValueError"
+    assert paused.checkpoint.resource == 2
+    resumed = trials.run("raises_when_paused")
+    assert resumed.returned == "trained"
+    assert list(resumed.reports) == [3, 4]

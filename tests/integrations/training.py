@@ -378,3 +378,15 @@ class _KillsItsLoader(Points):
 def loading_worker_is_killed(folder: str) -> None:
     """The process that loads data gets SIGKILL, as from the kernel when memory runs out."""
     _trainer(folder).fit(Model(), DataLoader(_KillsItsLoader(8, seed=1), 4, num_workers=1))
+
+
+class _RaisesWhenPaused(Callback):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch < 4:
+            raise ValueError("the callback expected four epochs")
+
+
+def raises_when_paused(folder: str) -> str:
+    """A user's callback that does not expect the fit to end early."""
+    _trainer(folder, HPOCallback(), _RaisesWhenPaused()).fit(Model(), *_loaders())
+    return "trained"
