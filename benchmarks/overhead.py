@@ -41,7 +41,7 @@ from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.backends.local import LocalBackend
 from lightning_hpo.runtime.channel import TrialChannel
 from lightning_hpo.runtime.channel_server import ChannelServer
-from lightning_hpo.runtime.checkpoints import CheckpointStore
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.suggesting import InlineHost

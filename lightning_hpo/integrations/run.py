@@ -23,7 +23,7 @@ from lightning_hpo.runtime.backends.base import Backend, Entry
 from lightning_hpo.runtime.backends.local import DEFAULT_PRELOAD, LocalBackend
 from lightning_hpo.runtime.backends.ray import RayBackend
 from lightning_hpo.runtime.channel_server import ChannelServer
-from lightning_hpo.runtime.checkpoints import CheckpointStore
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
 from lightning_hpo.runtime.filesystems import network_filesystem
 from lightning_hpo.runtime.journal import Journal

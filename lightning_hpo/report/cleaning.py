@@ -11,7 +11,8 @@ from lightning_hpo.core.events import CheckpointRemoved
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.report.folder import replay
-from lightning_hpo.runtime.checkpoints import FOLDER, CheckpointStore
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore
+from lightning_hpo.runtime.checkpoints import FOLDER
 from lightning_hpo.runtime.journal import Journal
 
 

@@ -1,11 +1,8 @@
-"""Checkpoints that survive a crash at any instant, and their store.
+"""Checkpoints that survive a crash at any instant.
 
 A checkpoint is written to a temporary name in its own folder, flushed to disk, read back, and only then
 renamed; the folder's entry is flushed too. Whoever finds the final name finds a whole file. It is recorded
 with its SHA-256, and nothing is loaded whose hash differs.
-
-The launcher alone deletes. It never leaves the study folder: every deletion walks down from the folder's
-own file descriptor and refuses symbolic links on the way.
 """
 
 from __future__ import annotations
@@ -19,23 +16,22 @@ import secrets
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import CheckpointError, DiskFull
 from lightning_hpo.runtime.failpoints import failpoint
 
 FOLDER = "checkpoints"
 """Folder of a trial's checkpoints, inside the trial's folder."""
 
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.partial")
-_CHECKPOINT = re.compile(r"resource-[1-9][0-9]*\.ckpt")
+TEMPORARY_NAME = re.compile(r"\..*\.[0-9a-f]{12}\.partial")
+CHECKPOINT_NAME = re.compile(r"resource-[1-9][0-9]*\.ckpt")
 _CHUNK = 1 << 20
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-_WITHOUT_LINKS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+WITHOUT_LINKS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Writable(Protocol):
@@ -130,7 +126,7 @@ def publish(temporary: Path, path: Path) -> Written:
         os.replace(temporary, path)
         _sync_folder(path.parent)
         if replaced is not None:
-            _remove_from(path.parent, replaced.name)
+            remove_from(path.parent, replaced.name)
     except OSError as problem:
         raise _cannot_write(path, problem, 0) from problem
     return written
@@ -276,136 +272,7 @@ def _files_below(path: Path) -> list[Path]:
     return sorted(file for file in files if not file.is_symlink())
 
 
-# ------------------------------------------------------------------------------------------- store
-
-
-class CheckpointStore:
-    """The checkpoints of a study: where they are, how much room they take, which may go.
-
-    The store remembers nothing: what is recorded is in the study's state. Paths of checkpoints are relative
-    to the study folder, with forward slashes.
-
-    Args:
-        study_folder: nothing outside it is ever touched.
-        max_disk: bytes that the checkpoints of all trials may take together; None for no limit.
-    """
-
-    def __init__(self, study_folder: Path, max_disk: int | None = None) -> None:
-        self.study_folder = study_folder.resolve()
-        self.max_disk = max_disk
-
-    def path(self, checkpoint: Checkpoint) -> Path:
-        """The checkpoint's absolute path.
-
-        Raises:
-            CheckpointError: if it would lie outside the study folder.
-        """
-        return self.study_folder.joinpath(*_parts(checkpoint.path))
-
-    def relative(self, trial_folder: Path, checkpoint: Checkpoint) -> Checkpoint:
-        """A checkpoint as its trial announced it (path relative to the trial's folder), relative to the study folder.
-
-        Raises:
-            CheckpointError: if it would lie outside the study folder.
-        """
-        try:
-            prefix = trial_folder.resolve().relative_to(self.study_folder)
-        except ValueError as problem:
-            raise _outside(str(trial_folder)) from problem
-        path = prefix.joinpath(*_parts(checkpoint.path)).as_posix()
-        return Checkpoint(checkpoint.resource, path, checkpoint.sha256, checkpoint.size)
-
-    def remove(self, checkpoint: Checkpoint) -> bool:
-        """Delete the checkpoint; False if it was gone already.
-
-        Raises:
-            CheckpointError: if the path leaves the study folder, a symbolic link is on it, or it does not look like a
-                checkpoint's: whatever a trial announces or a journal says, nothing else is deleted.
-        """
-        parts = _parts(checkpoint.path)
-        if len(parts) < 2 or parts[-2] != FOLDER or not _CHECKPOINT.fullmatch(parts[-1]):
-            raise CheckpointError(
-                f"{checkpoint.path!r} is not the path of a checkpoint that this package writes, so it is not deleted. "
-                "Delete it yourself if nobody needs it."
-            )
-        try:
-            failpoint("checkpoint.before_remove")
-            with self._opened(parts[:-1]) as folder:
-                found = _remove_entry(folder, parts[-1])
-            failpoint("checkpoint.removed")
-            return found
-        except FileNotFoundError:
-            return False
-        except OSError as problem:
-            raise CheckpointError(
-                f"The checkpoint {checkpoint.path!r} in {self.study_folder} is not deleted: {problem.strerror}. "
-                "Replace symbolic links inside the study folder by what they point to."
-            ) from problem
-
-    def over_budget(
-        self, paused: Mapping[int, Checkpoint], promise: Callable[[int], float], used: int = 0
-    ) -> list[int]:
-        """Which paused trials must give up their checkpoints to keep within ``max_disk``.
-
-        Args:
-            paused: trial id -> its checkpoint.
-            promise: of a trial id, larger is more promising; NaN counts as least.
-            used: bytes of checkpoints that may not go.
-
-        Returns:
-            Trial ids, least promising first; of equals the larger checkpoint goes first.
-        """
-        if self.max_disk is None:
-            return []
-        excess = used + sum(checkpoint.size for checkpoint in paused.values()) - self.max_disk
-        leaving = []
-        for trial_id in sorted(paused, key=lambda t: (_least_if_nan(promise(t)), -paused[t].size, -t)):
-            if excess <= 0:
-                break
-            leaving.append(trial_id)
-            excess -= paused[trial_id].size
-        return leaving
-
-    def sweep(self, trial_folders: Iterable[Path], recorded: Collection[Checkpoint]) -> list[str]:
-        """Delete what a crash left behind: temporary files, and checkpoints that were never recorded.
-
-        Only names of this module are considered, ``checkpoints/resource-*.ckpt`` and its temporary names.
-        Call it while no trial runs.
-
-        Returns:
-            The deleted paths, relative to the study folder.
-
-        Raises:
-            CheckpointError: if a trial's folder lies outside the study folder.
-        """
-        failpoint("checkpoint.before_sweep")
-        keep = {checkpoint.path for checkpoint in recorded}
-        deleted = []
-        for trial_folder in trial_folders:
-            try:
-                below = (*trial_folder.absolute().relative_to(self.study_folder).parts, FOLDER)
-            except ValueError as problem:
-                raise _outside(str(trial_folder)) from problem
-            with contextlib.suppress(OSError), self._opened(below) as folder:
-                for name in sorted(os.listdir(folder)):
-                    path = "/".join((*below, name))
-                    stray = _TEMPORARY.fullmatch(name) or (_CHECKPOINT.fullmatch(name) and path not in keep)
-                    if stray and _remove_entry(folder, name):
-                        deleted.append(path)
-        return deleted
-
-    @contextlib.contextmanager
-    def _opened(self, parts: Collection[str]) -> Iterator[int]:
-        """Descriptor of a folder below the study folder, reached without following any link."""
-        descriptor = os.open(self.study_folder, _WITHOUT_LINKS)
-        try:
-            for part in parts:
-                below = os.open(part, _WITHOUT_LINKS, dir_fd=descriptor)
-                os.close(descriptor)
-                descriptor = below
-            yield descriptor
-        finally:
-            os.close(descriptor)
+# -------------------------------------------------------------------------------------- links, deletion
 
 
 def _refuse_link(folder: Path) -> None:
@@ -417,24 +284,36 @@ def _refuse_link(folder: Path) -> None:
         )
 
 
-def _remove_from(folder: Path, name: str) -> None:
-    descriptor = os.open(folder, _WITHOUT_LINKS)
+def remove_from(folder: Path, name: str) -> None:
+    """Delete what has this name in the folder, which must not be a link itself; see :func:`remove_entry`."""
+    descriptor = os.open(folder, WITHOUT_LINKS)
     try:
-        _remove_entry(descriptor, name)
+        remove_entry(descriptor, name)
     finally:
         os.close(descriptor)
 
 
-def _remove_entry(folder: int, name: str) -> bool:
+def remove_entry(folder: int, name: str) -> bool:
+    """Delete a file, or a folder with all that is in it; links are neither followed nor deleted.
+
+    Args:
+        folder: descriptor of the folder that holds it.
+
+    Returns:
+        False if it was gone already.
+
+    Raises:
+        OSError: if it is a link or holds one, or cannot be deleted.
+    """
     try:
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if stat.S_ISLNK(mode):
             raise OSError(errno.ELOOP, "it is a symbolic link")
         if stat.S_ISDIR(mode):
-            below = os.open(name, _WITHOUT_LINKS, dir_fd=folder)
+            below = os.open(name, WITHOUT_LINKS, dir_fd=folder)
             try:
                 for inner in os.listdir(below):
-                    _remove_entry(below, inner)
+                    remove_entry(below, inner)
             finally:
                 os.close(below)
             os.rmdir(name, dir_fd=folder)
@@ -443,25 +322,6 @@ def _remove_entry(folder: int, name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _parts(path: str) -> tuple[str, ...]:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise _outside(path)
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError as problem:  # no file has such a name
-        raise _outside(path) from problem
-    return parts
-
-
-def _outside(path: str) -> CheckpointError:
-    return CheckpointError(f"{path!r} is not inside the study folder. Keep checkpoints where the trials write them.")
-
-
-def _least_if_nan(promise: float) -> float:
-    return promise if promise == promise else float("-inf")
 
 
 def _readable(size: int) -> str:

@@ -51,7 +51,7 @@ from lightning_hpo.errors import (
 from lightning_hpo.runtime.attempts import Attempt
 from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
 from lightning_hpo.runtime.channel_server import ChannelServer, ClientConnection
-from lightning_hpo.runtime.checkpoints import CheckpointStore
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.failpoints import failpoint
 from lightning_hpo.runtime.interrupts import Interrupts
 from lightning_hpo.runtime.journal import Backups, Journal

@@ -9,7 +9,7 @@ from lightning_hpo.core.events import DropCheckpoint
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.errors import CheckpointError
-from lightning_hpo.runtime.checkpoints import CheckpointStore
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 
 
 class Retention:

@@ -23,7 +23,8 @@ from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, TrialStatus
 from lightning_hpo.errors import CheckpointError, HpoError
 from lightning_hpo.runtime import failpoints
-from lightning_hpo.runtime.checkpoints import CheckpointStore, Written, checkpoint_path, measure, verify, write_durably
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore
+from lightning_hpo.runtime.checkpoints import Written, checkpoint_path, measure, verify, write_durably
 from lightning_hpo.runtime.failpoints import failpoint
 from lightning_hpo.runtime.journal import Backups, Journal
 from lightning_hpo.runtime.messages import Answer, Message, Problem, Saved, Welcome

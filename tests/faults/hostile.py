@@ -34,7 +34,7 @@ from lightning_hpo.core.study import StudyState
 from lightning_hpo.runtime.backends.base import Exit, Job, Started
 from lightning_hpo.runtime.channel import TrialChannel, trial_channel
 from lightning_hpo.runtime.channel_server import ChannelServer
-from lightning_hpo.runtime.checkpoints import CheckpointStore
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, RunResult
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.messages import Report, encode

@@ -27,7 +27,7 @@ from lightning_hpo.core.trial import Checkpoint, TrialStatus
 from lightning_hpo.errors import ChannelError, SearcherFailed, StudyError
 from lightning_hpo.runtime import coordinator as coordinator_module
 from lightning_hpo.runtime.backends.base import Exit, Job, Started
-from lightning_hpo.runtime.checkpoints import CheckpointStore
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, RunResult
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.suggesting import Answered
