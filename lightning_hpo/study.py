@@ -25,7 +25,7 @@ from lightning_hpo.core.events import (
     WorkerReady,
 )
 from lightning_hpo.core.options import ALGORITHMS, LIMITS, StudyOptions
-from lightning_hpo.core.searcher import Searcher, SuggestRequest
+from lightning_hpo.core.searcher import Searcher, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, Config, Trial
@@ -278,17 +278,7 @@ class Study:
 
     def _suggested(self, request: SuggestRequest) -> Suggested:
         suggestion = self._searcher.suggest(self._state.view(), request)
-        if suggestion is None:
-            return Suggested(self._now(), request.trial_id, None, "none", "nothing is left to propose")
-        return Suggested(
-            self._now(),
-            request.trial_id,
-            suggestion.config,
-            suggestion.origin,
-            suggestion.reason,
-            suggestion.bracket_weights,
-            suggestion.state,
-        )
+        return suggested(self._now(), request.trial_id, suggestion)
 
     def _end(self, trial: Trial, outcome: Outcome, error: str | None = None) -> None:
         if trial.id in self._state.live:

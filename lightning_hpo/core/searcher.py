@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from lightning_hpo.core.events import Suggested
 from lightning_hpo.core.trial import Config
 
 if TYPE_CHECKING:  # the options reach this module, and Hydra reads them in every program: no numpy then
@@ -70,6 +71,27 @@ class Suggestion:
     """``random``, ``grid``, ``model``, ``evolution``."""
     bracket_weights: tuple[float, ...] | None = None
     state: dict[str, Any] | None = field(default=None, compare=False)
+
+
+def suggested(time: float, trial_id: int, suggestion: Suggestion | None) -> Suggested:
+    """A searcher's answer as an event.
+
+    Args:
+        time: seconds since the study began.
+        trial_id: for which it was asked.
+        suggestion: None: nothing is left to propose.
+    """
+    if suggestion is None:
+        return Suggested(time, trial_id, None, "none", "nothing is left to propose")
+    return Suggested(
+        time,
+        trial_id,
+        suggestion.config,
+        suggestion.origin,
+        suggestion.reason,
+        suggestion.bracket_weights,
+        suggestion.state,
+    )
 
 
 class SearchView(Protocol):

@@ -256,7 +256,8 @@ def _read_override(override: Override, notes: list[str]) -> tuple[Parameter, Dom
 def _interval_domain(sweep: IntervalSweep) -> Domain:
     if sweep.start == sweep.end:
         raise SpaceError(
-            f"this range holds one value, {sweep.start}. Write the value without interval(...), or move one of its ends."
+            "this range holds one value, "
+            f"{sweep.start}. Write the value without interval(...), or move one of its ends."
         )
     whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
     tag = _tag(sweep.tags, [tag for is_whole, tag in _INTERVALS if is_whole == whole and tag])

@@ -180,16 +180,9 @@ class HydraJob:
         Libraries that start a program again for distributed training take ``sys.argv``; that of the multirun would
         start a second sweep.
         """
-        parser = argparse.ArgumentParser(add_help=False)
-        for short, name in (("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")):
-            parser.add_argument(short, name)
-        known, _ = parser.parse_known_args(list(self.argv[1:]))
-        flags = {"--config-path": known.config_path, "--config-name": known.config_name}
-        if known.config_dir is not None:
-            flags["--config-dir"] = os.path.abspath(known.config_dir)
         return [
             self.argv[0],
-            *(part for flag, value in flags.items() if value is not None for part in (flag, value)),
+            *config_flags(self.argv),
             *written_overrides(self.config, "hydra"),
             *overrides,
             "hydra.mode=RUN",
@@ -218,6 +211,18 @@ def _restore(data: bytes) -> HydraJob:
     job = HydraJob.__new__(HydraJob)
     job.__dict__.update(attributes)
     return job
+
+
+def config_flags(argv: Sequence[str]) -> list[str]:
+    """The arguments of a program that tell Hydra where its configuration is, with a path that holds in any folder."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for short, name in (("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")):
+        parser.add_argument(short, name)
+    known, _ = parser.parse_known_args(list(argv[1:]))
+    flags = {"--config-path": known.config_path, "--config-name": known.config_name}
+    if known.config_dir is not None:
+        flags["--config-dir"] = os.path.abspath(known.config_dir)
+    return [part for flag, value in flags.items() if value is not None for part in (flag, value)]
 
 
 def resolve_max_t(composed: DictConfig, options: LauncherOptions, searched: Sequence[str] = ()) -> int | None:

@@ -20,7 +20,7 @@ from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.integrations.batch import read_launcher_options
 from lightning_hpo.integrations.hydra_space import ParsedSweep, read_space
-from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t, resolve_seed
+from lightning_hpo.integrations.job import HydraJob, JobResult, config_flags, resolve_max_t, resolve_seed
 from lightning_hpo.integrations.run import StudySetup, check_folder, run_study
 from lightning_hpo.integrations.trial import TrialEntry
 from lightning_hpo.runtime.backends.base import Job
@@ -161,11 +161,4 @@ class _Program:
         return shlex.join(["python", self._argv[0], *arguments, study])
 
     def single(self, overrides: list[str]) -> str:
-        flags = []
-        arguments = iter(self._argv[1:])
-        for argument in arguments:
-            if argument in ("--config-path", "--config-name", "--config-dir", "-cp", "-cn", "-cd"):
-                flags += [argument, next(arguments, "")]
-            elif argument.startswith(("--config-path=", "--config-name=", "--config-dir=")):
-                flags.append(argument)
-        return shlex.join(["python", self._argv[0], *flags, *overrides])
+        return shlex.join(["python", self._argv[0], *config_flags(self._argv), *overrides])

@@ -33,11 +33,11 @@ from lightning_hpo.core.events import (
     Reported,
     Resume,
     Start,
-    Suggested,
     SuggestionWanted,
     Told,
     WorkerReady,
 )
+from lightning_hpo.core.searcher import suggested
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.errors import (
@@ -505,20 +505,7 @@ class Coordinator:
         return events
 
     def _use(self, answer: Answered) -> None:
-        suggestion = answer.suggestion
-        if suggestion is None:
-            event = Suggested(self._now, answer.request.trial_id, None, "none", "nothing is left to propose")
-        else:
-            event = Suggested(
-                self._now,
-                answer.request.trial_id,
-                suggestion.config,
-                suggestion.origin,
-                suggestion.reason,
-                suggestion.bracket_weights,
-                suggestion.state,
-            )
-        for decision in self._handle(event):
+        for decision in self._handle(suggested(self._now, answer.request.trial_id, answer.suggestion)):
             if isinstance(decision, Start):
                 self._launch(decision)
 

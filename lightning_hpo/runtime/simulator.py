@@ -23,14 +23,13 @@ from lightning_hpo.core.events import (
     Reported,
     Resume,
     Start,
-    Suggested,
     SuggestionWanted,
     Told,
     Verdict,
     WorkerReady,
 )
 from lightning_hpo.core.options import StudyOptions
-from lightning_hpo.core.searcher import Searcher
+from lightning_hpo.core.searcher import Searcher, suggested
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
@@ -269,19 +268,7 @@ class _Simulation:
         self._result.searcher_seconds += seconds
 
         def answer() -> None:
-            if suggestion is None:
-                event = Suggested(self._now, wanted.trial_id, None, "none", "nothing is left to propose")
-            else:
-                event = Suggested(
-                    self._now,
-                    wanted.trial_id,
-                    suggestion.config,
-                    suggestion.origin,
-                    suggestion.reason,
-                    suggestion.bracket_weights,
-                    suggestion.state,
-                )
-            for decision in self._handle(event):
+            for decision in self._handle(suggested(self._now, wanted.trial_id, suggestion)):
                 if isinstance(decision, Start):
                     self._begin(decision)
 
