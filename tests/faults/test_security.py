@@ -352,3 +352,13 @@ def test_every_run_has_a_key_of_its_own(tmp_path: Path) -> None:
         with ChannelServer(tmp_path / str(number)) as server:
             keys.add(server.key)
     assert len(keys) == 5 and {len(key) for key in keys} == {32}
+
+
+def test_every_test_that_the_document_names_exists() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"`(tests/[\w/]+\.py)((?:::\w+)*)`", (root / "docs" / "security.md").read_text())
+    assert len(named) > 30
+    for file, path in named:
+        text = (root / file).read_text()
+        for part in filter(None, path.split("::")):
+            assert re.search(rf"^\s*(def|class) {part}\b", text, re.MULTILINE), f"{file}{path}"
