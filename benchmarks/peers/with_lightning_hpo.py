@@ -12,6 +12,16 @@ import lightning_hpo as hpo
 _DOMAINS = {"float": hpo.uniform, "float_log": hpo.loguniform, "int": hpo.randint, "int_log": hpo.lograndint}
 
 
+def domains(space: Space) -> dict[str, Any]:
+    """The space in our words."""
+    return {
+        name: hpo.choice(spec["categories"])
+        if spec["type"] == "choice"
+        else _DOMAINS[spec["type"]](spec["lower"], spec["upper"])
+        for name, spec in space.items()
+    }
+
+
 class LightningHpo(Tuner):
     """One algorithm of ours; ``is_model`` ones begin with as many random configurations as the peers' models."""
 
@@ -24,15 +34,9 @@ class LightningHpo(Tuner):
         options = dict(self.options)
         if self.is_model:
             options["searcher"] = {"num_init_random": n_workers + 2, **options.get("searcher", {})}
-        domains = {
-            name: hpo.choice(spec["categories"])
-            if spec["type"] == "choice"
-            else _DOMAINS[spec["type"]](spec["lower"], spec["upper"])
-            for name, spec in space.items()
-        }
         self.study = hpo.Study.create(
-            domains, metric="error", algorithm=self.algorithm, max_t=max_epochs, n_workers=n_workers, random_seed=seed,
-            points_to_evaluate=[], **options,
+            domains(space), metric="error", algorithm=self.algorithm, max_t=max_epochs, n_workers=n_workers,
+            random_seed=seed, points_to_evaluate=[], **options,
         )  # fmt: skip
 
     def suggest(self, trial: int) -> tuple[str, Any] | None:

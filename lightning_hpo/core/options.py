@@ -164,6 +164,8 @@ class SearcherOptions:
     """Level at which the acquisition function is evaluated: bohb, first or final."""
     resource_acq_bohb_threshold: int = 3
     """Observations a level needs for resource_acq=bohb."""
+    weigh_promotion: bool = False
+    """Weight the acquisition function by the probability that a trial gets past the rungs below its level."""
     opt_nstarts: int = 2
     """Starts of the likelihood's optimisation."""
     opt_maxiter: int = 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,23 @@ class History:
     def counts(self) -> Counter[int]:
         """Number of observations by resource."""
         return Counter(self.observed.resources)
+
+
+def promotion_cuts(view: SearchView, history: History, resource: int) -> dict[int, float]:
+    """Rung below ``resource`` -> the largest of the best values there, as many as go on to the next level.
+
+    From a rung at ``r`` a share ``r / r'`` of the trials goes on to the next level ``r'``. A rung with fewer than
+    ``r' / r`` observations lets everything pass and is left out.
+    """
+    levels = (*view.rung_levels, view.max_t)
+    resources = np.array(history.observed.resources)
+    cuts = {}
+    for level, following in itertools.pairwise(levels):
+        values = np.sort(history.values[resources == level])
+        promoted = len(values) * level // following
+        if level < resource and promoted:
+            cuts[level] = float(values[promoted - 1])
+    return cuts
 
 
 def single_fidelity(view: SearchView) -> History:

@@ -14,6 +14,7 @@ from lightning_hpo.core.searcher import SearchView, SuggestRequest
 from lightning_hpo.core.trial import Config
 from lightning_hpo.searchers.candidates import Candidates
 from lightning_hpo.searchers.gp_model import ADDITIVE, SINGLE_FIDELITY, FittedModel
+from lightning_hpo.searchers.history import promotion_cuts
 from lightning_hpo.surrogates.acquisition import (
     Acquisition,
     acquisition_resource,
@@ -24,7 +25,8 @@ from lightning_hpo.surrogates.acquisition import (
     minimize_acquisition,
     thompson,
 )
-from lightning_hpo.surrogates.posterior import Posterior
+from lightning_hpo.surrogates.posterior import EnsemblePosterior, Posterior
+from lightning_hpo.surrogates.promotion import PromotionProbability
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,19 @@ def propose(
             scoring = thompson(normals.to(model.device))
         prediction = posterior.predict(encoded, resource)
         scores = scoring(prediction.mean, prediction.variance).value.cpu().numpy()
+        promotion = _promotion(view, options, model, posterior, resource)
+        if promotion is not None:
+            normals = torch.from_numpy(rng.standard_normal((len(promotion.cuts), len(encoded))))
+            passes = promotion.passes(encoded, normals.to(model.device)).cpu().numpy()
+            # Those that pass come first, each kind in its own order.
+            scores = np.where(passes, scores, scores + np.ptp(scores) + 1.0)
         lower, upper = torch.from_numpy(view.space.bounds).unbind(1)
 
         def refine(point: np.ndarray) -> np.ndarray:
             start = torch.from_numpy(point).to(model.device)[None]
-            found, _ = minimize_acquisition(posterior, acquisition, start, resource, lower=lower, upper=upper)
+            found, _ = minimize_acquisition(
+                posterior, acquisition, start, resource, lower=lower, upper=upper, promotion=promotion
+            )
             refined: np.ndarray = found[0].cpu().numpy()
             return refined
 
@@ -73,7 +83,10 @@ def propose(
             return Proposal(None, "")
         at = torch.from_numpy(view.space.encode(config)).to(model.device)[None]
         value = float(evaluate(posterior, acquisition, at, resource)[0])
-    return Proposal(config, _reason(view, options, model, resource, value))
+        reason = _reason(view, options, model, resource, value)
+        if promotion is not None:
+            reason += f", promoted so far with {math.exp(float(promotion.log(at)[0])):.0%}"
+    return Proposal(config, reason)
 
 
 def excluded_keys(view: SearchView, options: SearcherOptions) -> Set[str]:
@@ -116,6 +129,20 @@ def _acquisition(posterior: Posterior, resource: int, options: SearcherOptions, 
     if options.xi_in_criterion_units:
         xi /= model.normalisation.scale
     return log_expected_improvement(incumbent(posterior, resource), xi)
+
+
+def _promotion(
+    view: SearchView, options: SearcherOptions, model: FittedModel, posterior: Posterior, resource: int
+) -> PromotionProbability | None:
+    if not options.weigh_promotion or model.name == SINGLE_FIDELITY or model.name in ADDITIVE:
+        return None
+    cuts = promotion_cuts(view, model.history, resource)
+    if not cuts:
+        return None
+    values = model.normalisation.forward(np.array(list(cuts.values())))
+    # Of the levels themselves, also where the posterior is an ensemble of them.
+    levels = posterior.posterior if isinstance(posterior, EnsemblePosterior) else posterior
+    return PromotionProbability(levels, dict(zip(cuts, values.tolist(), strict=True)))
 
 
 def _reason(view: SearchView, options: SearcherOptions, model: FittedModel, resource: int, value: float) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_hpo.errors import OptionError, ShapeError
 from lightning_hpo.surrogates.optimize import Array, minimize_batch
 from lightning_hpo.surrogates.posterior import Posterior
+from lightning_hpo.surrogates.promotion import PromotionProbability
 
 _STD_FLOOR = 1e-10
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -133,11 +134,13 @@ def minimize_acquisition(
     max_iterations: int = 1000,
     lower: Tensor | None = None,
     upper: Tensor | None = None,
+    promotion: PromotionProbability | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Local minima of an acquisition function in a box, all starts in one batch.
 
     Args:
         starts: ``(B, d)`` encoded configurations.
+        promotion: its logarithm is subtracted, which weights an expected improvement by it.
         lower, upper: ``(d,)``, the unit cube if not given. Equal entries fix a coordinate.
 
     Returns:
@@ -147,7 +150,11 @@ def minimize_acquisition(
 
     def function(points: Array) -> tuple[Array, Array]:
         with torch.no_grad():
-            value, gradient = evaluate(posterior, acquisition, torch.from_numpy(points).to(device), resource)
+            x = torch.from_numpy(points).to(device)
+            value, gradient = evaluate(posterior, acquisition, x, resource)
+            if promotion is not None:
+                log_probability, slope = promotion.log(x)
+                value, gradient = value - log_probability, gradient - slope
         return value.cpu().numpy(), gradient.cpu().numpy()
 
     d = starts.shape[1]

@@ -428,3 +428,37 @@ def test_map_reward_lets_an_accuracy_be_transformed():
     found = normalise(negated, options, options.reward_offset("max"))
     assert found.box_cox_lambda is not None
     assert found.forward(negated).mean() == pytest.approx(0.0, abs=1e-12)
+
+
+def cliff(n: int = 16) -> View:
+    """At rung 9 values fall with x; but beyond 0.5 every trial is bad at rung 1, and none gets further."""
+    view = View(LINE, max_t=27, rung_levels=(1, 3, 9))
+    for i in range(n):
+        x = (i + 0.5) / n
+        view.add({"x": x}, *([0.5] * 8 + [0.4 - 0.3 * x] if x < 0.5 else [0.9]))
+    return view
+
+
+@pytest.mark.parametrize("model", ["gp_independent", "gp_multitask"])
+def test_improvements_that_no_trial_would_live_to_see_do_not_count(model):
+    proposed = [
+        model_suggestion(cliff(), model=model, weigh_promotion=weigh, num_init_random=1) for weigh in (False, True)
+    ]
+    if model == "gp_independent":
+        assert proposed[0].config["x"] > 0.55, "the rung's own model knows nothing of those that did not get there"
+    assert 0.4 < proposed[1].config["x"] < 0.55
+    assert "promoted so far with" in proposed[1].reason and "promoted" not in proposed[0].reason
+
+
+def test_with_hypertune_the_rungs_below_are_those_of_the_model_not_of_the_ensemble():
+    assert model_suggestion(cliff(), "hypertune", weigh_promotion=True, num_init_random=1).config["x"] < 0.55
+
+
+def test_before_a_rung_promotes_anything_there_is_nothing_to_weigh():
+    view = View(LINE, max_t=27, rung_levels=(1, 3, 9))
+    for i in range(2):
+        view.add({"x": 0.3 + 0.4 * i}, 0.5 + 0.1 * i)
+    plain, weighed = (
+        model_suggestion(view, model="gp_independent", weigh_promotion=w, num_init_random=1) for w in (False, True)
+    )
+    assert plain == weighed

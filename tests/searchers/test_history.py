@@ -5,7 +5,14 @@ import pytest
 from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import Observation, Pending
 from lightning_hpo.core.space import SearchSpace, uniform
-from lightning_hpo.searchers.history import learning_curves, multi_fidelity, needs_refit, single_fidelity, too_early
+from lightning_hpo.searchers.history import (
+    learning_curves,
+    multi_fidelity,
+    needs_refit,
+    promotion_cuts,
+    single_fidelity,
+    too_early,
+)
 from tests.searchers.views import View
 
 LINE = SearchSpace({"x": uniform(0, 10)})
@@ -138,3 +145,26 @@ def test_with_rungs_at_least_so_many_random_configurations_for_each_hyperparamet
     for x in range(6):
         without_rungs.add({"x": float(x)}, 0.5)
     assert too_early(without_rungs, options) is None
+
+
+def test_the_worst_value_of_those_that_go_on_from_each_rung_below():
+    view = View(LINE, rung_levels=(1, 3))
+    for value in (0.9, 0.3, 0.5, 0.7, 0.2, 0.8):
+        view.add({"x": value}, value)
+    view.add({"x": 1.0}, 0.6, 0.5, 0.4)
+    history = multi_fidelity(view, at_levels_only=True)
+    # A third of seven goes on from rung 1: the best two. The one at rung 3 is no third.
+    assert promotion_cuts(view, history, 9) == {1: 0.3}
+    assert promotion_cuts(view, history, 3) == {1: 0.3}
+    assert promotion_cuts(view, history, 1) == {}
+    for value in (0.1, 0.15):
+        view.add({"x": value}, 0.05, 0.05, value)
+    history = multi_fidelity(view, at_levels_only=True)
+    assert promotion_cuts(view, history, 9) == {1: 0.2, 3: 0.1}
+
+
+def test_rungs_that_lie_closer_promote_more():
+    view = View(LINE, max_t=4, rung_levels=(2,))
+    for value in (0.4, 0.3, 0.2, 0.1):
+        view.add({"x": value}, value, value)
+    assert promotion_cuts(view, multi_fidelity(view, at_levels_only=True), 4) == {2: 0.2}
