@@ -208,7 +208,7 @@ def kills(number: int, seed: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             study = _killed_recipe(Path(folder), rng)
             left = number - sum(totals[kind] for kind in KINDS)
-            kinds = rng.choices(KINDS, weights=(3, 1, 2, 4, 4, 1, 4), k=min(left, 10))
+            kinds = rng.choices(KINDS, weights=(3, 2, 2, 3, 3, 2, 3), k=min(left, 10))
             try:
                 study.kill_until_it_ends(rng, tuple(kinds), pause_s=(0.0, 2.0))
             except AssertionError:

@@ -139,6 +139,25 @@ def test_an_interrupted_study_goes_on():
     assert all(t.failures == 0 for t in made.durable.trials.values())
 
 
+def test_a_batch_system_that_ends_everything_costs_no_retry():
+    """SIGTERM to the launcher and to all trials: those die of it before they can pause."""
+    made = cluster("random", Faults(interrupts_at=(5.0, 30.0)))
+    waited = made.wait
+
+    def wait(waitables, timeout):
+        before = made.counts["interrupts"]
+        ready = waited(waitables, timeout)
+        if made.counts["interrupts"] > before:
+            for process in list(made._processes.values()):
+                made._die(process, signal=15)
+        return ready
+
+    made.wait = wait  # type: ignore[method-assign]
+    made.run()
+    assert made.counts["interrupts"] == 2 and made.counts["attempts"] > 12
+    assert all(t.failures == 0 for t in made.durable.trials.values())
+
+
 def test_checkpoints_that_take_too_much_room_are_given_up():
     made = cluster("promotion", max_disk=25, n_trials=30)
     largest = 0
