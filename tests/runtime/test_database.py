@@ -1,0 +1,100 @@
+"""What lies beside a study's database: its mark and its lock. The database itself is tested with the journal."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked
+from lightning_hpo.runtime.database import (
+    FILE_NAME,
+    LOCK_NAME,
+    MARK_NAME,
+    Lock,
+    Mark,
+    checksum,
+    connect,
+    connect_reader,
+    new_file,
+    unreadable,
+)
+
+
+def test_a_mark_is_the_last_count_that_was_set(tmp_path: Path) -> None:
+    assert Mark.read(tmp_path) == 0
+    mark = Mark(tmp_path)
+    for count in (7, 123456, 8):
+        mark.set(count)
+        assert Mark.read(tmp_path) == count
+    mark.close()
+    assert (tmp_path / MARK_NAME).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("place", range(10))
+def test_a_damaged_mark_says_nothing_instead_of_something_wrong(tmp_path: Path, place: int) -> None:
+    mark = Mark(tmp_path)
+    mark.set(41)
+    mark.close()
+    content = bytearray((tmp_path / MARK_NAME).read_bytes())
+    content[place] ^= 1
+    (tmp_path / MARK_NAME).write_bytes(content)
+    assert Mark.read(tmp_path) in (0, 41)
+
+
+def test_a_mark_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    mark = Mark(tmp_path)
+    mark.close()
+    mark.set(3)
+    assert Mark.read(tmp_path) == 0
+
+
+def test_a_lock_names_its_holder_and_can_be_given_back(tmp_path: Path) -> None:
+    assert Lock.holder(tmp_path) is None
+    lock = Lock(tmp_path)
+    assert "process" in (Lock.holder(tmp_path) or "")
+    with pytest.raises(StudyLocked, match=r"worked on by process \d+ on .* since 20"):
+        Lock(tmp_path)
+    lock.release()
+    lock.release()
+    assert Lock.holder(tmp_path) is None
+    Lock(tmp_path).release()
+    assert (tmp_path / LOCK_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_checksum_is_crc_32() -> None:
+    # The check value of CRC-32, of "123456789".
+    assert checksum("123456789") == 0xCBF43926
+    assert checksum(1, "a") != checksum("1a")
+
+
+def test_a_new_file_is_for_its_owner_only_and_never_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "new").symlink_to(tmp_path / "precious")
+    new_file(tmp_path / "new").close()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "new").is_symlink()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+
+
+def test_commits_survive_a_power_cut_and_readers_cannot_write(tmp_path: Path) -> None:
+    writer = connect(tmp_path / FILE_NAME)
+    assert writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    writer.execute("CREATE TABLE t (x)")
+    reader = connect_reader(tmp_path / FILE_NAME)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader.execute("INSERT INTO t VALUES (1)")
+    for connection in (writer, reader):
+        assert connection.execute("PRAGMA trusted_schema").fetchone() == (0,)
+        connection.close()
+
+
+def test_errors_say_what_they_mean(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).touch()
+    locked = unreadable(tmp_path, sqlite3.OperationalError("database is locked"))
+    forbidden = unreadable(tmp_path / "no", sqlite3.OperationalError("unable to open database file"))
+    damaged = unreadable(tmp_path, sqlite3.DatabaseError("database disk image is malformed"))
+    assert type(locked) is StudyError and "Close it there" in str(locked)
+    assert type(forbidden) is StudyError and str(forbidden).endswith("Correct the permissions of its files.")
+    assert type(damaged) is StudyCorrupt and "There is no backup" in str(damaged)
