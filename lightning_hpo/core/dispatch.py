@@ -88,7 +88,8 @@ class Dispatcher(StudyRecord):
 
     def _why_nothing_is_left(self) -> str:
         if self.confirmation.chosen is not None and self.confirmation.next() is None:
-            return f"the best {len(self.confirmation.chosen)} configurations are confirmed"
+            number = len(self.confirmation.chosen)
+            return f"the best {number} configurations are confirmed" if number > 1 else "the best one is confirmed"
         if self._is_exhausted:
             return "every configuration has been tried"
         if self._is_full:

@@ -7,7 +7,7 @@ import io
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +247,9 @@ def summary(
         rows.append(("checkpoints", disk))
     rows.append(("results", f"{formats.path(folder / RESULTS_NAME)}, {TRIALS_NAME}"))
     text = f"\nThe study ended after {formats.duration(state.progress.time)}: {reason}.\n" + table(rows)
-    advice = advice_on_full_training(state, unit)
-    if advice:
-        text += f"\n\n  {advice}"
+    for advice in (advice_on_full_training(state, unit), advice_on_seeds(state)):
+        if advice:
+            text += f"\n\n  {advice}"
     failures = failure_lines(state, folder, log_of)
     if failures:
         text += "\n\n" + "\n".join(failures)
@@ -309,6 +309,24 @@ def advice_on_full_training(state: StudyState, unit: str) -> str:
         other = "type=stopping" if promotes else "fewer rungs"
         fix = f"Continue the study with n_trials={needed} or more, or begin another one with {other}."
     return f"No trial was trained to the end, {formats.amount(max_t, unit)}: {rungs}. {fix}"
+
+
+def advice_on_seeds(state: StudyState) -> str:
+    """What to do if confirmations repeated the very values they were to confirm; else empty."""
+    again = [trial for trial in state.trials.values() if trial.confirms is not None and trial.curve]
+    repeated = [trial for trial in again if _repeats(trial.curve, state.trials[trial.confirms or 0].curve)]
+    if not again or len(repeated) < len(again):
+        return ""
+    numbers = ", ".join(str(trial.id) for trial in repeated)
+    return (
+        f"The confirmations ({numbers}) reported the very values of the trials they confirm: the script fixes its seed. "
+        "Take the seed from the configuration, and name its key with confirm.seed_attr."
+    )
+
+
+def _repeats(curve: Mapping[int, float], known: Mapping[int, float]) -> bool:
+    common = curve.keys() & known.keys()
+    return bool(common) and all(curve[resource] == known[resource] for resource in common)
 
 
 def _recommended(state: StudyState, recommendation: Recommendation) -> str:

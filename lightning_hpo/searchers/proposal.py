@@ -85,7 +85,7 @@ def propose(
         value = float(evaluate(posterior, acquisition, at, resource)[0])
         reason = _reason(view, options, model, resource, value)
         if promotion is not None:
-            reason += f", promoted so far with {math.exp(float(promotion.log(at)[0])):.0%}"
+            reason += f", passes the rungs below with {math.exp(float(promotion.log(at)[0])):.0%}"
     return Proposal(config, reason)
 
 

@@ -190,7 +190,7 @@ class TestTrials:
         assert study[2].status is TrialStatus.FAILED
         assert study.state.view().confirmations == {1: [3]}
         assert not study.state.view().taken_by_failed
-        assert study.ready() == Finish("the best 1 configurations are confirmed")
+        assert study.ready() == Finish("the best one is confirmed")
 
     def test_without_a_finite_report_there_is_nothing_to_confirm(self):
         study = confirming(n_trials=6)
@@ -259,7 +259,7 @@ class TestLimits:
         assert isinstance(again, Start) and study[again.trial_id].replicate == 2
         assert [study[i].status for i in (1, 2)] == [TrialStatus.WAITING] * 2
         study.train(3, 0.5, 0.5, 0.5), study.train(4, 0.5, 0.5, 0.5)
-        assert study.ready() == Finish("the best 1 configurations are confirmed")
+        assert study.ready() == Finish("the best one is confirmed")
         assert study.state.progress.evaluations == 12
         assert study.replayed().trials[1].status is TrialStatus.WAITING
 

@@ -166,7 +166,7 @@ class TestConfirmation:
         assert results["recommended"]["confirmations"] == 2
         assert results["recommended"]["trial"] == int(best["trial"])
         assert "the mean of 2 other trainings" in ended.output
-        assert results["ended"] == "the best 1 configurations are confirmed"
+        assert results["ended"] == "the best one is confirmed"
 
     def test_a_key_of_the_seed_that_is_not_there(self, tune):
         ended = tune(LR, "hydra.launcher.confirm.seed_attr=model.seed", *self.CONFIRM)

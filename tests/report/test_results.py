@@ -295,6 +295,18 @@ def test_a_study_that_has_a_full_training_gives_no_such_advice():
     assert "No trial was trained to the end" not in told(small_study())
 
 
+@pytest.mark.parametrize("noise, is_told", [(0.0, True), (0.01, False)])
+def test_confirmations_that_confirm_nothing_are_noticed(noise: float, is_told: bool):
+    options = {"algorithm": "random", "max_t": 2, "n_trials": 4, "confirm": {"top": 1, "seeds": 2}}
+    study = Study.create(SPACE, metric="val_loss", **options)
+    while (job := study.ask()) is not None:
+        for epoch in (1, 2):
+            study.tell(job.trial_id, epoch, 0.5 + noise * job.replicate)
+    text = told(study)
+    assert ("The confirmations (2, 3) reported the very values" in text) == is_told
+    assert study.recommend().confirmations == 2
+
+
 def test_a_folder_with_a_blank_is_quoted_where_it_is_typed():
     text = summary(state_of(small_study()), Path("my runs"), reason="x")
     assert text.endswith("lightning-hpo status 'my runs'")

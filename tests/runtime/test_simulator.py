@@ -71,7 +71,7 @@ def test_confirmations_have_curves_of_their_own(benchmark, expected):
     study = options(algorithm="random", n_trials=4, confirm={"top": 1, "seeds": 2})
     result = run(0.5, 0.25, benchmark=benchmark, study=study)
     assert [t.curve[3] for t in result.state.trials.values()] == [0.5, 0.25, *expected]
-    assert result.reason == "the best 1 configurations are confirmed"
+    assert result.reason == "the best one is confirmed"
 
 
 def test_confirmations_fit_into_the_time():

@@ -447,7 +447,7 @@ def test_improvements_that_no_trial_would_live_to_see_do_not_count(model):
     if model == "gp_independent":
         assert proposed[0].config["x"] > 0.55, "the rung's own model knows nothing of those that did not get there"
     assert 0.4 < proposed[1].config["x"] < 0.55
-    assert "promoted so far with" in proposed[1].reason and "promoted" not in proposed[0].reason
+    assert "passes the rungs below with" in proposed[1].reason and "passes" not in proposed[0].reason
 
 
 def test_with_hypertune_the_rungs_below_are_those_of_the_model_not_of_the_ensemble():
