@@ -20,6 +20,8 @@ _DOORS = {
         "choice", "ordinal", "logordinal", "finrange", "logfinrange",
     ),
     "lightning_hpo.core.stopping": ("StopCriterion",),
+    "lightning_hpo.runtime.curves": ("Curve", "CurveTable"),
+    "lightning_hpo.runtime.simulator": ("simulate",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _DOORS.items() for name in names}
 
@@ -65,6 +67,9 @@ if TYPE_CHECKING:
     from lightning_hpo.core.stopping import StopCriterion as StopCriterion
     from lightning_hpo.integrations.callback import HPOCallback as HPOCallback
     from lightning_hpo.integrations.tuner import Tuner as Tuner
+    from lightning_hpo.runtime.curves import Curve as Curve
+    from lightning_hpo.runtime.curves import CurveTable as CurveTable
+    from lightning_hpo.runtime.simulator import simulate as simulate
     from lightning_hpo.study import Study as Study
     from lightning_hpo.study import load_study as load_study
 

@@ -109,9 +109,10 @@ class Composer:
             job = config.hydra.job
             config.hydra.overrides.task = list(overrides)
             config.hydra.runtime.cwd = os.getcwd()
-            style = job.config.override_dirname
-            named = sorted(o for o in overrides if _key(o).lstrip("+") not in style.exclude_keys)
-            job.override_dirname = style.item_sep.join(named).replace("=", style.kv_sep)
+            if not OmegaConf.is_interpolation(job, "override_dirname"):  # Hydra 1.4 works it out when it is asked for
+                style = job.config.override_dirname
+                named = sorted(o for o in overrides if _key(o).lstrip("+") not in style.exclude_keys)
+                job.override_dirname = style.item_sep.join(named).replace("=", style.kv_sep)
         return config
 
 

@@ -2,10 +2,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from lightning_hpo.integrations.composing import Composer
+
+Plugins.instance()  # the fixture restores Hydra's state to what it is before the first test: with every plugin's nodes
 
 FILES = {
     "config.yaml": """
