@@ -53,6 +53,8 @@ def write_results(
         StudyError: if they cannot be written.
     """
     results, trials = folder / RESULTS_NAME, folder / TRIALS_NAME
+    for left_over in (f for path in (results, trials) for f in folder.glob(f".{path.name}.*.partial")):
+        left_over.unlink(missing_ok=True)  # of a launcher that was killed here
     write_atomically(results, results_yaml(state, reason, recommendation))
     write_atomically(trials, trials_csv(state))
     return results, trials
@@ -319,8 +321,8 @@ def advice_on_seeds(state: StudyState) -> str:
         return ""
     numbers = ", ".join(str(trial.id) for trial in repeated)
     return (
-        f"The confirmations ({numbers}) reported the very values of the trials they confirm: the script fixes its seed. "
-        "Take the seed from the configuration, and name its key with confirm.seed_attr."
+        f"The confirmations ({numbers}) reported the very values of the trials they confirm: the script fixes its "
+        "seed. Take the seed from the configuration, and name its key with confirm.seed_attr."
     )
 
 
