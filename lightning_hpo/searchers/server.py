@@ -2,8 +2,7 @@
 
 Started by the launcher (:class:`lightning_hpo.runtime.suggesting.ProcessHost`), as a fork of it or by
 ``python -m lightning_hpo.searchers.server FD``. It holds its own copy of the study, folded from the same events, so
-no view of
-the study ever has to be sent.
+no view of the study ever has to be sent.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import json
 import logging
 import os
 import sys
+import threading
+import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,10 +27,12 @@ from lightning_hpo.searchers import make_searcher
 from lightning_hpo.searchers.recommend import recommend
 
 log = logging.getLogger(__name__)
+_WATCH_PERIOD_S = 0.5
 
 
 def serve(connection: Connection[Any, Any]) -> None:
-    """Answer requests until the launcher closes the connection."""
+    """Answer requests until the launcher, whose child this process is, closes the connection or dies."""
+    _end_with(os.getppid())
     state: StudyState | None = None
     searcher = None
     while True:
@@ -51,6 +54,17 @@ def serve(connection: Connection[Any, Any]) -> None:
                 traceback.print_exc()
                 answer = {"error": f"{type(problem).__name__}: {problem}"}
             connection.send_bytes(json.dumps(answer).encode())
+
+
+def _end_with(launcher: int) -> None:
+    """In the middle of a fit nobody reads the connection, whose end tells that the launcher is gone."""
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_WATCH_PERIOD_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
 
 
 def _answer(message: dict[str, Any], state: StudyState, searcher: Searcher) -> dict[str, Any]:

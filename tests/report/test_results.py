@@ -176,7 +176,9 @@ def test_a_table_without_trials_has_its_header():
 
 
 def test_results_are_replaced_and_nothing_else_is_left(tmp_path: Path):
+    """Not even what a launcher that was killed in the middle of writing has left."""
     study = small_study()
+    (tmp_path / ".trials.csv.0123456789ab.partial").write_text("trial,sta")
     for reason in ("first", "second"):
         paths = write_results(tmp_path, state_of(study), reason=reason)
     assert yaml.safe_load(paths[0].read_text())["ended"] == "second"

@@ -1,0 +1,171 @@
+"""The process in which the searcher lives dies, raises or talks nonsense: the launcher hears of it and goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import pytest
+
+from lightning_hpo.core.domains import uniform
+from lightning_hpo.core.events import WorkerReady
+from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.searcher import SuggestRequest
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.errors import SearcherFailed
+from lightning_hpo.runtime import process_table
+from lightning_hpo.runtime.suggesting import ProcessHost
+from lightning_hpo.searchers.server import serve
+from lightning_hpo.study import study_header
+
+OPTIONS = StudyOptions.from_mapping(
+    {"metric": "loss", "algorithm": "asha", "max_t": 9, "points_to_evaluate": [], "random_seed": 0}
+)
+HEADER = json.loads(json.dumps(study_header(SearchSpace({"x": uniform(0.0, 1.0)}), OPTIONS)))
+REQUEST = SuggestRequest(0, 0, 1, None)
+
+
+def hang(connection) -> None:
+    connection.recv_bytes()
+    time.sleep(60)
+
+
+def talk_nonsense(connection) -> None:
+    connection.recv_bytes()
+    connection.send_bytes(b"\xff not JSON")
+    connection.recv_bytes()
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Makes a host that has been told of the study; its process is a fork that runs ``serve``, or a new interpreter."""
+    with contextlib.ExitStack() as closing:
+
+        def begin(serve) -> ProcessHost:
+            host = ProcessHost("lightning_hpo.searchers.server", tmp_path / "search.log", serve)
+            closing.callback(host.close)
+            host.begin(HEADER, [])
+            return host
+
+        yield begin
+
+
+def children() -> list[int]:
+    return [pid for pid, parent, _ in process_table.processes() if parent == os.getpid()]
+
+
+@pytest.mark.parametrize("method", [serve, None], ids=["fork", "interpreter"])
+def test_it_answers_and_follows(begin, method):
+    host = begin(method)
+    host.follow([WorkerReady(1.0)])
+    host.ask(REQUEST)
+    assert host.is_busy
+    assert wait(host.waitables(), 60)
+    answer = host.poll()
+    assert answer is not None and answer.request == REQUEST
+    assert answer.suggestion is not None and 0 <= answer.suggestion.config["x"] <= 1
+    assert not host.is_busy
+
+
+def test_a_process_that_is_killed_is_told_apart_from_one_that_thinks(begin):
+    before = set(children())
+    host = begin(hang)
+    host.ask(REQUEST)
+    assert host.poll() is None
+    (pid,) = set(children()) - before
+    os.kill(pid, signal.SIGKILL)
+    assert wait(host.waitables(), 10)
+    with pytest.raises(SearcherFailed, match=r"search\.log"):
+        host.poll()
+    assert host.recommend(5.0) is None
+
+
+def test_what_is_said_to_a_dead_process_is_no_error_until_its_answer_is_wanted(begin):
+    before = set(children())
+    host = begin(serve)
+    (pid,) = set(children()) - before
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.1)
+    for _ in range(3):
+        host.follow([WorkerReady(1.0)])
+    host.ask(REQUEST)
+    with pytest.raises(SearcherFailed):
+        host.poll()
+
+
+def test_an_exception_in_the_searcher_is_told_with_its_message(begin, tmp_path):
+    host = begin(serve)
+    host.ask(SuggestRequest(0, 0, 1, None))
+    wait(host.waitables(), 10)
+    host.poll()
+    host._send({"request": {"no": "such field", "slot": None}})
+    wait(host.waitables(), 10)
+    with pytest.raises(SearcherFailed, match="TypeError"):
+        host.poll()
+    assert "Traceback" in (tmp_path / "search.log").read_text()
+
+
+def test_nonsense_is_a_failure_of_the_searcher_not_of_the_launcher(begin):
+    host = begin(talk_nonsense)
+    host.ask(REQUEST)
+    wait(host.waitables(), 10)
+    with pytest.raises(SearcherFailed):
+        host.poll()
+
+
+def test_a_process_in_the_middle_of_a_fit_is_ended_with_the_host(begin):
+    before = set(children())
+    host = begin(hang)
+    host.ask(REQUEST)
+    (pid,) = set(children()) - before
+    begun = time.monotonic()
+    host.close()
+    assert time.monotonic() - begun < 4.0
+    assert not Path(f"/proc/{pid}").exists()
+
+
+LAUNCHER = """
+import sys, time
+from pathlib import Path
+from lightning_hpo.runtime.suggesting import ProcessHost
+from lightning_hpo.searchers import server
+
+class Fitting:
+    def suggest(self, view, request):
+        print("fitting", flush=True)
+        time.sleep(60)
+
+server.make_searcher = lambda *_: Fitting()
+sys.path.insert(0, sys.argv[2])
+from tests.faults.test_searcher_process import HEADER, REQUEST
+host = ProcessHost("lightning_hpo.searchers.server", Path(sys.argv[1]), server.serve)
+host.begin(HEADER, [])
+host.ask(REQUEST)
+print(host._pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_fit_does_not_outlive_a_launcher_that_is_killed(tmp_path, request):
+    log = tmp_path / "search.log"
+    command = [sys.executable, "-c", LAUNCHER, str(log), str(request.config.rootpath)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        pid = int(launcher.stdout.readline())
+        deadline = time.monotonic() + 20
+        while not (log.exists() and "fitting" in log.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        launcher.kill()
+        launcher.wait()
+        deadline = time.monotonic() + 5
+        while pid in {found for found, _, _ in process_table.processes()}:
+            assert time.monotonic() < deadline, "the searcher has outlived its launcher"
+            time.sleep(0.02)
