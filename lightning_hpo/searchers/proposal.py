@@ -25,7 +25,7 @@ from lightning_hpo.surrogates.acquisition import (
     minimize_acquisition,
     thompson,
 )
-from lightning_hpo.surrogates.posterior import EnsemblePosterior, Posterior
+from lightning_hpo.surrogates.posterior import EnsemblePosterior, Posterior, Prediction
 from lightning_hpo.surrogates.promotion import PromotionProbability
 
 
@@ -64,10 +64,7 @@ def propose(
         scores = scoring(prediction.mean, prediction.variance).value.cpu().numpy()
         promotion = _promotion(view, options, model, posterior, resource)
         if promotion is not None:
-            normals = torch.from_numpy(rng.standard_normal((len(promotion.cuts), len(encoded))))
-            passes = promotion.passes(encoded, normals.to(model.device)).cpu().numpy()
-            # Those that pass come first, each kind in its own order.
-            scores = np.where(passes, scores, scores + np.ptp(scores) + 1.0)
+            scores = _weighed(scores, promotion, acquisition, prediction, encoded, rng)
         lower, upper = torch.from_numpy(view.space.bounds).unbind(1)
 
         def refine(point: np.ndarray) -> np.ndarray:
@@ -129,6 +126,25 @@ def _acquisition(posterior: Posterior, resource: int, options: SearcherOptions, 
     if options.xi_in_criterion_units:
         xi /= model.normalisation.scale
     return log_expected_improvement(incumbent(posterior, resource), xi)
+
+
+def _weighed(
+    scores: np.ndarray,
+    promotion: PromotionProbability,
+    acquisition: Acquisition,
+    prediction: Prediction,
+    encoded: torch.Tensor,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Scores of candidates: those that pass the rungs below in a draw come first. Where none does, the weighted
+    acquisition function decides."""
+    normals = torch.from_numpy(rng.standard_normal(len(encoded))).to(encoded.device)
+    passes = promotion.passes(encoded, normals).cpu().numpy()
+    if not passes.any():
+        value = acquisition(prediction.mean, prediction.variance).value - promotion.log(encoded)[0]
+        weighed: np.ndarray = value.cpu().numpy()
+        return weighed
+    return np.where(passes, scores, scores + np.ptp(scores) + 1.0)
 
 
 def _promotion(

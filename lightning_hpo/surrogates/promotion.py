@@ -54,14 +54,15 @@ class PromotionProbability:
         return value, torch.stack(gradients)[hardest, torch.arange(len(x), device=x.device)]
 
     def passes(self, x: Tensor, normals: Tensor) -> Tensor:
-        """Whether independent draws from the marginals, averaged over columns, pass all rungs; ``(B,)``.
+        """Whether draws from the marginals, averaged over columns, pass all rungs; ``(B,)``.
 
         Args:
             x: ``(B, d)``.
-            normals: ``(rungs, B)`` standard normal numbers.
+            normals: ``(B,)`` standard normal numbers: a configuration is as lucky at one rung as at the others, so that
+                it passes all with the probability to pass the hardest.
         """
         passed = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        for (rung, cut), normal in zip(self.cuts.items(), normals, strict=True):
+        for rung, cut in self.cuts.items():
             prediction = self.posterior.predict(x, rung)
-            passed &= prediction.mean.mean(-1) + prediction.variance.sqrt() * normal <= cut
+            passed &= prediction.mean.mean(-1) + prediction.variance.sqrt() * normals <= cut
         return passed

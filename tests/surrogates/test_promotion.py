@@ -77,9 +77,9 @@ def test_far_below_the_cut_it_is_finite_and_still_has_a_slope() -> None:
 
 def test_draws_pass_only_where_all_rungs_are_passed() -> None:
     probability = PromotionProbability(Known({1: ([0.0, 0.2], 1.0), 3: ([0.0, 0.0], 2.0)}), {1: 1.0, 3: 1.0})
-    normals = torch.tensor([[0.0, 0.95, 0.0], [0.0, 0.0, 0.6]], dtype=torch.float64)
-    # draws 0.1, 1.05 and 0.1 at rung 1; 0, 0 and 1.2 at rung 3
-    assert probability.passes(column(0.0, 0.0, 0.0), normals).tolist() == [True, False, False]
+    normals = torch.tensor([0.4, 0.6, -0.2], dtype=torch.float64)
+    # draws 0.5, 0.7 and 1.1 at rung 1 (the mean of its columns is x + 0.1); 0.8, 1.2 and 0.8 at rung 3
+    assert probability.passes(column(0.0, 0.0, 1.2), normals).tolist() == [True, False, False]
 
 
 def fitted() -> Posterior:
