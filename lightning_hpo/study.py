@@ -29,7 +29,7 @@ from lightning_hpo.core.searcher import Searcher, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, Config, Trial
-from lightning_hpo.errors import ReportError, StudyMismatch
+from lightning_hpo.errors import HpoError, ReportError, StudyCorrupt, StudyMismatch
 from lightning_hpo.searchers import make_searcher
 
 if TYPE_CHECKING:
@@ -328,8 +328,21 @@ def study_header(space: SearchSpace, options: StudyOptions) -> dict[str, Any]:
 
 
 def state_from_header(header: Mapping[str, Any]) -> StudyState:
-    """The state before the first event."""
-    return StudyState(SearchSpace.from_json(header["space"]), StudyOptions.from_mapping(header["options"]))
+    """The state before the first event.
+
+    Raises:
+        StudyCorrupt: if the header is none of a study.
+        OptionError, SpaceError: if this version does not know what it says.
+    """
+    try:
+        return StudyState(SearchSpace.from_json(header["space"]), StudyOptions.from_mapping(header["options"]))
+    except HpoError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise StudyCorrupt(
+            f"This is not the header of a study: {str(dict(header))[:200]} ({problem!r}). "
+            "Open the study with the version that wrote it, or restore its backup."
+        ) from problem
 
 
 def continued_state(journal: Journal, options: StudyOptions | None = None) -> tuple[StudyState, list[Event]]:

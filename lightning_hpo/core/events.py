@@ -276,7 +276,9 @@ def from_json(data: dict[str, Any]) -> Event:
     try:
         cls = _EVENTS[data["event"]]
         values = {name: data[name] for name, _ in _DEFAULTS[cls.__name__] if name in data}
-        values["time"] = float(values["time"])
+        time = values["time"] = float(values["time"])
+        if time - time != 0.0 or type(values.get("trial_id", 0)) is not int:
+            raise ValueError("time or trial_id is none")
         if cls is Reported:
             values["value"] = float(values["value"])
             values["metrics"] = {k: float(v) for k, v in values.get("metrics", {}).items()}
@@ -286,13 +288,15 @@ def from_json(data: dict[str, Any]) -> Event:
             values["checkpoint"] = Checkpoint(**values["checkpoint"])
         elif cls is AttemptEnded:
             values["outcome"] = Outcome(values["outcome"])
+            if type(values.get("error", "")) is not str:
+                raise ValueError("error is no text")
         elif cls is Suggested:
             values.setdefault("config", None)
             if values.get("bracket_weights") is not None:
                 values["bracket_weights"] = tuple(map(float, values["bracket_weights"]))
         event: Event = cls(**values)
         return event
-    except (KeyError, TypeError, ValueError) as problem:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
         raise StudyCorrupt(
             f"This is not an event of a study: {str(data)[:200]} ({problem}). "
             "Open the study with the version that wrote it, or restore its backup."

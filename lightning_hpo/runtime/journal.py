@@ -225,7 +225,7 @@ class Journal:
                 if crc != checksum(number, kind, data):
                     raise corrupt(self.folder, f"event {number} is damaged")
                 yield from_json({"event": kind, **json.loads(data)})
-        except (sqlite3.Error, ValueError, RecursionError) as problem:
+        except (sqlite3.Error, ValueError, TypeError, RecursionError) as problem:
             raise unreadable(self.folder, problem) from problem
 
     def backup(self) -> Path:

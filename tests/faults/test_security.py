@@ -121,6 +121,53 @@ def test_no_module_of_the_package_reads_pickles_or_yaml_from_a_study() -> None:
     }
 
 
+ODD_VALUES: list[Any] = [
+    None, True, 1.5, -1, 2**53, 10**30, "", "nan", "x" * 50, [], {}, [[]], {"a": {}}, "../../x", float("inf"),
+]  # fmt: skip
+
+
+def with_one_odd_value(data: Any, choose: st.DataObject) -> Any:
+    """JSON data in which one value, somewhere, is another or missing."""
+    place, key = {"": data}, ""
+    while isinstance(place[key], (dict, list)) and place[key] and choose.draw(st.integers(0, 4)):
+        place = place[key]
+        key = choose.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+    if isinstance(place, dict) and key != "" and choose.draw(st.booleans()):
+        del place[key]
+        return data
+    odd = choose.draw(st.sampled_from(ODD_VALUES))
+    if key == "":
+        return odd
+    place[key] = odd
+    return data
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_study_with_something_odd_in_it_is_shown_or_refused_in_words(tmp_path: Path, data: st.DataObject) -> None:
+    """Its checksums are right: somebody has made it so."""
+    whole, study = tmp_path / "whole", tmp_path / uuid.uuid4().hex
+    if not whole.exists():
+        small_study(whole).close()
+    study.mkdir()
+    (study / FILE_NAME).write_bytes((whole / FILE_NAME).read_bytes())
+    with contextlib.closing(sqlite3.connect(study / FILE_NAME)) as database, database:
+        if data.draw(st.booleans()):
+            rows = database.execute("SELECT number, kind, data FROM event").fetchall()
+            number, kind, text = data.draw(st.sampled_from(rows))
+            odd = json.dumps(with_one_odd_value(json.loads(text), data))
+            values = (odd, checksum(number, kind, odd), number)
+            database.execute("UPDATE event SET data = ?, crc = ? WHERE number = ?", values)
+        else:
+            name, text = data.draw(st.sampled_from(database.execute("SELECT name, value FROM header").fetchall()))
+            odd = json.dumps(with_one_odd_value(json.loads(text), data))
+            database.execute("UPDATE header SET value = ?, crc = ? WHERE name = ?", (odd, checksum(name, odd), name))
+    try:
+        page(*read_reports(study))
+    except HpoError as problem:
+        assert str(problem).rstrip().endswith((".", "db"))
+
+
 # ------------------------------------------------------------------------------------- what people see
 
 
