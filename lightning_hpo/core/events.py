@@ -276,9 +276,9 @@ def from_json(data: dict[str, Any]) -> Event:
     try:
         cls = _EVENTS[data["event"]]
         values = {name: data[name] for name, _ in _DEFAULTS[cls.__name__] if name in data}
-        time = values["time"] = float(values["time"])
-        if time - time != 0.0 or type(values.get("trial_id", 0)) is not int:
-            raise ValueError("time or trial_id is none")
+        values["time"] = float(values["time"])
+        if type(values.get("trial_id", 0)) is not int:
+            raise ValueError("trial_id is no integer")
         if cls is Reported:
             values["value"] = float(values["value"])
             values["metrics"] = {k: float(v) for k, v in values.get("metrics", {}).items()}

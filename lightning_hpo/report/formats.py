@@ -22,7 +22,9 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``1:02:03``; whole days in front of it: ``2 d 1:02:03``."""
+    """``1:02:03``; whole days in front of it: ``2 d 1:02:03``; a dash for what is not finite."""
+    if not math.isfinite(seconds):
+        return "–"
     whole = int(max(seconds, 0.0))
     days, rest = divmod(whole, 86_400)
     clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"

@@ -12,7 +12,14 @@ from lightning_hpo.report import formats
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0:00:00"), (59.9, "0:00:59"), (3723.0, "1:02:03"), (86_400 * 2 + 61, "2 d 0:01:01"), (-1.0, "0:00:00")],
+    [
+        (0.0, "0:00:00"),
+        (59.9, "0:00:59"),
+        (3723.0, "1:02:03"),
+        (86_400 * 2 + 61, "2 d 0:01:01"),
+        (-1.0, "0:00:00"),
+        (float("inf"), "–"),
+    ],
 )
 def test_a_duration_reads_like_a_clock(seconds: float, text: str):
     assert formats.duration(seconds) == text
