@@ -35,7 +35,7 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
     if options.max_t is None:
         raise OptionError(
             f"algorithm={options.algorithm} needs to know how far a trial can be trained. "
-            "Set max_t to the largest number of epochs, the Trainer's max_epochs."
+            "Set max_t to what a full training takes: the Trainer's max_epochs, or the number of its validations."
         )
     if kind == "median":
         return MedianStopping(options.max_t, options.grace_period or 1)
