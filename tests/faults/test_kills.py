@@ -11,6 +11,7 @@ import uuid
 import pytest
 
 from lightning_hpo.core.events import AttemptEnded, AttemptStarted, Outcome
+from lightning_hpo.runtime.failpoints import FOLDER_VARIABLE, VARIABLE
 from tests.faults.killing import ENVIRONMENT, MARK, ORPHANS_S, KilledStudy
 from tests.integrations.programs import ProgramServer, Running
 
@@ -127,11 +128,11 @@ def killed_study(tmp_path, mark, server):
 
     def launch(more: list[str]) -> Program:
         overrides = [*TUNE, f"acknowledged={tmp_path}/acknowledged", f"hydra.sweep.dir={folder}", *study.options, *more]
-        return Program(server.start(program, *overrides, folder=tmp_path, **ENVIRONMENT))
+        return Program(server.start(program, *overrides, folder=tmp_path, **study.environment))
 
     study = KilledStudy(folder, launch, mark, bystanders=(server.pid,))
     study.acknowledged = tmp_path / "acknowledged"
-    study.options = []
+    study.options, study.environment = [], ENVIRONMENT
     yield study
     for pid in study.processes():
         os.kill(pid, signal.SIGKILL)
@@ -197,3 +198,33 @@ def test_a_trial_that_hangs_leaves_its_stacks_and_is_tried_again(killed_study):
     assert all(len(trial.curve) == 9 for trial in killed_study.state().trials.values())
     log = (killed_study.folder / "0" / "trial.log").read_text()
     assert "in stuck_in_a_deadlock" in log
+
+
+def test_a_launcher_that_was_stopped_for_a_while_takes_no_trial_for_hung(killed_study):
+    """Ctrl-Z and ``fg``, or a machine that was frozen."""
+    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "sleep=0.2", "hydra.launcher.epoch_timeout=2.5"]
+    killed_study.ensure_launched()
+    killed_study.wait_for(lambda: len(killed_study.trials()) == 2, "two trials run")
+    time.sleep(0.3)
+    os.kill(killed_study.running.pid, signal.SIGSTOP)
+    time.sleep(4.0)
+    os.kill(killed_study.running.pid, signal.SIGCONT)
+    killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
+    killed_study.check_end()
+    assert all((trial.attempt, trial.failures) == (1, 0) for trial in killed_study.state().trials.values())
+
+
+def test_a_full_disk_holds_a_study_up_and_costs_nothing(killed_study, tmp_path):
+    hits = tmp_path / "hits"
+    hits.mkdir()
+    killed_study.environment = {VARIABLE: "checkpoint.written=raise:ENOSPC@2", FOLDER_VARIABLE: str(hits)}
+    killed_study.options = [*PROMOTION, "hydra.launcher.n_trials=6"]
+    killed_study.ensure_launched()
+    killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
+    killed_study.check_end()
+    output = " ".join(killed_study.running.output.split())
+    waits, goes_on = output.index("The study waits: The disk is full: "), output.index("the study goes on.")
+    assert waits < goes_on
+    assert "resource-1.ckpt needs" in output and "Free that much room" in output
+    again, _ = killed_study.repeated()
+    assert again == 0 and all(trial.failures == 0 for trial in killed_study.state().trials.values())
