@@ -124,6 +124,8 @@ class CheckpointStore:
                 below = (*trial_folder.absolute().relative_to(self.study_folder).parts, FOLDER)
             except ValueError as problem:
                 raise _outside(str(trial_folder)) from problem
+            if ".." in below:
+                raise _outside(str(trial_folder))
             with contextlib.suppress(OSError), self._opened(below) as folder:
                 for name in sorted(os.listdir(folder)):
                     path = "/".join((*below, name))

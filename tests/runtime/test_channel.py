@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from lightning_hpo.errors import ChannelError
 from lightning_hpo.runtime import channel as channel_module
 from lightning_hpo.runtime.channel import TrialChannel
 from lightning_hpo.runtime.channel_server import ChannelServer
-from lightning_hpo.runtime.messages import Answer, Ended, Hello, Problem, Report, Saved
-from lightning_hpo.runtime.wire import LauncherHandshake
+from lightning_hpo.runtime.messages import Answer, Ended, Hello, Problem, Report, Saved, decode
+from lightning_hpo.runtime.wire import RESPONSE_BYTES, LauncherHandshake, read_exactly, read_frame
 from tests.runtime.talking import WELCOME, Loop, polite, trial_of
 
 
@@ -100,6 +101,41 @@ def test_a_result_that_is_not_json_is_sent_as_text(server: ChannelServer, loop: 
     first, second = loop.received
     assert isinstance(first, Ended) and str(first.result).startswith("<object object")
     assert isinstance(second, Ended) and second.result == "nan"
+
+
+def test_a_trial_that_is_turned_away_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may have been a crowd at the launcher's door."""
+    monkeypatch.setattr(channel_module, "_RETRY_AFTER_S", (0.01, 0.01))
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+
+        def let_the_third_in() -> None:
+            for _ in range(2):
+                listener.accept()[0].close()
+            connection, _ = listener.accept()
+            handshake = LauncherHandshake(b"the key")
+            connection.sendall(handshake.greeting)
+            connection.sendall(handshake.proof(read_exactly(connection, RESPONSE_BYTES)))
+            heard.append(read_frame(connection))
+            connection.close()
+
+        thread = threading.Thread(target=let_the_third_in)
+        thread.start()
+        trial = TrialChannel(f"unix:{tmp_path / 'socket'}", b"the key", 0, 1, tmp_path)
+        trial.ended(Outcome.COMPLETED)
+        thread.join()
+        trial.close()
+    assert decode(heard[0]) == Ended(0, 1, Outcome.COMPLETED)
+
+
+def test_nobody_at_the_address_is_told_at_once(tmp_path: Path) -> None:
+    trial = TrialChannel(f"unix:{tmp_path / 'nothing'}", b"the key", 0, 1, tmp_path)
+    begun = time.monotonic()
+    with pytest.raises(ChannelError, match=r"cannot reach its launcher .* Start the study again"):
+        trial.hello(3)
+    assert time.monotonic() - begun < 0.1 + channel_module._RETRY_AFTER_S[0]
 
 
 def test_a_launcher_that_does_not_know_the_key_hears_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

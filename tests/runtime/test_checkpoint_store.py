@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,25 @@ def test_no_name_deletes_anything_outside(
         assert str(problem).endswith(".")
     assert all(path.exists() for path in precious)
     assert study.is_dir()
+
+
+@settings(max_examples=100)
+@given(odd_names)
+def test_sweeping_odd_folders_deletes_nothing_outside(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "swept"
+    study = root / "study"
+    precious = [root / "outside" / "checkpoints" / "resource-3.ckpt", root / "checkpoints" / "resource-3.ckpt"]
+    for path in precious:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    study.mkdir(exist_ok=True)
+    if not (study / "0").is_symlink():
+        (study / "0").symlink_to(root / "outside")
+    with contextlib.suppress(CheckpointError, ValueError, OSError):  # no file system has such names
+        CheckpointStore(study).sweep([study.joinpath(*names)], [])
+    assert all(path.exists() for path in precious)
 
 
 def test_sweeping_deletes_strays_only(tmp_path: Path) -> None:
