@@ -44,13 +44,14 @@ ALGORITHMS: dict[str, Algorithm] = {
     "default": Algorithm(
         "hyperband",
         "bayesopt",
-        "what the benchmarks show to be best: one GP per rung, fitted less often",
+        "what the benchmarks show to be best: one GP per rung, fitted less often, weighted by promotion",
         presets={"type": "promotion"},
         search={
             "model": "gp_independent",
             "opt_skip_init_length": 60,
             "opt_skip_period": 5,
             "num_fantasy_samples": 10,
+            "weigh_promotion": True,
         },
     ),
     "random": Algorithm("fifo", "random", "random search, every trial to the end"),
