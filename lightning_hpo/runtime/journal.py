@@ -114,7 +114,8 @@ class Journal:
             lock = Lock(path)
             held.callback(lock.release)
             for name in _TEMPORARY_NAMES:  # of a launcher that was killed
-                (path / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (path / name).unlink()
             mark = Mark(path)
             held.callback(mark.close)
             journal = cls._checked(path, connect, lock, mark)
