@@ -89,6 +89,30 @@ def run_study(setup: StudySetup) -> StudyState:
     StudyState(setup.space, options.study_options(seed, options.n_workers or 1, setup.max_t))
     if stored is not None:
         Journal.open(setup.folder).close()
+    with contextlib.ExitStack() as ending:
+        state, result, conclude = _run(setup, seed, ending)
+        conclude()
+    if result.problem is not None:
+        raise result.problem
+    if result.interrupted_by is signal.SIGINT:
+        raise KeyboardInterrupt
+    if result.interrupted_by is not None:
+        raise SystemExit(128 + result.interrupted_by)
+    return state
+
+
+def _run(
+    setup: StudySetup, seed: int, ending: contextlib.ExitStack
+) -> tuple[StudyState, RunResult, Callable[[], None]]:
+    """The run itself, everything closed behind it.
+
+    Args:
+        ending: what is to hold until the results are written and printed.
+
+    Returns:
+        The study, how the run ended, and what writes and prints the results: the screen is free for them now.
+    """
+    options = setup.options
     with contextlib.ExitStack() as closing:
         # Processes are forked before there are threads, sockets or databases, which do not survive a fork.
         backend = _backend(setup)
@@ -122,16 +146,9 @@ def run_study(setup: StudySetup) -> StudyState:
         )
         result = coordinator.run()
         if result.is_interrupted:
-            closing.enter_context(_deaf_to_ctrl_c())
+            ending.enter_context(_deaf_to_ctrl_c())
         recommendation = _recommendation(state, host, _RECOMMEND_SOON_S if result.is_interrupted else _RECOMMEND_S)
-        _conclude(setup, state, jobs, result, recommendation)
-    if result.problem is not None:
-        raise result.problem
-    if result.interrupted_by is signal.SIGINT:
-        raise KeyboardInterrupt
-    if result.interrupted_by is not None:
-        raise SystemExit(128 + result.interrupted_by)
-    return state
+    return state, result, lambda: _conclude(setup, state, jobs, result, recommendation)
 
 
 def _searcher_process(folder: Path, options: StudyOptions, backend: Backend) -> ProcessHost | None:

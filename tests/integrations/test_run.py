@@ -1,0 +1,109 @@
+"""The order in which a run ends: the screen is given back, results are written, then it says how it ended."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lightning_hpo import loguniform
+from lightning_hpo.core.events import Reported, WorkerReady
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.study import StudyState
+from lightning_hpo.errors import MetricMissing
+from lightning_hpo.integrations import run
+from lightning_hpo.integrations.config import LauncherOptions
+from lightning_hpo.integrations.run import StudySetup, run_study
+from lightning_hpo.runtime.coordinator import RunResult
+
+
+class Observer:
+    """Notes when it gives the screen back."""
+
+    def __init__(self, happened: list[str]) -> None:
+        self.happened = happened
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.happened.append("the screen is free")
+
+    def header(self, *_: object, **__: object) -> None:
+        pass
+
+    say = header
+
+
+@pytest.fixture
+def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """``end(result)``: a run in which one trial reported and that ended so; returns what happened in which order."""
+
+    def run_to(result: RunResult, reports: int = 1) -> list[str]:
+        happened: list[str] = []
+
+        def coordinator(*, state: StudyState, **_: Any) -> Any:
+            state.handle(WorkerReady(0.0))
+            for resource in range(1, reports + 1):
+                state.handle(Reported(1.0, 0, 1, resource, 0.5))
+            return SimpleNamespace(run=lambda: result)
+
+        def write_results(*_: object, **__: object) -> None:
+            happened.append("Ctrl-C" if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else "listening")
+            happened.append("results")
+
+        backend = SimpleNamespace(capacity=1, start_method="fork", reason="", close=lambda: happened.append("closed"))
+        monkeypatch.setattr(run, "_backend", lambda _: backend)
+        monkeypatch.setattr(run, "make_observer", lambda *_, **__: Observer(happened))
+        monkeypatch.setattr(run, "Coordinator", coordinator)
+        monkeypatch.setattr(run, "write_results", write_results)
+        monkeypatch.setattr(run, "summary", lambda *_, **__: happened.append("summary"))
+        jobs = SimpleNamespace(folder=lambda trial_id, config: tmp_path / str(trial_id))
+        options = LauncherOptions.from_mapping({"metric": "loss", "algorithm": "random"})
+        assert isinstance(options, LauncherOptions)
+        setup = StudySetup(
+            space=SearchSpace({"lr": loguniform(1e-4, 1e-1)}),
+            options=options,
+            max_t=9,
+            folder=tmp_path,
+            entry=lambda job: None,
+            jobs=lambda _: jobs,  # type: ignore[arg-type, return-value]
+        )
+        try:
+            run_study(setup)
+        except BaseException as raised:
+            happened.append(f"{type(raised).__name__} {raised}".strip())
+        return happened
+
+    return run_to
+
+
+def test_the_summary_comes_after_the_live_table_is_gone(end: Callable[..., list[str]]) -> None:
+    assert end(RunResult("all 4 trials are done")) == [
+        "the screen is free", "closed", "listening", "results", "summary",
+    ]  # fmt: skip
+
+
+def test_after_ctrl_c_another_one_cannot_lose_the_results(end: Callable[..., list[str]]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    happened = end(RunResult("interrupted", signal.SIGINT))
+    assert happened[2:] == ["Ctrl-C", "results", "summary", "KeyboardInterrupt"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_signal_ends_the_program_with_its_number(end: Callable[..., list[str]]) -> None:
+    assert end(RunResult("interrupted", signal.SIGTERM))[-1] == "SystemExit 143"
+
+
+def test_an_error_has_the_last_word(end: Callable[..., list[str]]) -> None:
+    problem = MetricMissing("Log it.")
+    assert end(RunResult("x", problem=problem))[-2:] == ["summary", "MetricMissing Log it."]
+    assert end(RunResult("x", signal.SIGINT, problem))[-1] == "MetricMissing Log it."
+
+
+def test_nothing_is_summed_up_if_nothing_was_reported(end: Callable[..., list[str]]) -> None:
+    assert end(RunResult("x", problem=MetricMissing("Log it.")), reports=0)[-2:] == ["results", "MetricMissing Log it."]
