@@ -66,6 +66,7 @@ def _method(algorithm: str, is_model: bool = False, **options: Any) -> type[Tune
 
 METHODS: dict[str, type[Tuner]] = {
     "default": _method("default", is_model=True),
+    "default-unweighted": _method("default", is_model=True, searcher={"weigh_promotion": False}),
     "default-stopping": _method("default", is_model=True, type="stopping"),
     "random": _method("random"),
     "asha-promotion": _method("asha", type="promotion"),
