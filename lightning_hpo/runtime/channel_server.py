@@ -8,6 +8,7 @@ is in :mod:`~lightning_hpo.runtime.channel`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import ipaddress
 import os
 import resource
@@ -289,15 +290,15 @@ class ChannelServer:
             listener = socket.create_server((interface, 0), backlog=128)
             host, port = listener.getsockname()[:2]
             return listener, f"tcp:{host}:{port}"
-        if folder is not None:
-            private = folder / ".channel"
+        temporary = _short_temporary_folder()
+        for private in () if folder is None else (folder / ".channel", _by_name(folder, temporary)):
             if len(os.fsencode(private / "socket")) <= MAX_UNIX_PATH_BYTES and not private.is_symlink():
                 # A launcher that was killed leaves its socket behind; the study's lock makes it ours.
                 shutil.rmtree(private, ignore_errors=True)
                 with contextlib.suppress(OSError):
                     private.mkdir(mode=0o700)
                     return self._bind(private)
-        return self._bind(Path(tempfile.mkdtemp(prefix="lhpo-", dir=_short_temporary_folder())))
+        return self._bind(Path(tempfile.mkdtemp(prefix="lhpo-", dir=temporary)))
 
     def _bind(self, private: Path) -> tuple[socket.socket, str]:
         self._private_folder = private
@@ -373,8 +374,13 @@ def _most_clients() -> int:
     return MAX_CLIENTS if limit == resource.RLIM_INFINITY else min(MAX_CLIENTS, limit // 2)
 
 
-def _short_temporary_folder() -> str | None:
-    """A folder for temporary folders in which a socket's path is short enough; None for the default one."""
-    if len(os.fsencode(tempfile.gettempdir())) <= MAX_UNIX_PATH_BYTES - 32:
-        return None
-    return "/tmp"
+def _short_temporary_folder() -> str:
+    """A folder for temporary folders in which a socket's path is short enough."""
+    default = tempfile.gettempdir()
+    return default if len(os.fsencode(default)) <= MAX_UNIX_PATH_BYTES - 48 else "/tmp"
+
+
+def _by_name(folder: Path, temporary: str) -> Path:
+    """A temporary folder that the next launcher of the study finds again, should this one be killed."""
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return Path(temporary) / f"lhpo-{os.getuid()}-{name}"

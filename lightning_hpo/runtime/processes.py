@@ -36,6 +36,9 @@ STACK_DUMP_SIGNAL = signal.SIGURG
 """Makes a trial write the stacks of its threads to its log. A signal that does nothing in a process which has not
 registered for it yet, and which neither schedulers nor Lightning use."""
 
+SCRATCH_VARIABLE = "LIGHTNING_HPO_SCRATCH"
+"""Names the attempt's own temporary folder, which the trial server deletes."""
+
 _STACK_BYTES = 64 * 2**20
 _WATCH_PERIOD_S = 0.5
 _PROBE_TIMEOUT_S = 10.0
@@ -193,6 +196,10 @@ def become_trial(job: Job, threads: int | None, server: int) -> None:
         # Otherwise Lightning takes the trial for a task that SLURM started, and the ranks for tasks it must find.
         os.environ["SLURM_JOB_NAME"] = "interactive"
     os.environ.update(job.environment)
+    scratch = os.environ.get(SCRATCH_VARIABLE)
+    if scratch is not None:
+        # Processes that load data exchange tensors by sockets in a folder, and who is killed does not delete it.
+        multiprocessing.process.current_process()._config["tempdir"] = scratch  # type: ignore[attr-defined]
     settle_libraries(job, threads)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import tempfile
 import time
 import uuid
 
@@ -115,9 +116,13 @@ def mark():
 
 @pytest.fixture(scope="module")
 def server(mark):
-    server = ProgramServer(**{MARK: mark})
-    yield server
-    server.close()
+    """Its programs have a temporary folder to themselves, in which nothing must be left."""
+    with tempfile.TemporaryDirectory() as temporary:
+        server = ProgramServer(**{MARK: mark, "TMPDIR": temporary})
+        yield server
+        server.close()
+        # Torch's compiler keeps its cache there for the next program.
+        assert [name for name in os.listdir(temporary) if not name.startswith("torchinductor_")] == []
 
 
 @pytest.fixture

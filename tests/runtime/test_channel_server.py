@@ -63,7 +63,34 @@ def test_a_study_folder_with_a_long_path_is_no_problem(tmp_path: Path) -> None:
     with ChannelServer(deep) as server:
         path = Path(server.address.removeprefix("unix:"))
         assert deep not in path.parents
+        assert path.parent.stat().st_mode & 0o777 == 0o700
     assert not path.parent.exists()
+
+
+def test_wherever_it_lies_a_socket_left_by_a_killed_launcher_is_replaced(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    with ChannelServer(deep) as server:
+        path = Path(server.address.removeprefix("unix:"))
+    path.parent.mkdir(mode=0o755)
+    path.touch()
+    with ChannelServer(deep) as server:
+        assert server.address == f"unix:{path}"
+        assert path.is_socket() and path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_in_the_place_of_its_folder_is_not_followed(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    with ChannelServer(deep) as server:
+        path = Path(server.address.removeprefix("unix:"))
+    path.parent.symlink_to(tmp_path)
+    try:
+        with ChannelServer(deep) as server:
+            assert Path(server.address.removeprefix("unix:")).parent.resolve() != tmp_path
+        assert deep.exists()
+    finally:
+        path.parent.unlink()
 
 
 def test_a_socket_left_by_a_killed_launcher_is_replaced(tmp_path: Path) -> None:

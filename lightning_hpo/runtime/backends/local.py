@@ -23,6 +23,7 @@ from lightning_hpo.runtime import process_table, processes
 from lightning_hpo.runtime.backends import zygote
 from lightning_hpo.runtime.backends.base import Entry, Exit, Job, Started, WarmUp
 from lightning_hpo.runtime.backends.slots import Slot, SlotPool, available_cores
+from lightning_hpo.runtime.backends.trial_server import remove_scratch
 from lightning_hpo.runtime.script import ScriptImport, dump_entry, refuse_nested_sweep
 
 StartMethod = Literal["auto", "fork", "forkserver", "spawn"]
@@ -214,6 +215,7 @@ class LocalBackend:
                     os.killpg(server.pid, signal.SIGKILL)
                 self._kill_all()
                 _wait_for(server.ended, _SERVER_EXIT_S)
+                remove_scratch(self._mark)
             self._server = None
             server.connection.close()
         self._running.clear()
@@ -264,6 +266,7 @@ class LocalBackend:
         _log.warning("the process that starts trials died; %d trials died with it", len(self._running))
         self._kill_all()
         self._retire()
+        remove_scratch(self._mark)
         for running in list(self._running.values()):
             if running.sent:
                 happened.append(self._ended(running, problem="the process that starts trials died"))

@@ -23,18 +23,21 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from lightning_hpo.errors import BackendError
 from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Exit, Job
-from lightning_hpo.runtime.processes import STACK_DUMP_SIGNAL
+from lightning_hpo.runtime.processes import SCRATCH_VARIABLE, STACK_DUMP_SIGNAL
 from lightning_hpo.runtime.script import NO_MAIN_GUARD
 
 _DUMP_TIME_S = 0.2
@@ -45,6 +48,8 @@ _DRAIN_PERIOD_S = 0.02
 _DRAIN_LIMIT_S = 5.0
 """A process that SIGKILL has not ended by then hangs in the kernel; its slot is not held for ever."""
 _WATCH_PERIOD_S = 0.5
+_MARK_LENGTH = 12
+"""Enough to be unique; the path of a socket must not be long."""
 EXIT_NO_MAIN_GUARD = 78
 """Exit code of a new interpreter that found no main guard in the script (EX_CONFIG of sysexits.h)."""
 
@@ -56,6 +61,8 @@ class _Attempt:
     """A running attempt, as the server sees it."""
 
     job: Job
+    scratch: str | None
+    """A folder that is deleted after the attempt's end, however it came."""
     groups: list[int] = field(default_factory=list)
     """Process ids of the ranks, by rank; each leads a session and a process group."""
     running: set[int] = field(default_factory=set)
@@ -71,6 +78,10 @@ class _Attempt:
     @property
     def key(self) -> tuple[int, int]:
         return self.job.trial_id, self.job.attempt
+
+    def delete_scratch(self) -> None:
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 class TrialServer:
@@ -147,7 +158,7 @@ class TrialServer:
             self._connection.send_bytes(json.dumps(message).encode())
 
     def _start(self, job: Job, environment: dict[str, str], threads: int | None) -> None:
-        attempt = _Attempt(job)
+        attempt = _Attempt(job, _new_scratch(environment.get(process_table.MARK, "")))
         port = str(_free_port()) if job.ranks > 1 else ""
         for rank in range(job.ranks):
             ranks = _rank_environment(rank, job.ranks, port) if job.ranks > 1 else {}
@@ -155,6 +166,7 @@ class TrialServer:
                 "LIGHTNING_HPO_TRIAL": str(job.trial_id),
                 "LIGHTNING_HPO_ATTEMPT": str(job.attempt),
                 "LIGHTNING_HPO_DIR": str(job.folder),
+                **({} if attempt.scratch is None else {SCRATCH_VARIABLE: attempt.scratch}),
             }
             own = dataclasses.replace(
                 job, rank=rank, environment={**environment, **ranks, **identity, **job.environment}
@@ -165,6 +177,7 @@ class TrialServer:
                 for started in attempt.running:
                     _signal_group(started, signal.SIGKILL)
                     self._by_pid.pop(started)
+                attempt.delete_scratch()
                 self._send(
                     event="exited",
                     **dataclasses.asdict(Exit(job.trial_id, job.attempt, None, None, problem=str(problem))),
@@ -246,6 +259,7 @@ class TrialServer:
         if left and attempt.drain_until is not None and now < attempt.drain_until:
             return
         del self._attempts[attempt.key]
+        attempt.delete_scratch()
         status = attempt.failure or 0
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_NO_MAIN_GUARD:
             self._send(event="failed", message=NO_MAIN_GUARD)
@@ -285,9 +299,28 @@ class TrialServer:
                 if parent == os.getpid() or session in sessions
             ]
             if not left:
-                return
+                break
             process_table.kill(left)
             time.sleep(_DRAIN_PERIOD_S)
+        for attempt in self._attempts.values():
+            attempt.delete_scratch()
+
+
+def remove_scratch(mark: str) -> None:
+    """Delete what a server that was killed has left of the trials with this mark."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_scratch_prefix(mark)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_scratch(mark: str) -> str | None:
+    """None if there can be none; the trial finds a folder for itself then, or says why not."""
+    with contextlib.suppress(OSError):
+        return tempfile.mkdtemp(prefix=_scratch_prefix(mark))
+    return None
+
+
+def _scratch_prefix(mark: str) -> str:
+    return f"lhpo-{mark[:_MARK_LENGTH]}-"
 
 
 def _rank_environment(rank: int, ranks: int, port: str) -> dict[str, str]:
