@@ -48,7 +48,8 @@ LAYERS = {
     "errors": Layer(ours=some()),
     "core": Layer(ours=some("errors", "core"), heavy=some("numpy")),
     "surrogates": Layer(
-        ours=some("errors", "surrogates"), heavy=some("torch", "gpytorch", "linear_operator", "scipy", "numpy")
+        ours=some("errors", "surrogates"),
+        heavy=some("torch", "gpytorch", "linear_operator", "scipy", "numpy", "threadpoolctl"),
     ),
     "searchers": Layer(
         ours=some("errors", "core", "searchers"),
@@ -209,7 +210,9 @@ def test_the_documents_table_has_these_rows():
     assert rows == set(LAYERS) - {"__init__"}
 
 
-FOREIGN_PLACES = re.compile(r"(?<![\w.])/(work|tmp|root|home|opt|mnt)/\w|pypi\.org|index-url|extra-index|artifactory|file:///")
+FOREIGN_PLACES = re.compile(
+    r"(?<![\w.])/(work|tmp|root|home|opt|mnt)/\w|pypi\.org|index-url|extra-index|artifactory|file:///"
+)
 
 
 def text_files() -> list[Path]:

@@ -9,6 +9,7 @@ A trial's script may train other things too: a network that is to be fine-tuned,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -34,20 +35,31 @@ def guarding_fits(channel: TrialChannel) -> Iterator[None]:
     Args:
         channel: the trial's; this process is the first rank.
     """
-    from lightning.pytorch import Trainer
+    import lightning.pytorch
 
-    fit = Trainer.fit
+    # The same Trainer has two names, one for each of the distributions it comes in.
+    modules = (lightning.pytorch, sys.modules.get("pytorch_lightning"))
+    with contextlib.ExitStack() as guards:
+        for module in modules:
+            if module is not None:
+                guards.enter_context(_guarding(module.Trainer, channel))
+        yield
+
+
+@contextmanager
+def _guarding(trainer_class: Any, channel: TrialChannel) -> Iterator[None]:
+    fit = trainer_class.fit
 
     @functools.wraps(fit)
     def guarded_fit(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         _check(trainer, channel)
         fit(trainer, *args, **kwargs)
 
-    Trainer.fit = guarded_fit  # type: ignore[method-assign]
+    trainer_class.fit = guarded_fit
     try:
         yield
     finally:
-        Trainer.fit = fit  # type: ignore[method-assign]
+        trainer_class.fit = fit
 
 
 def never_trained() -> CallbackMissing:

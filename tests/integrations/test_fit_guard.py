@@ -103,6 +103,21 @@ def test_the_trainer_is_left_as_it_was(fits: list[Trainer]) -> None:
     assert Trainer.fit is before
 
 
+def test_the_trainer_of_the_other_distribution_is_guarded_too(
+    fits: list[Trainer], monkeypatch: pytest.MonkeyPatch, script_without_callback: None
+) -> None:
+    class OtherTrainer:
+        callbacks: tuple[Any, ...] = ()
+        max_epochs = 9
+
+        def fit(self) -> None:
+            raise AssertionError("it trains")
+
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", SimpleNamespace(Trainer=OtherTrainer))  # type: ignore[arg-type]
+    with guarding_fits(Channel()), pytest.raises(CallbackMissing):  # type: ignore[arg-type]
+        OtherTrainer().fit()
+
+
 def module(source: str, name: str = "users_script") -> ModuleType:
     made = ModuleType(name)
     exec(source, made.__dict__)
