@@ -29,8 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lightning_hpo.core.algorithms import ALGORITHMS as NAMED
 from lightning_hpo.core.domains import choice, loguniform, uniform
-from lightning_hpo.core.options import ALGORITHMS as NAMED
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.runtime.curves import Curve
@@ -72,6 +72,7 @@ def virtual(rng: random.Random) -> Counter[str]:
         script_raises=rng.choice([0.0, 0.02]),
         message_repeated=rng.choice([0.0, 0.2]),
         message_lost=rng.choice([0.0, 0.02]),
+        message_delayed=rng.choice([0.0, 0.2]),
         message_malformed=rng.choice([0.0, 0.02]),
         checkpoint_damaged=rng.choice([0.0, 0.2]),
         no_room=rng.choice([0.0, 0.2]),

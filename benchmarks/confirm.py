@@ -27,7 +27,8 @@ from summary import standard_error  # noqa: E402
 from with_lightning_hpo import domains  # noqa: E402
 
 from lightning_hpo import SearchSpace  # noqa: E402
-from lightning_hpo.core.options import ALGORITHMS, StudyOptions  # noqa: E402
+from lightning_hpo.core.algorithms import ALGORITHMS  # noqa: E402
+from lightning_hpo.core.options import StudyOptions  # noqa: E402
 from lightning_hpo.runtime.curves import Curve  # noqa: E402
 from lightning_hpo.runtime.simulator import simulate  # noqa: E402
 from lightning_hpo.searchers import make_searcher  # noqa: E402

@@ -269,7 +269,8 @@ def _simulate(options: argparse.Namespace) -> None:
     # Libraries warn each other's authors when they are imported.
     warnings.simplefilter("ignore", FutureWarning)
 
-    from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+    from lightning_hpo.core.algorithms import ALGORITHMS
+    from lightning_hpo.core.options import StudyOptions
     from lightning_hpo.core.searcher import Searcher
     from lightning_hpo.report.folder import read_study
     from lightning_hpo.report.whatif import describe, what_if

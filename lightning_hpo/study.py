@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.events import (
     AttemptEnded,
     CheckpointSaved,
@@ -24,7 +25,7 @@ from lightning_hpo.core.events import (
     Verdict,
     WorkerReady,
 )
-from lightning_hpo.core.options import ALGORITHMS, LIMITS, StudyOptions
+from lightning_hpo.core.options import LIMITS, StudyOptions
 from lightning_hpo.core.searcher import Searcher, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState

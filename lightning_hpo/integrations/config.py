@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.confirmation import ConfirmOptions
-from lightning_hpo.core.options import ALGORITHMS, SearcherOptions, StudyOptions
+from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.errors import OptionError, did_you_mean
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.algorithms import ALGORITHMS
+from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.errors import StudyError

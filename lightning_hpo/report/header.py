@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.algorithms import ALGORITHMS
+from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.report import formats
 from lightning_hpo.report.folder import LOG_NAME

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from lightning_hpo.core.options import ALGORITHMS
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.report import formats
 from lightning_hpo.report.folder import StudyFolder, params, trial_log

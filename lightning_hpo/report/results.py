@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lightning_hpo.core.options import ALGORITHMS
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Config, Trial, TrialStatus
 from lightning_hpo.errors import StudyError

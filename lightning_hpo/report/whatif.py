@@ -17,8 +17,9 @@ from typing import Any
 
 from rich.text import Text
 
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.confirmation import ConfirmOptions
-from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import Searcher
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.core.study import StudyState

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, SuggestRequest
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.errors import OptionError, did_you_mean
 
 SEARCHERS: dict[str, str] = {

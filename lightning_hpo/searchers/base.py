@@ -6,8 +6,8 @@ from collections.abc import Iterable, Set
 
 import numpy as np
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView, Suggestion, SuggestRequest
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.trial import Config
 

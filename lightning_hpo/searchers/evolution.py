@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView, Slot, Suggestion, SuggestRequest
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.trial import Config
 from lightning_hpo.searchers.base import distinct_trials, excluded_keys, random_suggestion

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView, Suggestion, SuggestRequest
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.errors import OptionError, SurrogateError
 from lightning_hpo.searchers.base import random_suggestion

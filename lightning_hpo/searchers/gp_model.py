@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import Choice, SearchSpace
 from lightning_hpo.searchers.history import History, learning_curves, multi_fidelity, needs_refit, single_fidelity
 from lightning_hpo.surrogates.additive import ExponentialDecayModel, InnovationModel

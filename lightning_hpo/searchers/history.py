@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView
+from lightning_hpo.core.searcher_options import SearcherOptions
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView, SuggestRequest
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.trial import Config
 from lightning_hpo.searchers.candidates import Candidates
 from lightning_hpo.searchers.gp_model import ADDITIVE, SINGLE_FIDELITY, FittedModel

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView, Suggestion, SuggestRequest
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.searchers.base import excluded_keys, random_suggestion
 

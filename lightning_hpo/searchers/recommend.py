@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_hpo.core.confirmation import furthest, moving_average, window
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import SearchView
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.trial import Config
 from lightning_hpo.errors import ReportError, SurrogateError
 

@@ -18,8 +18,9 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.events import from_json
-from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import Searcher, Slot, SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.events import Reported, Told, Verdict
-from lightning_hpo.core.options import ALGORITHMS
 from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.searchers import make_searcher
 from tests.core.driving import SETTINGS, SPACE, Driven, snapshot

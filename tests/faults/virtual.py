@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.events import Event, Finish, Outcome, WorkerReady, from_json, to_json
-from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
@@ -50,6 +51,8 @@ class Faults:
     message_repeated: float = 0.0
     message_lost: float = 0.0
     """The trial waits for ever then; needs ``epoch_timeout``."""
+    message_delayed: float = 0.0
+    """It arrives up to ten seconds later, perhaps behind later ones or after the end of its process."""
     message_malformed: float = 0.0
     checkpoint_damaged: float = 0.0
     no_room: float = 0.0
@@ -526,6 +529,10 @@ class VirtualCluster:
             self.counts["messages lost"] += 1
             return
         inbox = process.client.inbox
+        if self.happens(self.faults.message_delayed):
+            self.counts["messages delayed"] += 1
+            self.after(0.0, 10.0, lambda: inbox.append(message))
+            return
         inbox.append(message)
         if self.happens(self.faults.message_repeated):
             self.counts["messages repeated"] += 1

@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 
-from lightning_hpo.core.options import ALGORITHMS, SearcherOptions, StudyOptions
+from lightning_hpo.core.algorithms import ALGORITHMS
+from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.errors import OptionError
 from lightning_hpo.integrations.config import LauncherOptions, default_node, read_options

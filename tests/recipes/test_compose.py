@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_hpo.core.options import ALGORITHMS
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.integrations.config import read_options
 from lightning_hpo.integrations.hydra_space import read_space
 

@@ -6,8 +6,8 @@ import pytest
 
 from lightning_hpo import Study, uniform
 from lightning_hpo.cli import main
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.events import AttemptEnded, Outcome, Reported, WorkerReady
-from lightning_hpo.core.options import ALGORITHMS
 from lightning_hpo.errors import OptionError, ReportError
 from lightning_hpo.report.whatif import describe, options_for, recorded_curves, what_if
 from lightning_hpo.searchers import make_searcher

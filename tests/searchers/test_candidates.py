@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_hpo.core.options import SearcherOptions
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, randint, uniform
 from lightning_hpo.searchers.candidates import Candidates
 from tests.searchers.views import View

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import Observation, Pending, SuggestRequest
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, choice, lograndint, loguniform, randint, uniform
 from lightning_hpo.errors import NumericalError, OptionError
 from lightning_hpo.searchers import make_searcher

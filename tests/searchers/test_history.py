@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import Observation, Pending
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, uniform
 from lightning_hpo.searchers.history import (
     learning_curves,

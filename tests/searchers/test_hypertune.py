@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_hpo.core.options import SearcherOptions
 from lightning_hpo.core.searcher import Observation
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, uniform
 from lightning_hpo.errors import OptionError
 from lightning_hpo.searchers import make_searcher

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_hpo.core.confirmation import moving_average
-from lightning_hpo.core.options import SearcherOptions
+from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, uniform
 from lightning_hpo.errors import NumericalError, ReportError
 from lightning_hpo.searchers.recommend import recommend, report_noise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_hpo.core.options import ALGORITHMS, StudyOptions
+from lightning_hpo.core.algorithms import ALGORITHMS
+from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.rungs import rung_levels
 from lightning_hpo.core.schedulers.base import Scheduler
 from lightning_hpo.core.schedulers.fifo import Fifo

@@ -1,0 +1,172 @@
+"""The options of the searchers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_hpo.core.checks import check_choice, check_range, check_types, known
+from lightning_hpo.errors import OptionError
+
+
+@dataclass(frozen=True)
+class SearcherOptions:
+    """Options of the searcher, ``searcher.<name>``. None: the searcher's own default, which the comment names."""
+
+    # -- every searcher
+    allow_duplicates: bool = False
+    """May a configuration be tried again? Failed ones never are."""
+    restrict_configurations: list[dict[str, Any]] | None = None
+    """Only these configurations are proposed."""
+    random_fraction: float | None = None
+    """Share of random proposals among a model's; default 0.33 for density estimates, 0 for Gaussian processes."""
+    debug_log: bool = False
+    """Log how each suggestion was found."""
+    # -- grid
+    num_samples: dict[str, int] | int | None = None
+    """Grid points of a float or large integer hyperparameter, by name or for all; default 5."""
+    shuffle_config: bool = True
+    """Visit the grid in random order."""
+    # -- density estimates (bohb, sync_bohb)
+    num_min_data_points: int | None = None
+    """Smallest size of the good set; default: the number of hyperparameters."""
+    top_n_percent: float = 15
+    """Size of the good set, per cent of the observations."""
+    min_bandwidth: float | None = None
+    """Floor of all bandwidths; default 0.1 with rungs, 0.001 without."""
+    num_candidates: int = 64
+    """Candidates drawn from the density of the good."""
+    bandwidth_factor: float = 3
+    """Widening of the bandwidths when candidates are drawn."""
+    # -- differential evolution (dehb)
+    mutation_factor: float = 0.5
+    """Weight F of the difference of two parents."""
+    crossover_probability: float = 0.5
+    """Probability that a hyperparameter comes from the mutant."""
+    # -- Gaussian processes (bayesopt, mobster, hypertune)
+    model: str | None = None
+    """gp_multitask, gp_independent, gp_expdecay or gp_issm; default: the algorithm's."""
+    gp_resource_kernel: str = "exp-decay-sum"
+    """Covariance over resources in gp_multitask."""
+    gp_base_kernel: str = "matern52-ard"
+    """Covariance over configurations: matern52-ard or matern52-noard."""
+    input_warping: bool = False
+    """Learn a Kumaraswamy warping of every numeric hyperparameter."""
+    boxcox_transform: bool = False
+    """Learn a Box-Cox transform of (positive) targets."""
+    normalize_targets: bool = True
+    """Standardise the targets."""
+    separate_noise_variances: bool = False
+    """gp_independent: one noise variance per level."""
+    expdecay_normalize_inputs: bool = False
+    """gp_expdecay: scale resources to (0, 1)."""
+    issm_gamma_one: bool = False
+    """gp_issm: fix gamma to 1."""
+    num_init_random: int | None = None
+    """Configurations before the model is used; default 3 without rungs, 6 with. Workers + 2 is a good choice."""
+    num_init_random_factor: float = 0.0
+    """With rungs: at least so many for each hyperparameter."""
+    num_init_candidates: int = 250
+    """Random candidates scored before the local optimisation."""
+    num_fantasy_samples: int = 20
+    """Joint samples over which pending evaluations are averaged."""
+    no_fantasizing: bool = False
+    """Ignore pending evaluations (they are still not proposed again)."""
+    initial_scoring: str = "thompson_indep"
+    """How candidates are ranked: thompson_indep or acq_func."""
+    skip_local_optimization: bool = False
+    """Propose the best candidate as it is."""
+    acq_function: str = "ei"
+    """ei or lcb."""
+    acq_function_kwargs: dict[str, float] = field(default_factory=dict)
+    """xi of ei (default 0.01), kappa of lcb (default 1)."""
+    xi_in_criterion_units: bool = False
+    """xi in units of the metric instead of its standard deviation."""
+    resource_acq: str = "bohb"
+    """Level at which the acquisition function is evaluated: bohb, first or final."""
+    resource_acq_bohb_threshold: int = 3
+    """Observations a level needs for resource_acq=bohb."""
+    weigh_promotion: bool = False
+    """Weight the acquisition function by the probability that a trial gets past the rungs below its level."""
+    opt_nstarts: int = 2
+    """Starts of the likelihood's optimisation."""
+    opt_maxiter: int = 50
+    """Iterations per start."""
+    opt_warmstart: bool = False
+    """Begin at the last parameters instead of the initial ones."""
+    opt_skip_init_length: int = 150
+    """Refit every time below this many observations."""
+    opt_skip_period: int = 1
+    """Afterwards, refit at every so many new data sizes."""
+    opt_skip_num_max_resource: bool = False
+    """Afterwards, refit only when another trial has reached max_t."""
+    max_size_data_for_model: int | None = 500
+    """The model sees at most so many observations; null: all."""
+    max_size_top_fraction: float = 0.25
+    """Share of the best among them (single fidelity)."""
+    map_reward: str = "1_minus_x"
+    """How a metric to be maximised becomes a criterion: minus_x or <a>_minus_x. Matters to boxcox_transform only."""
+    hypertune_distribution_num_samples: int = 50
+    """Posterior samples per ranking loss."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "searcher.")
+        self._check_map_reward()
+        if self.restrict_configurations is not None and not self.restrict_configurations:
+            raise OptionError(
+                "searcher.restrict_configurations is empty: no configuration may be proposed. "
+                "Name at least one, or leave it out to search the whole space."
+            )
+        check_choice(self, "searcher.", "model", (None, "gp_multitask", "gp_independent", "gp_expdecay", "gp_issm"))
+        kernels = (
+            "exp-decay-sum", "exp-decay-combined", "exp-decay-delta1", "freeze-thaw",
+            "matern52", "matern52-res-warp", "cross-validation",
+        )  # fmt: skip
+        check_choice(self, "searcher.", "gp_resource_kernel", kernels)
+        check_choice(self, "searcher.", "gp_base_kernel", ("matern52-ard", "matern52-noard"))
+        check_choice(self, "searcher.", "initial_scoring", ("thompson_indep", "acq_func"))
+        check_choice(self, "searcher.", "acq_function", ("ei", "lcb"))
+        check_choice(self, "searcher.", "resource_acq", ("bohb", "first", "final"))
+        device = self.device.split(":")[0]
+        if device not in ("auto", "cpu", "cuda"):
+            raise OptionError(f"searcher.device={self.device!r} is unknown. Choose auto, cpu or cuda.")
+        for name in (
+            "num_candidates", "num_init_candidates", "num_fantasy_samples", "opt_nstarts", "opt_maxiter",
+            "opt_skip_period", "hypertune_distribution_num_samples", "resource_acq_bohb_threshold",
+        ):  # fmt: skip
+            check_range(self, "searcher.", name, lower=1)
+        for name in ("random_fraction", "crossover_probability", "max_size_top_fraction"):
+            check_range(self, "searcher.", name, lower=0, upper=1)
+        for name in ("num_min_data_points", "num_init_random", "max_size_data_for_model"):
+            check_range(self, "searcher.", name, lower=1)
+        check_range(self, "searcher.", "num_init_random_factor", lower=0)
+        check_range(self, "searcher.", "top_n_percent", lower=0, upper=100)
+
+    def reward_offset(self, mode: str) -> float:
+        """What ``map_reward`` adds to the negated metric: ``a`` of ``<a>_minus_x``; 0 for ``mode="min"``."""
+        text = self.map_reward.removesuffix("minus_x").removesuffix("_")
+        return float(text) if mode == "max" and text else 0.0
+
+    def _check_map_reward(self) -> None:
+        try:
+            fits = self.map_reward.endswith("minus_x") and math.isfinite(self.reward_offset("max"))
+        except ValueError:
+            fits = False
+        if not fits:
+            raise OptionError(
+                f"searcher.map_reward={self.map_reward!r} is unknown. "
+                "Set it to minus_x, or to 1_minus_x with any number."
+            )
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> SearcherOptions:
+        """Options from plain data.
+
+        Raises:
+            OptionError: for an unknown name, a wrong type or a value out of range.
+        """
+        return cls(**known(cls, given, "searcher."))
