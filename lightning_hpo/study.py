@@ -67,7 +67,8 @@ class Recommendation:
     mean: float
     """Expected value of the metric at ``max_t``, in the user's sign."""
     std: float
-    """Standard deviation of that expectation; infinite where nothing tells it."""
+    """Standard deviation of that expectation; infinite where nothing tells it. Without confirmations it does not count
+    what another seed of training would change: one training of each configuration cannot tell."""
     confirmations: int = 0
     """Trainings with other seeds that the expectation is the mean of; 0: it comes from the search."""
 

@@ -31,7 +31,8 @@ class Recommended(NamedTuple):
     mean: float
     """Expected value, to be minimised, at the best epoch of a training to ``max_t``."""
     std: float
-    """Standard deviation of this expectation; infinite where nothing tells it."""
+    """Standard deviation of this expectation; infinite where nothing tells it. Without confirmations it does not count
+    what another seed of training would change: one training of each configuration cannot tell."""
     confirmations: int = 0
     """Trainings with other seeds that the expectation comes from; 0: it comes from the search."""
 
