@@ -45,6 +45,7 @@ EVERYTHING = st.builds(
     script_raises=st.sampled_from([0.0, 0.02]),
     message_repeated=st.sampled_from([0.0, 0.2]),
     message_lost=st.sampled_from([0.0, 0.02]),
+    message_delayed=st.sampled_from([0.0, 0.2]),
     message_malformed=st.sampled_from([0.0, 0.02]),
     checkpoint_damaged=st.sampled_from([0.0, 0.2]),
     no_room=st.sampled_from([0.0, 0.2]),

@@ -11,7 +11,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_hpo.core.events import Outcome
 from lightning_hpo.errors import ChannelError
 from lightning_hpo.integrations.failures import is_sigterm, judge, terminated
+from lightning_hpo.integrations.tuner import FunctionTrial
 from lightning_hpo.runtime import failpoints
+from lightning_hpo.runtime.backends.base import Job
 from tests.integrations.conftest import Trials
 
 KILLED_LOADER = (
@@ -101,3 +103,21 @@ def test_a_callback_that_raises_at_a_pause_does_not_cost_the_checkpoint(trials: 
     resumed = trials.run("raises_when_paused")
     assert resumed.returned == "trained"
     assert list(resumed.reports) == [3, 4]
+
+
+def _ended_by_sigterm(config: dict) -> None:
+    raise SIGTERMException
+
+
+def _out_of_gpu_memory(config: dict) -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("function", "outcome", "says"),
+    [(_ended_by_sigterm, Outcome.LOST, "SIGTERM"), (_out_of_gpu_memory, Outcome.FAILED, "batch size")],
+)
+def test_functions_of_the_tuner_are_judged_alike(function, outcome, says, tmp_path):
+    result = FunctionTrial(function)(Job(0, 1, tmp_path, tmp_path / "trial.log", payload={"config": {}}))
+    assert result.outcome is outcome
+    assert says in (result.error or "")
