@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,19 @@ UNSEEN = 100
 """Replicates of confirmations are this much above those of the trainings that judge the recommendation."""
 
 
+class Trainings(Sequence[float]):
+    """Validation errors of one training, epoch by epoch; trained as far as they are asked for."""
+
+    def __init__(self, task: Live, config: dict[str, Any], replicate: int) -> None:
+        self._task, self._config, self._replicate = task, config, replicate
+
+    def __len__(self) -> int:
+        return self._task.max_epochs
+
+    def __getitem__(self, position: Any) -> Any:
+        return float(self._task.curve(self._config, position + 1, self._replicate)[position, 0])
+
+
 class Trained:
     """A live task as a benchmark of the simulator."""
 
@@ -53,8 +67,7 @@ class Trained:
 
     def _curve(self, config: dict[str, Any], replicate: int) -> Curve:
         exact = canonical(self.task.space, config)
-        errors = self.task.curve(exact, self.task.max_epochs, replicate)[:, 0]
-        return Curve(errors.tolist(), self.task.seconds(self.task.number(exact)))
+        return Curve(Trainings(self.task, exact, replicate), self.task.seconds(self.task.number(exact)))
 
 
 def study(task: Live, algorithm: str, seed: int, top: int, seeds: int) -> dict[str, Any]:
