@@ -219,6 +219,8 @@ def _conclude(
     setup: StudySetup, state: StudyState, jobs: JobFactory, result: RunResult, recommendation: Recommendation | None
 ) -> None:
     if not state.trials:
+        if result.problem is None:
+            print(f"The study ended before its first trial: {result.reason}.", flush=True)
         return
     write_results(setup.folder, state, reason=result.reason, recommendation=recommendation)
     if result.problem is not None and state.best_any is None:

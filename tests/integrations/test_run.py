@@ -43,11 +43,12 @@ class Observer:
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """``end(result)``: a run in which one trial reported and that ended so; returns what happened in which order."""
 
-    def run_to(result: RunResult, reports: int = 1) -> list[str]:
+    def run_to(result: RunResult, reports: int = 1, starts: bool = True) -> list[str]:
         happened: list[str] = []
 
         def coordinator(*, state: StudyState, **_: Any) -> Any:
-            state.handle(WorkerReady(0.0))
+            if starts:
+                state.handle(WorkerReady(0.0))
             for resource in range(1, reports + 1):
                 state.handle(Reported(1.0, 0, 1, resource, 0.5))
             return SimpleNamespace(run=lambda: result)
@@ -107,3 +108,8 @@ def test_an_error_has_the_last_word(end: Callable[..., list[str]]) -> None:
 
 def test_nothing_is_summed_up_if_nothing_was_reported(end: Callable[..., list[str]]) -> None:
     assert end(RunResult("x", problem=MetricMissing("Log it.")), reports=0)[-2:] == ["results", "MetricMissing Log it."]
+
+
+def test_a_study_without_trials_says_why(end: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert end(RunResult("all 0 trials are done"), reports=0, starts=False) == ["the screen is free", "closed"]
+    assert capsys.readouterr().out == "The study ended before its first trial: all 0 trials are done.\n"
