@@ -2,7 +2,7 @@
 
     python benchmarks/confirm.py --json confirm.json --cache curves --seeds 0-19
 
-Studies on a virtual clock, all with the same budget of simulated seconds, that of ``peers.py``; what confirmation takes
+Studies on a virtual clock, all with the same budget of simulated seconds, that of ``peers.py`` or a multiple; what confirmation takes
 is taken from the search. At the end the recommended configuration is trained five times with seeds that no study has
 seen: their mean test error is the figure. Beside it, how far the recommendation was from the truth: the mean validation
 error of these trainings minus the expected one.
@@ -70,9 +70,9 @@ class Trained:
         return Curve(Trainings(self.task, exact, replicate), self.task.seconds(self.task.number(exact)))
 
 
-def study(task: Live, algorithm: str, seed: int, top: int, seeds: int) -> dict[str, Any]:
+def study(task: Live, algorithm: str, seed: int, top: int, seeds: int, times: float) -> dict[str, Any]:
     """One study, and what became of its recommendation."""
-    end = budget(task, WORKERS, FULL_RUNS[task.name])
+    end = budget(task, WORKERS, times * FULL_RUNS[task.name])
     options = StudyOptions.from_mapping(
         {
             "metric": "error", "algorithm": algorithm, "max_t": task.max_epochs, "n_workers": WORKERS,
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="mlp_digits,rff_digits_rot")
     parser.add_argument("--algorithm", default="asha")
     parser.add_argument("--confirm", default="0x1,2x2,3x3", help="top x seeds; 0x1: none")
+    parser.add_argument("--times", type=float, default=1.0, help="multiple of the budget")
     parser.add_argument("--seeds", default="0-19", help="first-last")
     given = parser.parse_args()
     first, _, last = given.seeds.partition("-")
@@ -121,10 +122,12 @@ def main() -> None:
         for wanted in given.confirm.split(","):
             top, _, seeds = wanted.partition("x")
             runs = [
-                study(task, given.algorithm, seed, int(top), int(seeds)) for seed in range(int(first), int(last) + 1)
+                study(task, given.algorithm, seed, int(top), int(seeds), given.times)
+                for seed in range(int(first), int(last) + 1)
             ]
             figures = summarise(runs)
-            blocks.append({"task": name, "algorithm": given.algorithm, "confirm": wanted, **figures, "runs": runs})
+            labels = {"task": name, "algorithm": given.algorithm, "times": given.times, "confirm": wanted}
+            blocks.append({**labels, **figures, "runs": runs})
             print(
                 f"{name} {given.algorithm} confirm {wanted}: test {100 * figures['test']:.2f} ± "
                 f"{100 * figures['test_se']:.2f} %, validation {100 * figures['expected_too_low_by']:+.2f} ± "
