@@ -2,10 +2,10 @@
 
     python benchmarks/confirm.py --json confirm.json --cache curves --seeds 0-19
 
-Studies on a virtual clock, all with the same budget of simulated seconds, that of ``peers.py`` or a multiple; what confirmation takes
-is taken from the search. At the end the recommended configuration is trained five times with seeds that no study has
-seen: their mean test error is the figure. Beside it, how far the recommendation was from the truth: the mean validation
-error of these trainings minus the expected one.
+Studies on a virtual clock, all with the same budget of simulated seconds, that of ``peers.py`` or a multiple; what
+confirmation takes is taken from the search. At the end the recommended configuration is trained five times with seeds
+that no study has seen: their mean test error is the figure. Beside it, how far the recommendation was from the truth:
+the mean validation error of these trainings minus the expected one.
 """
 
 from __future__ import annotations
