@@ -20,9 +20,6 @@ from lightning_hpo.surrogates.posterior import Posterior
 from lightning_hpo.surrogates.promotion import PromotionProbability
 
 _STD_FLOOR = 1e-10
-_TOLERANCE = 1e-4
-"""Relative decrease at which a local search ends: a ten-thousandth of the logarithm of an improvement is nothing
-beside the error of the model, and the last digits take as many evaluations as the first."""
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -163,7 +160,7 @@ def minimize_acquisition(
     d = starts.shape[1]
     low = np.zeros(d) if lower is None else lower.cpu().numpy()
     high = np.ones(d) if upper is None else upper.cpu().numpy()
-    found = minimize_batch(function, starts.cpu().numpy(), low, high, max_iterations, _TOLERANCE)
+    found = minimize_batch(function, starts.cpu().numpy(), low, high, max_iterations)
     return torch.from_numpy(found.x).to(device), torch.from_numpy(found.value).to(device)
 
 
