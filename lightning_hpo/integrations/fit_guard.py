@@ -4,7 +4,7 @@ A trial's script may train other things too: a network that is to be fine-tuned,
 ``HPOCallback`` is no mistake by itself. A fit without it is refused only if no callback was made before, and if
 
 * it trains for ``max_t`` epochs, as the trial's own training does, or
-* no function of the script makes the callback, so that none will come later.
+* neither a function of the script nor its configuration makes the callback, so that none will come later.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 @contextmanager
-def guarding_fits(channel: TrialChannel) -> Iterator[None]:
+def guarding_fits(channel: TrialChannel, callback_is_configured: bool = False) -> Iterator[None]:
     """While it lasts, ``Trainer.fit`` raises ``CallbackMissing`` and tells the launcher, as the module says.
 
     Args:
         channel: the trial's; this process is the first rank.
+        callback_is_configured: the configuration names the callback.
     """
     import lightning.pytorch
 
@@ -42,17 +43,17 @@ def guarding_fits(channel: TrialChannel) -> Iterator[None]:
     with contextlib.ExitStack() as guards:
         for module in modules:
             if module is not None:
-                guards.enter_context(_guarding(module.Trainer, channel))
+                guards.enter_context(_guarding(module.Trainer, channel, callback_is_configured))
         yield
 
 
 @contextmanager
-def _guarding(trainer_class: Any, channel: TrialChannel) -> Iterator[None]:
+def _guarding(trainer_class: Any, channel: TrialChannel, callback_is_configured: bool) -> Iterator[None]:
     fit = trainer_class.fit
 
     @functools.wraps(fit)
     def guarded_fit(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        _check(trainer, channel)
+        _check(trainer, channel, callback_is_configured)
         fit(trainer, *args, **kwargs)
 
     trainer_class.fit = guarded_fit
@@ -70,17 +71,15 @@ def never_trained() -> CallbackMissing:
     )
 
 
-def _check(trainer: Trainer, channel: TrialChannel) -> None:
+def _check(trainer: Trainer, channel: TrialChannel, callback_is_configured: bool) -> None:
     from lightning_hpo.integrations.callback import HPOCallback
 
     if channel.callback_seen or HPOCallback.has_been_made:
         return
     if any(isinstance(callback, HPOCallback) for callback in trainer.callbacks):  # unpickled, so it was never made here
         return
-    if (
-        will_be_made(HPOCallback, list(sys.modules.values()))
-        and channel.hello(trainer.max_epochs).max_t != trainer.max_epochs
-    ):
+    comes_later = callback_is_configured or will_be_made(HPOCallback, list(sys.modules.values()))
+    if comes_later and channel.hello(trainer.max_epochs).max_t != trainer.max_epochs:
         return
     error = CallbackMissing(
         "This Trainer has no HPOCallback, so the study would learn nothing from its training, which was not begun. "

@@ -27,6 +27,8 @@ from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.script import refuse_nested_sweep
 
+_CALLBACK = "HPOCallback"
+
 
 def run_sweep(
     hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig, arguments: list[str]
@@ -56,6 +58,7 @@ def run_sweep(
     another = parsed.space.sample(np.random.default_rng(0))
     hydra_job.composer.learn(parsed.overrides(middle), parsed.overrides(another))
     composed = hydra_job.compose(parsed.overrides(middle), 0)
+    found = list(targets(OmegaConf.to_container(composed, resolve=False)))
     max_t = resolve_max_t(composed, options, parsed.space.names)
     seed = resolve_seed(composed, options, parsed.space.names)
     notes = parsed.notes
@@ -69,13 +72,13 @@ def run_sweep(
         options=options,
         max_t=max_t,
         folder=folder,
-        entry=TrialEntry(HydraTrial(hydra_job)),
+        entry=TrialEntry(HydraTrial(hydra_job), callback_is_configured=any(name == _CALLBACK for _, name in found)),
         jobs=lambda study: HydraJobs(hydra_job, parsed, study, options.ranks_per_trial, seed),
         continue_command=program.continued(folder),
         retrain_command=lambda values: program.single(parsed.overrides(values)),
         notes=notes,
         extra_header={"fixed": list(parsed.fixed)},
-        preload=tuple(target_modules(OmegaConf.to_container(composed, resolve=False))),
+        preload=tuple(module for module, _ in found),
     )
     try:
         state = run_study(setup)
@@ -86,16 +89,17 @@ def run_sweep(
     return None if best is None else best[2]
 
 
-def target_modules(node: Any) -> Iterator[str]:
-    """The modules of every ``_target_`` below a node of a configuration, in their order."""
+def targets(node: Any) -> Iterator[tuple[str, str]]:
+    """Module and name of every ``_target_`` below a node of a configuration, in their order."""
     if isinstance(node, Mapping):
         target = node.get("_target_")
         if isinstance(target, str) and "." in target:
-            yield target.rpartition(".")[0]
+            module, _, name = target.rpartition(".")
+            yield module, name
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from target_modules(child)
+            yield from targets(child)
 
 
 class HydraTrial:

@@ -23,10 +23,12 @@ class TrialEntry:
 
     Args:
         run: runs the user's script for a job; never raises.
+        callback_is_configured: the configuration names the callback, so that the script will make it from there.
     """
 
-    def __init__(self, run: Callable[[Job], JobResult]) -> None:
+    def __init__(self, run: Callable[[Job], JobResult], callback_is_configured: bool = False) -> None:
         self._run = run
+        self._callback_is_configured = callback_is_configured
 
     def __call__(self, job: Job) -> None:
         os.environ.setdefault(ROOT_VARIABLE, str(job.folder))
@@ -34,7 +36,7 @@ class TrialEntry:
         if channel is None or job.rank != 0:
             self._run(job)
             return
-        with guarding_fits(channel):
+        with guarding_fits(channel, self._callback_is_configured):
             result = self._run(job)
         outcome, error = result.outcome, result.error
         if outcome is Outcome.COMPLETED and channel.interrupted_as is not None:

@@ -82,6 +82,17 @@ def test_a_training_of_another_length_that_comes_first_is_let_pass(channel: Any,
 
 
 @pytest.mark.usefixtures("script_without_callback")
+def test_a_callback_that_the_configuration_names_may_come_later(fits: list[Trainer]) -> None:
+    channel: Any = Channel()
+    with guarding_fits(channel, callback_is_configured=True):
+        first = trainer(2)
+        first.fit()  # type: ignore[call-arg]
+        with pytest.raises(CallbackMissing):
+            trainer(9).fit()  # type: ignore[call-arg]
+    assert fits == [first]
+
+
+@pytest.mark.usefixtures("script_without_callback")
 def test_once_a_callback_is_made_any_other_training_is_let_pass(channel: Any, fits: list[Trainer]) -> None:
     own, other = trainer(9, HPOCallback()), trainer(9)
     other.fit()  # type: ignore[call-arg]
