@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import shlex
 import signal
 from collections.abc import Iterator, Mapping
@@ -44,8 +42,6 @@ def run_sweep(
         SystemExit: with 128 + its number, after a signal has ended the study in an orderly way; 130 for Ctrl-C.
     """
     refuse_nested_sweep()
-    # At its end the interpreter collects garbage twice, among all that torch and Lightning have made; once is enough.
-    atexit.register(gc.disable)
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     options = read_launcher_options(config)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_hpo.errors import BackendError
-from lightning_hpo.runtime import processes
+from lightning_hpo.runtime import garbage, processes
 from lightning_hpo.runtime.backends.base import Entry, Job, WarmUp
 from lightning_hpo.runtime.backends.slots import VISIBLE_DEVICES
 from lightning_hpo.runtime.backends.trial_server import EXIT_NO_MAIN_GUARD, TrialServer
@@ -207,24 +207,12 @@ def _prepare(preload: Iterable[str], warm_up: WarmUp | None, uses_gpu: bool) -> 
     if not uses_gpu:
         # The trials see no device either. So torch finds none, and does not start CUDA in this process.
         os.environ[VISIBLE_DEVICES] = ""
-    with _no_collections():
+    with garbage.no_collections():
         _preload(preload)
         if warm_up is not None and not uses_gpu:
             # It only saves time, so its failure is none.
             with contextlib.suppress(Exception):
                 warm_up()
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Imports make many objects that stay, and every collection of garbage looks at all of them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _preload(modules: Iterable[str]) -> None:

@@ -55,6 +55,9 @@ class HpoSweeper(Sweeper):
         self.others = others
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from lightning_hpo.runtime.garbage import set_aside
+
+        set_aside()  # the script has imported what it needs
         from lightning_hpo.integrations.select_sweeper import check_launcher
 
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
