@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lightning_hpo.errors import OptionError, SpaceError
+from lightning_hpo.runtime import garbage
 
 LAUNCHER = "hydra_plugins.lightning_hpo.launcher.HpoLauncher"
 SWEEPER = "hydra_plugins.lightning_hpo.launcher.HpoSweeper"
@@ -86,6 +87,15 @@ def check_sweeper(config: DictConfig) -> None:
             f"hydra/sweeper=basic runs a grid, but {ranges[0]} is a range. "
             "Remove hydra/sweeper=basic to search the space, or write choice(...) or range(...) instead."
         )
+
+
+def begin_sweep(config: DictConfig, others: Mapping[str, Any]) -> None:
+    """What comes before all that takes time: see :func:`check_launcher`, which it calls.
+
+    By now the script has imported what it needs, and much more will be imported and composed.
+    """
+    garbage.set_aside()
+    check_launcher(config, others)
 
 
 def check_launcher(config: DictConfig, others: Mapping[str, Any]) -> None:

@@ -22,8 +22,8 @@ def node():
     return weakref.ref(made)
 
 atexit.register(lambda: print("at the end:", gc.get_freeze_count(), before() is None or gc.collect() > 0))
-before = node()
 from lightning_hpo.runtime.garbage import set_aside
+before = node()
 set_aside()
 after = node()
 gc.collect()

@@ -55,14 +55,11 @@ class HpoSweeper(Sweeper):
         self.others = others
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from lightning_hpo.runtime.garbage import set_aside
-
-        set_aside()  # the script has imported what it needs
-        from lightning_hpo.integrations.select_sweeper import check_launcher
+        from lightning_hpo.integrations.select_sweeper import begin_sweep
 
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         with _printed_by_hydra():
-            check_launcher(config, self.others)
+            begin_sweep(config, self.others)
 
     def sweep(self, arguments: list[str]) -> Any:
         from lightning_hpo.integrations.sweep import run_sweep
