@@ -29,11 +29,11 @@ class FitOptions:
     opt_warmstart: bool = False
     """Let a full search start from the current values in place of the initial ones."""
     opt_restart_growth: float = 0.1
-    """Search fully when the data have grown by this share since the last full search. In between, the current
-    values are the only start: a new observation moves the optimum little, so that a few evaluations find it again."""
-    opt_restart_small: int = 200
-    """Up to this many observations the initial values are a start of every search: the best of several optima still
-    changes from one observation to the next, and evaluations are cheap."""
+    """Search fully when the data have grown by this share since the last full search. In between, a search starts from
+    the current values: a new observation moves the optimum little, so that a few evaluations find it again."""
+    opt_initial_growth: float = 0.03
+    """Between full searches, start from the initial values too when the data have grown by this share since that was
+    last done: which of several optima is the best changes from one observation to the next while they are few."""
     tolerance: float = 1e-5
     """Relative decrease of the objective, and projected gradient, at which a start ends."""
 
@@ -51,8 +51,8 @@ class Fit:
     evaluations: int
     """Evaluations of the objective, a batch counting once."""
     state: dict[str, Any]
-    """JSON data for the next fit of the same model: ``parameters`` (natural values by name) and ``searched``, the
-    number of observations at the last full search."""
+    """JSON data for the next fit of the same model: ``parameters`` (natural values by name), and the number of
+    observations at the last full search (``searched``) and at the last one from the initial values (``restarted``)."""
 
 
 def fit(
@@ -75,17 +75,18 @@ def fit(
     space, n = model.space, len(data) if size is None else size
     current = None if state is None else space.theta(state["parameters"])
     old = space.initial if current is None else current
-    searched = 0 if state is None else int(state["searched"])
+    searched, restarted = (0, 0) if state is None else (int(state["searched"]), int(state["restarted"]))
 
-    def result(theta: Tensor, objective: float, failed: bool, evaluations: int, searched: int) -> Fit:
-        values = {"parameters": space.values(theta), "searched": searched}
+    def result(theta: Tensor, objective: float, failed: bool, evaluations: int) -> Fit:
+        values = {"parameters": space.values(theta), "searched": searched, "restarted": restarted}
         return Fit(theta, objective, failed, evaluations, values)
 
     if len(data) == 0:
-        return result(old, math.nan, False, 0, searched)
+        return result(old, math.nan, False, 0)
     full = n >= (1.0 + options.opt_restart_growth) * searched
     starts = old.numpy()[None]
-    if full or n <= options.opt_restart_small:
+    again = full or n >= (1.0 + options.opt_initial_growth) * restarted
+    if again:
         centre = old if options.opt_warmstart else space.initial
         noise = generator.standard_normal((options.opt_nstarts - 1 if full else 0, space.size))
         fresh = np.concatenate([centre.numpy()[None], centre.numpy() + noise])
@@ -99,8 +100,9 @@ def fit(
     evaluations = sum(m.evaluations for m in found)
     best = int(np.argmin(value))
     if not np.isfinite(value[best]):
-        return result(old, math.inf, True, evaluations, searched)
-    return result(torch.from_numpy(x[best]), float(value[best]), False, evaluations, n if full else searched)
+        return result(old, math.inf, True, evaluations)
+    searched, restarted = n if full else searched, n if again else restarted
+    return result(torch.from_numpy(x[best]), float(value[best]), False, evaluations)
 
 
 def batched(objective: Objective, device: torch.device) -> Callable[[Array], tuple[Array, Array]]:

@@ -29,7 +29,7 @@ def test_the_same_seed_gives_the_same_parameters() -> None:
 
 
 def test_between_full_searches_a_few_evaluations_suffice() -> None:
-    options = FitOptions(opt_restart_small=30)
+    options = FitOptions(opt_initial_growth=0.1)
     cold = fit(MODEL, grown(40), options, np.random.default_rng(0))
     state = json.loads(json.dumps(cold.state))
     warm = fit(MODEL, grown(42), options, np.random.default_rng(1), state)
@@ -39,14 +39,16 @@ def test_between_full_searches_a_few_evaluations_suffice() -> None:
     assert again.state["searched"] == 44
 
 
-def test_with_few_observations_every_search_starts_from_the_initial_values_too() -> None:
-    """A bad current optimum is left as soon as the data say so, not only when they have grown by a tenth."""
-    stuck = {"parameters": MODEL.space.values(MODEL.space.upper.clamp(max=5.0)), "searched": 40}
+def test_a_bad_optimum_is_left_between_full_searches() -> None:
+    """The initial values are tried again when the data have grown by three in a hundred, not only by a tenth."""
+    stuck = {"parameters": MODEL.space.values(MODEL.space.upper.clamp(max=5.0)), "searched": 40, "restarted": 39}
     fresh = fit(MODEL, grown(41), FitOptions(opt_nstarts=1), np.random.default_rng(0))
-    found = fit(MODEL, grown(41), FitOptions(opt_restart_small=41), np.random.default_rng(0), stuck)
-    assert found.state["searched"] == 40
+    found = fit(MODEL, grown(41), FitOptions(), np.random.default_rng(0), stuck)
+    assert (found.state["searched"], found.state["restarted"]) == (40, 41)
     assert found.objective <= fresh.objective + 1e-9
-    alone = fit(MODEL, grown(41), FitOptions(opt_restart_small=40, opt_maxiter=1), np.random.default_rng(0), stuck)
+    later = {**stuck, "restarted": 40}  # grown by 2.5 in a hundred
+    alone = fit(MODEL, grown(41), FitOptions(opt_maxiter=1), np.random.default_rng(0), later)
+    assert alone.state["restarted"] == 40
     assert alone.objective > found.objective + 1.0
 
 
