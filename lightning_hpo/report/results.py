@@ -334,7 +334,7 @@ def _repeats(curve: Mapping[int, float], known: Mapping[int, float]) -> bool:
 def _recommended(state: StudyState, recommendation: Recommendation) -> str:
     names = formats.short_names(state.space.domains)
     config = formats.configuration(state.space.searched(recommendation.config), names)
-    spread = f" ± {formats.number(recommendation.std)}" if math.isfinite(recommendation.std) else ""
+    spread = f" ± {recommendation.std:.2g}" if math.isfinite(recommendation.std) else ""
     again = formats.amount(recommendation.confirmations, "other training")
     source = f", the mean of {again}" if recommendation.confirmations else ""
     return f"expected {formats.number(recommendation.mean)}{spread}{source}  trial {recommendation.trial_id}  {config}"

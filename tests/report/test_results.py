@@ -243,7 +243,7 @@ def test_the_summary_gives_the_commands_that_come_next():
 
 
 def test_the_recommended_configuration_is_the_one_to_train():
-    recommendation = Recommendation(2, {"model.lr": 0.001, "act": "relu", "batch_size": 64}, 0.42, 0.03)
+    recommendation = Recommendation(2, {"model.lr": 0.001, "act": "relu", "batch_size": 64}, 0.42, 0.0304518)
     text = told(small_study(), recommendation=recommendation, retrain=lambda config: f"lr={config['model.lr']}")
     assert "recommended            expected 0.42 ± 0.03  trial 2  lr=0.001 act=relu" in text
     assert "train trial 2  lr=0.001" in text
