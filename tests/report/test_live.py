@@ -122,7 +122,7 @@ def test_a_stopped_trial_and_one_that_passed_its_rung():
         == "0:00:02  trial 0  continue  epoch 1  val_loss=0.5  (rank 1 of 1 at rung 1: too few trials to judge)"
     )
     assert lines[5].startswith(
-        "0:00:06  trial 2  stop  epoch 1  val_loss=0.9  (rank 3 of 3 at rung 1: not among the best"
+        "0:00:06  trial 2  stop  epoch 1  val_loss=0.9  (rank 3 of 3 at rung 1: worse than the 33% quantile"
     )
 
 

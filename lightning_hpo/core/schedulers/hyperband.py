@@ -120,8 +120,8 @@ class StoppingAsha(AsynchronousHyperband):
         if passed is None:
             return Ruling(Verdict.CONTINUE, f"{place}: too few trials to judge", job.milestone, level)
         if passed:
-            return Ruling(Verdict.CONTINUE, f"{place}: among the best {rung.quantile:.0%}", job.milestone, level)
-        return Ruling(Verdict.STOP, f"{place}: not among the best {rung.quantile:.0%}", level=level)
+            return Ruling(Verdict.CONTINUE, f"{place}: within the {rung.quantile:.0%} quantile", job.milestone, level)
+        return Ruling(Verdict.STOP, f"{place}: worse than the {rung.quantile:.0%} quantile", level=level)
 
 
 class PromotionAsha(AsynchronousHyperband):

@@ -79,7 +79,7 @@ class TestStopping:
         study = Driven(max_t=9)
         letters(study, 0.5, 0.4)
         study.ready()
-        assert study.report(2, 1, 0.45).reason == "rank 2 of 3 at rung 1: not among the best 33%"
+        assert study.report(2, 1, 0.45).reason == "rank 2 of 3 at rung 1: worse than the 33% quantile"
 
 
 class TestPromotion:
