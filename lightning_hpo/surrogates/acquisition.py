@@ -21,6 +21,10 @@ from lightning_hpo.surrogates.promotion import PromotionProbability
 
 _STD_FLOOR = 1e-10
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+_TAIL = 1e4
+"""Below minus this, ``1 + u M`` (see :func:`log_improvement`) is lost in rounding, and its limit is exact."""
+_HEAD = 30.0
+"""Above this, ``M`` overflows soon, and ``h(u) = u`` is exact."""
 
 
 class Score(NamedTuple):
@@ -41,19 +45,22 @@ Acquisition: TypeAlias = Callable[[Tensor, Tensor], Score]
 def log_improvement(u: Tensor) -> tuple[Tensor, Tensor]:
     """``log h(u)``, ``h(u) = u Phi(u) + phi(u)``, and its derivative ``Phi(u) / h(u)``, without underflow.
 
-    For ``u < -1`` through the scaled complementary error function, far in the tail by the asymptotic ``phi(u) / u**2``
-    (Ament, Daulton, Eriksson, Balandat, Bakshy 2023, eq. 9).
+    Through Mills' ratio ``M = Phi / phi``, a scaled complementary error function: ``h = phi (1 + u M)`` and
+    ``Phi / h = M / (1 + u M)``. Far in the lower tail ``h`` is ``phi(u) / u**2`` (Ament, Daulton, Eriksson, Balandat,
+    Bakshy 2023, eq. 9), far in the upper one ``u``.
     """
-    near = u.clamp_min(-1.0)
-    log_near = (near * torch.special.ndtr(near) + (-0.5 * near**2 - _LOG_SQRT_2PI).exp()).log()
-    far = (-u).clamp(1.0, 1e6)
-    # 1 - far Phi(-far) / phi(far), where the ratio is Mills' ratio
-    mills = math.sqrt(0.5 * math.pi) * torch.special.erfcx(far * math.sqrt(0.5))
-    log_far = torch.where(far < 1e4, torch.log1p(-(far * mills).clamp_max(1.0 - 1e-9)), -2.0 * far.log())
-    log_far = log_far - 0.5 * u**2 - _LOG_SQRT_2PI
-    value = torch.where(u > -1.0, log_near, log_far)
-    # further out both logarithms are too large for their difference, which tends to log(-u)
-    return value, torch.where(u > -1e4, (torch.special.log_ndtr(u) - value).exp(), -u)
+    inside = u.clamp(-_TAIL, _HEAD)
+    mills = torch.special.erfcx(inside * -math.sqrt(0.5)).mul_(math.sqrt(0.5 * math.pi))
+    excess = inside * mills
+    value = excess.log1p() - (inside.square().mul_(0.5).add_(_LOG_SQRT_2PI))
+    slope = mills / (excess + 1.0)
+    if torch.equal(inside, u):
+        return value, slope
+    far = (-u).clamp_min(_TAIL)
+    below = -2.0 * far.log() - 0.5 * far**2 - _LOG_SQRT_2PI
+    above = u.clamp_min(_HEAD)
+    value = torch.where(u < -_TAIL, below, torch.where(u > _HEAD, above.log(), value))
+    return value, torch.where(u < -_TAIL, far, torch.where(u > _HEAD, 1.0 / above, slope))
 
 
 def log_expected_improvement(incumbent: Tensor, xi: float = 0.01) -> Acquisition:
@@ -64,15 +71,18 @@ def log_expected_improvement(incumbent: Tensor, xi: float = 0.01) -> Acquisition
         xi: improvements below this size do not count.
     """
 
+    limit = incumbent - xi
+
     def score(mean: Tensor, variance: Tensor) -> Score:
-        std = variance.sqrt().clamp_min(_STD_FLOOR).unsqueeze(-1)
-        u = (incumbent - mean - xi) / std
-        log_h, ratio = log_improvement(u)
-        value = log_h.logsumexp(-1) + std.squeeze(-1).log() - math.log(mean.shape[-1])
-        share = log_h.softmax(-1)
-        g_mean = share * ratio / std
-        g_std = (1.0 - (share * ratio * u).sum(-1)) / std.squeeze(-1)
-        return Score(-value, g_mean, -0.5 * g_std / std.squeeze(-1))
+        std = variance.sqrt().clamp_min_(_STD_FLOOR)
+        column = std.unsqueeze(-1)
+        u = (limit - mean) / column
+        log_h, slope = log_improvement(u)
+        total = log_h.logsumexp(-1)
+        # derivatives of -log EI: d log h / du, weighted by the columns' shares of the sum
+        weighted = (log_h - total.unsqueeze(-1)).exp_().mul_(slope).div_(column)
+        g_variance = ((weighted * u).sum(-1) - 1.0 / std) / (2.0 * std)
+        return Score(math.log(mean.shape[-1]) - total - std.log(), weighted, g_variance)
 
     return score
 
@@ -149,7 +159,7 @@ def minimize_acquisition(
     device = starts.device
 
     def function(points: Array) -> tuple[Array, Array]:
-        with torch.no_grad():
+        with torch.inference_mode():
             x = torch.from_numpy(points).to(device)
             value, gradient = evaluate(posterior, acquisition, x, resource)
             if promotion is not None:

@@ -51,6 +51,7 @@ class AdditiveModel(Surrogate):
     """
 
     curve_parameters: tuple[p.Parameter, ...]
+    uses_autograd = True
 
     def __init__(self, dimension: int, max_resource: int, warped: tuple[int, ...] = (), ard: bool = True) -> None:
         self.max_resource = max_resource

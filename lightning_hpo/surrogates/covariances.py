@@ -113,8 +113,8 @@ class Inputs:
         own = p.lengthscale(dimension if ard else 1, self.name)
         self.parameters = (own, *p.warping(len(self.warped), warp_prefix)) if self.warped else (own,)
 
-    def scaled(self, natural: p.Natural, x: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Gradients]]]:
-        """``(n, d)`` -> ``(S, n, d)`` and a pullback to ``x`` and the parameters."""
+    def scaled(self, natural: p.Natural, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Gradients]]:
+        """``(n, d)`` -> ``(S, n, d)`` and a pullback to the parameters."""
         lengthscale = natural[self.name].unsqueeze(-2)
         if self.warped:
             x = x.expand(natural.batch, -1, -1).clone()
@@ -122,17 +122,31 @@ class Inputs:
             x[..., self.warped], pull_warp = warp(x[..., self.warped], a, b)
         z = (x - 0.5) / lengthscale
 
-        def pullback(g: Tensor) -> tuple[Tensor, Gradients]:
+        def pullback(g: Tensor) -> Gradients:
             g_scale = -(g * z).sum(-2) / lengthscale.squeeze(-2)
             gradients = {self.name: g_scale if self.ard else g_scale.sum(-1, keepdim=True)}
-            g_x = g / lengthscale
             if self.warped:
-                g_x = g_x.expand_as(z).clone()
-                g_x[..., self.warped], *rest = pull_warp(g_x[..., self.warped])
-                gradients |= dict(zip(self.warp_names, rest, strict=True))
-            return g_x, gradients
+                g_warped = (g / lengthscale).expand_as(z)[..., self.warped]
+                gradients |= dict(zip(self.warp_names, pull_warp(g_warped)[1:], strict=True))
+            return gradients
 
         return z, pullback
+
+    def place(self, natural: p.Natural, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The same for one parameter vector, ``(n, d)`` -> ``(n, d)``, with a pullback to ``x``."""
+        lengthscale = natural[self.name][0]
+        if self.warped:
+            x = x.clone()
+            a, b = (natural[name][0] for name in self.warp_names)
+            x[:, self.warped], pull_warp = warp(x[:, self.warped], a, b)
+
+        def pullback(g: Tensor) -> Tensor:
+            g_x = g / lengthscale
+            if self.warped:
+                g_x[:, self.warped] = pull_warp(g_x[:, self.warped])[0]
+            return g_x
+
+        return (x - 0.5) / lengthscale, pullback
 
 
 class Covariance(ABC):
@@ -225,7 +239,7 @@ class Product(Covariance):
                 g = g_covariance * scale_n
                 if not points.one_per_config:
                     g = g.new_zeros(len(g), m * m).index_add_(1, points.pairs, g.flatten(1)).reshape(-1, m, m)
-                gradients |= pull_inputs(pull_distances(g.mul_(slope), z))[1]
+                gradients |= pull_inputs(pull_distances(g.mul_(slope), z))
             g_shift = None
             if table.shift is not None:
                 g_shift = to_levels(g_covariance if linked is None else g_covariance * linked)
@@ -234,33 +248,30 @@ class Product(Covariance):
         return Moments(table.mean[:, level], covariance, pullback)
 
     def query(self, natural: p.Natural, points: Points, rho: Tensor) -> Query:
-        x, config, level = points.x, points.config, points.level
+        x, level = points.x[points.config], points.level
         table = self.table(natural, torch.cat([points.rho, rho.reshape(1)]))
         scales = [scale[0, -1] for scale in table.scales]
         shift = None if table.shift is None else table.shift[0, -1]
         variance = torch.stack([s[-1] for s in scales]).sum() + (0.0 if shift is None else shift[-1])
-        scaled = [(inputs, inputs.scaled(natural, x)[0][0]) for inputs in self.terms]
+        terms = [(t, t.place(natural, x)[0], s[level]) for t, s in zip(self.terms, scales, strict=True)]
+        shift = None if shift is None else shift[level]
 
         def cross(query: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-            total = query.new_zeros(len(query), len(config))
-            pulls = []
-            for (inputs, z), scale in zip(scaled, scales, strict=True):
-                zq, pull_inputs = inputs.scaled(natural, query)
-                correlation, slope = matern52(zq[0], z)
-                total += correlation[:, config] * scale[level]
-                pulls.append((pull_inputs, slope, zq, z, scale))
+            parts, pulls = [], []
+            for inputs, z, scale in terms:
+                zq, pull_inputs = inputs.place(natural, query)
+                correlation, slope = matern52(zq, z)
+                parts.append(correlation.mul_(scale))
+                pulls.append((pull_inputs, slope.mul_(scale), zq, z))
             if shift is not None:
-                if self.same_config_only:
-                    total += (query.unsqueeze(1) == x).all(-1)[:, config] * shift[level]
-                else:
-                    total += shift[level]
+                parts.append((query.unsqueeze(1) == x).all(-1) * shift if self.same_config_only else shift)
+            total = parts[0]
+            for part in parts[1:]:
+                total += part
 
             def pullback(g: Tensor) -> Tensor:
-                g_query = torch.zeros_like(query)
-                for pull_inputs, slope, zq, z, scale in pulls:
-                    by_config = torch.zeros_like(slope).index_add_(1, config, g * scale[level])
-                    g_query += pull_inputs(pull_distances(by_config * slope, zq[0], z).unsqueeze(0))[0][0]
-                return g_query
+                gradients = [pull(pull_distances(g * slope, zq, z)) for pull, slope, zq, z in pulls]
+                return gradients[0] if len(gradients) == 1 else torch.stack(gradients).sum(0)
 
             return total, pullback
 
@@ -351,7 +362,7 @@ class MaternOverFidelity(Covariance):
         scale = natural["outputscale"].unsqueeze(-1)
 
         def pullback(g_mean: Tensor, g_covariance: Tensor) -> Gradients:
-            gradients = pull_inputs(pull_distances(g_covariance * slope * scale, z))[1]
+            gradients = pull_inputs(pull_distances(g_covariance * slope * scale, z))
             g_scale = inner(g_covariance, correlation)
             return gradients | {"mean": g_mean.sum(1, keepdim=True), "outputscale": g_scale}
 
@@ -359,15 +370,15 @@ class MaternOverFidelity(Covariance):
 
     def query(self, natural: p.Natural, points: Points, rho: Tensor) -> Query:
         rows = self._join(points.x[points.config], points.rho[points.level])
-        z = self.inputs.scaled(natural, rows)[0][0]
+        z = self.inputs.place(natural, rows)[0]
         scale = natural["outputscale"][0, 0]
 
         def cross(query: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-            zq, pull_inputs = self.inputs.scaled(natural, self._join(query, rho))
-            correlation, slope = matern52(zq[0], z)
+            zq, pull_inputs = self.inputs.place(natural, self._join(query, rho))
+            correlation, slope = matern52(zq, z)
 
             def pullback(g: Tensor) -> Tensor:
-                return pull_inputs(pull_distances(g * slope * scale, zq[0], z).unsqueeze(0))[0][0, :, :-1]
+                return pull_inputs(pull_distances(g * slope * scale, zq, z))[:, :-1]
 
             return correlation * scale, pullback
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_hpo.errors import NumericalError
 from lightning_hpo.surrogates.data import Observations
-from lightning_hpo.surrogates.models import Objective, Surrogate
+from lightning_hpo.surrogates.models import Surrogate
 from lightning_hpo.surrogates.optimize import Array, minimize_batch
 
 
@@ -91,7 +91,7 @@ def fit(
         noise = generator.standard_normal((options.opt_nstarts - 1 if full else 0, space.size))
         fresh = np.concatenate([centre.numpy()[None], centre.numpy() + noise])
         starts = fresh if centre is old else np.concatenate([starts, fresh])
-    objective = batched(model.objective(data), data.y.device)
+    objective = batched(model, data)
     lower, upper = space.lower.numpy(), space.upper.numpy()
     # A batch pays where starts run equally long. The current values are at their optimum after a few evaluations.
     groups = [starts] if full else list(starts[:, None])
@@ -105,11 +105,14 @@ def fit(
     return result(torch.from_numpy(x[best]), float(value[best]), False, evaluations)
 
 
-def batched(objective: Objective, device: torch.device) -> Callable[[Array], tuple[Array, Array]]:
+def batched(model: Surrogate, data: Observations) -> Callable[[Array], tuple[Array, Array]]:
     """The objective on numpy arrays; infinite where a covariance matrix is not positive definite."""
+    objective, device = model.objective(data), data.y.device
+    # without autograd's bookkeeping a call of torch costs a fifth less
+    mode = torch.no_grad if model.uses_autograd else torch.inference_mode
 
     def evaluate(theta: Array) -> tuple[Array, Array]:
-        with torch.no_grad():
+        with mode():
             try:
                 value, gradient = objective(torch.from_numpy(theta).to(device))
             except NumericalError:
@@ -117,6 +120,6 @@ def batched(objective: Objective, device: torch.device) -> Callable[[Array], tup
                     return np.full(1, np.inf), np.zeros_like(theta)
                 values, gradients = zip(*(evaluate(row[None]) for row in theta), strict=True)
                 return np.concatenate(values), np.concatenate(gradients)
-        return value.cpu().numpy(), gradient.cpu().numpy()
+            return value.cpu().numpy(), gradient.cpu().numpy()
 
     return evaluate

@@ -24,6 +24,7 @@ from torch import Tensor
 from lightning_hpo.errors import NumericalError
 
 LOG_2PI = math.log(2.0 * math.pi)
+_SQRT5 = math.sqrt(5.0)
 _EDGE = 1e-9
 """Kumaraswamy's distribution function has infinite slope at 0 or 1 for some shapes: stay away from the ends."""
 
@@ -92,24 +93,13 @@ def matern52(z: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
         ``(1 + b + b**2 / 3) exp(-b)``, ``b = sqrt(5) * distance``, and its derivative with respect to the *squared*
         distance; both ``(.., n, m)``.
     """
-    n5, one = _norm_columns(z)
-    m5 = n5
-    if other is None:
-        other = z
-    else:
-        m5, one = _norm_columns(other)
-    # one product gives 5 (|z|² - 2 z.z' + |z'|²): passes over the matrix cost as much as its factorisation
-    d = torch.cat([-10.0 * z, n5, torch.ones_like(n5)], -1) @ torch.cat([other, one, m5], -1).mT
-    b = d.clamp_min_(0.0).sqrt()
+    # differences are as fast as a product of matrices on so few coordinates, and exact where points are close
+    distance = torch.cdist(z, z if other is None else other, compute_mode="donot_use_mm_for_euclid_dist")
+    b = distance.mul_(_SQRT5)
     decay = b.neg().exp_()
-    slope = b.add_(1.0).mul_(decay)
-    correlation = torch.addcmul(slope, d, decay, value=1.0 / 3.0)
+    slope = (b + 1.0).mul_(decay)
+    correlation = torch.addcmul(slope, b.square_(), decay, value=1.0 / 3.0)
     return correlation, slope.mul_(-5.0 / 6.0)
-
-
-def _norm_columns(z: Tensor) -> tuple[Tensor, Tensor]:
-    n5 = (z * z).sum(-1, keepdim=True).mul_(5.0)
-    return n5, torch.ones_like(n5)
 
 
 def pull_distances(weight: Tensor, z: Tensor, other: Tensor | None = None) -> Tensor:
@@ -137,13 +127,45 @@ class DecayTable(NamedTuple):
     """Summand of the covariance, ``(S, L, L)``."""
 
 
+class Decay(NamedTuple):
+    """``kappa(u) = E[e^{-lambda u}] = (1 + u mean_lambda / alpha)^{-alpha}`` at levels and their sums, ``lambda``
+    gamma-distributed with shape ``alpha`` and mean ``mean_lambda``."""
+
+    single: Tensor
+    """At every level, ``(S, L)``."""
+    sums: Tensor
+    """At the sums of two levels, ``(S, L, L)``."""
+    pullback: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """From gradients of the two to those of ``alpha`` and ``mean_lambda``, each ``(S, 1)``."""
+
+
+def level_sums(rho: Tensor) -> Tensor:
+    """The levels ``(L,)`` followed by all sums of two of them, ``(L + L * L,)``."""
+    return torch.cat([rho, (rho[:, None] + rho).reshape(-1)])
+
+
+def decay_at(u: Tensor, n_levels: int, alpha: Tensor, mean_lambda: Tensor) -> Decay:
+    """The decay at ``u = level_sums(rho)``; parameters ``(S, 1)``."""
+    ratio = u * (mean_lambda / alpha)
+    log_growth = ratio.log1p()
+    kappa = (log_growth * -alpha).exp_()
+
+    def pullback(g_single: Tensor, g_sums: Tensor) -> tuple[Tensor, Tensor]:
+        g = torch.cat([g_single, g_sums.flatten(1)], 1).mul_(kappa)
+        quotient = ratio / (ratio + 1.0)
+        by_lambda = (g * quotient).sum(1, keepdim=True)
+        return by_lambda - (g * log_growth).sum(1, keepdim=True), by_lambda * (-alpha / mean_lambda)
+
+    return Decay(kappa[:, :n_levels], kappa[:, n_levels:].unflatten(1, (n_levels, n_levels)), pullback)
+
+
 def decay_table(
     rho: Tensor, alpha: Tensor, mean_lambda: Tensor, gamma: Tensor, delta: Tensor, mean: Tensor
 ) -> tuple[DecayTable, Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]]:
     """Moments of ``h(x) (1 - delta e^{-lambda rho}) + gamma e^{-lambda rho}`` over levels, ``lambda`` gamma-distributed
     with shape ``alpha`` and mean ``mean_lambda`` and common to all curves.
 
-    With ``kappa(u) = E[e^{-lambda u}] = (1 + u mean_lambda / alpha)^{-alpha}`` and ``e = gamma - delta mean``::
+    With ``kappa`` of :class:`Decay` and ``e = gamma - delta mean``::
 
         mean   = mean + kappa(rho) e
         scale  = 1 - delta (kappa(rho) + kappa(rho') - delta kappa(rho + rho'))
@@ -157,12 +179,7 @@ def decay_table(
     Returns:
         the table, and a pullback from gradients of its fields to gradients of the parameters, by name.
     """
-    n = len(rho)
-    u = torch.cat([rho, (rho[:, None] + rho).reshape(-1)])
-    ratio = u * (mean_lambda / alpha)
-    log_growth = torch.log1p(ratio)
-    kappa_u = (-alpha * log_growth).exp()
-    kappa, kappa2 = kappa_u[:, :n], kappa_u[:, n:].unflatten(1, (n, n))
+    kappa, kappa2, pull_decay = decay_at(level_sums(rho), len(rho), alpha, mean_lambda)
     e = gamma - delta * mean
     covariance = kappa2 - kappa.unsqueeze(-1) * kappa.unsqueeze(-2)
     e3, delta3 = e.unsqueeze(-1), delta.unsqueeze(-1)
@@ -178,18 +195,44 @@ def decay_table(
         both = g_scale + g_scale.mT
         sym_shift = g_shift + g_shift.mT
         g_kappa = g_mean * e - delta * both.sum(-1) - e**2 * (sym_shift @ kappa.unsqueeze(-1)).squeeze(-1)
-        g_u = torch.cat([g_kappa, g_kappa2.flatten(1)], 1) * kappa_u
-        quotient = ratio / (1.0 + ratio)
+        g_alpha, g_lambda = pull_decay(g_kappa, g_kappa2)
         g_delta = total(g_scale * 2.0 * delta3 * kappa2) - (both.sum(-1) * kappa).sum(1, keepdim=True) - g_e * mean
         return {
-            "alpha": (g_u * (quotient - log_growth)).sum(1, keepdim=True),
-            "mean_lambda": -(alpha / mean_lambda) * (g_u * quotient).sum(1, keepdim=True),
+            "alpha": g_alpha,
+            "mean_lambda": g_lambda,
             "gamma": g_e,
             "delta": g_delta,
             "mean": g_mean.sum(1, keepdim=True) - delta * g_e,
         }
 
     return table, pullback
+
+
+def decay_sum(
+    u: Tensor, n_levels: int, alpha: Tensor, mean_lambda: Tensor, gamma: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], dict[str, Tensor]]]:
+    """Mean ``(S, L)`` and shift ``(S, L, L)`` of :func:`decay_table` for ``delta = 0``, where the scale is 1.
+
+    Args:
+        u: ``level_sums(rho)``.
+
+    Returns:
+        also a pullback from gradients of the two, that of the shift symmetric, to those of the parameters, by name.
+    """
+    kappa, kappa2, pull_decay = decay_at(u, n_levels, alpha, mean_lambda)
+    column = kappa.unsqueeze(-1)
+    covariance = kappa2 - column * kappa.unsqueeze(-2)
+    square = gamma.square().unsqueeze(-1)
+
+    def pullback(g_mean: Tensor, g_shift: Tensor) -> dict[str, Tensor]:
+        g_covariance = g_shift * square
+        g_kappa = torch.addcmul((g_covariance @ column).squeeze(-1).mul_(-2.0), g_mean, gamma)
+        g_alpha, g_lambda = pull_decay(g_kappa, g_covariance)
+        g_gamma = torch.addcmul((g_mean * kappa).sum(1, keepdim=True), gamma, inner(g_shift, covariance), value=2.0)
+        g_own = g_mean.sum(1, keepdim=True)
+        return {"alpha": g_alpha, "mean_lambda": g_lambda, "gamma": g_gamma, "mean": g_own}
+
+    return torch.addcmul(mean, kappa, gamma), covariance * square, pullback
 
 
 # ---------------------------------------------------------------------------------------- likelihoods
@@ -227,21 +270,18 @@ def gaussian_nll(covariance: Tensor, residual: Tensor) -> DenseTerms:
 class LevelStatistics(NamedTuple):
     """What the targets of ``m`` configurations at ``L`` levels contribute, once the model is additive over levels.
 
-    ``E`` is the ``(n, L)`` indicator of levels, and a bar the mean over a configuration's observations.
+    With the ``(n, L)`` indicator ``E`` of levels, ``B = [y, E]`` has ``1 + L`` columns. A bar is the mean over a
+    configuration's observations.
     """
 
-    counts: Tensor
-    """Observations per configuration, ``(m,)``."""
-    mean_target: Tensor
-    """``(m,)``"""
-    mean_level: Tensor
-    """``(m, L)``, mean of ``E``."""
-    level_scatter: Tensor
-    """``(L, L)``: ``(E - Ē)ᵀ (E - Ē)``."""
-    cross_scatter: Tensor
-    """``(L,)``: ``(E - Ē)ᵀ (y - ȳ)``."""
-    target_scatter: Tensor
-    """``()``: ``|y - ȳ|²``."""
+    inverse_counts: Tensor
+    """One over the observations per configuration, ``(m,)``."""
+    log_counts: Tensor
+    """Sum of the logarithms of the observations per configuration, ``()``."""
+    means: Tensor
+    """Mean of ``B`` per configuration, ``(m, 1 + L)``."""
+    scatter: Tensor
+    """``(B - B̄)ᵀ (B - B̄)``, ``(1 + L, 1 + L)``."""
     total: int
 
     @classmethod
@@ -253,8 +293,7 @@ class LevelStatistics(NamedTuple):
         means = torch.zeros(n_configs, n_levels + 1, dtype=y.dtype, device=y.device).index_add_(0, config, columns)
         means /= count[:, None]
         within = columns - means[config]
-        scatter = within.mT @ within
-        return cls(count, means[:, 0], means[:, 1:], scatter[1:, 1:], scatter[1:, 0], scatter[0, 0], len(y))
+        return cls(1.0 / count, count.log().sum(), means, within.mT @ within, len(y))
 
 
 class AdditiveTerms(NamedTuple):
@@ -282,7 +321,7 @@ def level_additive_nll(
     curves far fewer.
 
     Args:
-        covariance: ``(S, m, m)`` over configurations.
+        covariance: ``(S, m, m)`` over configurations; overwritten.
         shift: ``(S, L, L)``, positive semidefinite.
         mean: ``(S, L)``.
         noise: ``(S, 1)``.
@@ -290,50 +329,36 @@ def level_additive_nll(
     Raises:
         NumericalError: see :func:`cholesky`.
     """
-    m, n_levels = data.mean_level.shape
-    batch = covariance.shape[0]
-    covariance = covariance.clone()
-    covariance.diagonal(dim1=-2, dim2=-1).add_(noise / data.counts)
-    factor = cholesky(covariance)
-    inverse = torch.cholesky_inverse(factor)
-    residual = data.mean_target - mean @ data.mean_level.mT
-    solved = torch.cholesky_solve(
-        torch.cat([residual.unsqueeze(-1), data.mean_level.expand(batch, -1, -1)], -1), factor
-    )
-    a, v = solved[..., 0], solved[..., 1:]
-    eye = torch.eye(n_levels, dtype=noise.dtype, device=noise.device)
+    m, size = data.means.shape
     noise3 = noise.unsqueeze(-1)
-    # q = Eᵀ A⁻¹ E and p = Eᵀ A⁻¹ (y - E mean), with A = Z covariance Zᵀ + noise I
-    q = data.level_scatter / noise3 + data.mean_level.mT @ v
-    p = (data.cross_scatter - mean @ data.level_scatter) / noise + a @ data.mean_level
-    lu, pivots, _ = torch.linalg.lu_factor_ex(eye + shift @ q)
+    covariance.diagonal(dim1=-2, dim2=-1).add_(noise * data.inverse_counts)
+    factor = cholesky(covariance)
+    solved = torch.cholesky_solve(data.means.expand(len(noise), m, size), factor)
+    # gram = Bᵀ A⁻¹ B with A = Z covariance Zᵀ + noise I; q is its part of E alone
+    gram = data.means.mT @ solved + data.scatter / noise3
+    q = gram[:, 1:, 1:]
+    # B residual = y - E mean, and p = Eᵀ A⁻¹ (y - E mean)
+    residual = torch.nn.functional.pad(-mean, (1, 0), value=1.0).unsqueeze(-1)
+    gram_residual = gram @ residual
+    p = gram_residual[:, 1:]
+    lu, pivots, _ = torch.linalg.lu_factor_ex(torch.eye(size - 1, dtype=q.dtype, device=q.device) + shift @ q)
     h = torch.linalg.lu_solve(lu, pivots, shift)
-    h = 0.5 * (h + h.mT)
-    hp = (h @ p.unsqueeze(-1)).squeeze(-1)
-
-    def scatter(of_mean: Tensor) -> Tensor:
-        cross = (of_mean * (of_mean @ data.level_scatter - 2.0 * data.cross_scatter)).sum(-1, keepdim=True)
-        return data.target_scatter + cross
-
+    h = torch.nn.functional.pad(h + h.mT, (1, 0, 1, 0)).mul_(0.5)
+    # B solution = (y - E mean) - E h p, and A⁻¹ B solution is the inverse of the whole covariance times the residual
+    solution = torch.cat([residual[:, :1], residual[:, 1:] - h[:, 1:, 1:] @ p], 1)
     log_det = (
         2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        + data.counts.log().sum()
-        + (data.total - m) * noise.log().squeeze(-1)
         + lu.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        + (data.total - m) * noise.log().squeeze(-1)
     )
-    quadratic = (scatter(mean) / noise).squeeze(-1) + (residual * a).sum(-1) - (p * hp).sum(-1)
-    value = 0.5 * (quadratic + log_det + data.total * LOG_2PI)
+    quadratic = (solution * gram_residual).sum((1, 2))
+    value = 0.5 * (quadratic + log_det + (data.log_counts + data.total * LOG_2PI))
 
-    weight = a - (v @ hp.unsqueeze(-1)).squeeze(-1)
-    t = p - (q @ hp.unsqueeze(-1)).squeeze(-1)
-    low_rank = torch.cat([v @ h, weight.unsqueeze(-1)], -1)
-    g_covariance = torch.baddbmm(inverse, low_rank, torch.cat([v, weight.unsqueeze(-1)], -1).mT, beta=0.5, alpha=-0.5)
-    g_shift = 0.5 * (q - q @ h @ q - t.unsqueeze(-1) * t.unsqueeze(-2))
-    per_count = v / data.counts.unsqueeze(-1)
-    trace = (
-        (data.total - m) / noise.squeeze(-1)
-        + (inverse.diagonal(dim1=-2, dim2=-1) / data.counts).sum(-1)
-        - (h * (data.level_scatter / noise3**2 + v.mT @ per_count)).sum((-2, -1))
-    )
-    square = (scatter(mean + hp) / noise**2).squeeze(-1) + (weight**2 / data.counts).sum(-1)
-    return AdditiveTerms(value, g_covariance, g_shift, -t, 0.5 * (trace - square).unsqueeze(-1))
+    middle = torch.baddbmm(h, solution, solution.mT)
+    inverse = torch.cholesky_inverse(factor)
+    g_covariance = inverse.baddbmm_(solved @ middle, solved.mT, beta=0.5, alpha=-0.5)
+    g_shift = torch.baddbmm(gram, gram @ middle, gram, beta=0.5, alpha=-0.5)[:, 1:, 1:]
+    g_mean = -(gram @ solution).squeeze(-1)[:, 1:]
+    within = ((data.total - m) - (middle * data.scatter).sum((1, 2)).unsqueeze(-1) / noise) / noise
+    g_noise = g_covariance.diagonal(dim1=-2, dim2=-1) @ data.inverse_counts.unsqueeze(-1) + 0.5 * within
+    return AdditiveTerms(value, g_covariance, g_shift, g_mean, g_noise)

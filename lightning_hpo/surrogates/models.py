@@ -35,9 +35,11 @@ from lightning_hpo.surrogates.covariances import (
 from lightning_hpo.surrogates.data import Observations, fidelity
 from lightning_hpo.surrogates.fused import (
     LevelStatistics,
+    decay_sum,
     gaussian_nll,
     inner,
     level_additive_nll,
+    level_sums,
     matern52,
     pull_distances,
 )
@@ -61,6 +63,8 @@ class Surrogate(ABC):
     """A model with its parameters."""
 
     space: p.ParameterSpace
+    uses_autograd = False
+    """Whether a part of the likelihood's gradient is not in closed form."""
 
     @abstractmethod
     def negative_log_likelihood(self, data: Observations) -> Callable[[p.Natural], tuple[Tensor, Gradients]]:
@@ -126,22 +130,25 @@ class JointModel(Surrogate):
 
     def _additive_likelihood(self, points: Points, y: Tensor) -> Callable[[p.Natural], tuple[Tensor, Gradients]]:
         """With ``delta = 0`` the covariance is a sum over configurations and levels: no matrix of all observations."""
-        decay = self.covariance
-        assert isinstance(decay, ExponentialDecay)
-        data = LevelStatistics.of(y, points.config, points.level, len(points.x), len(points.rho))
+        assert isinstance(self.covariance, ExponentialDecay)
+        (inputs,) = self.covariance.terms
+        n_levels = len(points.rho)
+        data = LevelStatistics.of(y, points.config, points.level, len(points.x), n_levels)
+        u = level_sums(points.rho)
 
         def likelihood(natural: p.Natural) -> tuple[Tensor, Gradients]:
-            table = decay.table(natural, points.rho)
-            assert table.shift is not None
-            z, pull_inputs = decay.terms[0].scaled(natural, points.x)
+            mean, shift, pull_decay = decay_sum(
+                u, n_levels, *(natural[name] for name in ("alpha", "mean_lambda", "gamma", "mean"))
+            )
+            z, pull_inputs = inputs.scaled(natural, points.x)
             correlation, slope = matern52(z)
             scale = natural["outputscale"].unsqueeze(-1)
-            terms = level_additive_nll(data, correlation * scale, table.shift, table.mean, natural["noise"])
-            g_scale = torch.zeros_like(table.shift)
-            g_scale[:, 0, 0] = inner(terms.covariance, correlation).squeeze(-1)
-            gradients = table.pullback(terms.mean, (g_scale,), terms.shift)
-            gradients |= pull_inputs(pull_distances(slope.mul_(terms.covariance).mul_(scale), z))[1]
-            return terms.value, gradients | {"noise": terms.noise}
+            terms = level_additive_nll(data, correlation * scale, shift, mean, natural["noise"])
+            gradients = pull_decay(terms.mean, terms.shift)
+            gradients["outputscale"] = inner(terms.covariance, correlation)
+            gradients["noise"] = terms.noise
+            gradients |= pull_inputs(pull_distances(slope.mul_(terms.covariance).mul_(scale), z))
+            return terms.value, gradients
 
         return likelihood
 
@@ -184,28 +191,40 @@ class IndependentModel(Surrogate):
                 f"Observations at {sorted(unknown)} are at none of the levels {list(self.levels)}. "
                 "Use searcher_data='rungs' with this model."
             )
+        m, (inputs,) = len(data.x), self.covariance.terms
         parts = []
         for index, resource in enumerate(self.levels):
-            here = data.at(resource)
-            if len(here):
-                points = Points(here.x, here.config, here.y.new_zeros(1), torch.zeros_like(here.config))
-                parts.append((index, points, here.y))
+            here = data.resource == resource
+            if here.any():
+                config = data.config[here]
+                parts.append((index, (config[:, None] * m + config).reshape(-1), data.y[here]))
 
         def likelihood(natural: p.Natural) -> tuple[Tensor, Gradients]:
-            total = natural.vector.new_zeros(natural.batch)
-            gradients = {name: torch.zeros_like(natural[name]) for name in self.space.slices}
-            for index, points, y in parts:
-                own = natural.select(self.separate, index)
-                moments = self.covariance.moments(own, points)
-                moments.covariance.diagonal(dim1=-2, dim2=-1).add_(own["noise"])
-                terms = gaussian_nll(moments.covariance, y - moments.mean)
+            batch = natural.batch
+            z, pull_inputs = inputs.scaled(natural, data.x)
+            # the levels have one correlation matrix in common, of which each takes its rows and columns
+            correlation, slope = matern52(z)
+            flat = correlation.flatten(1)
+            g_correlation = torch.zeros_like(flat)
+            total = natural.vector.new_zeros(batch)
+            means, scales = natural["mean"], natural["outputscale"]
+            noises = natural["noise"].expand(batch, len(self.levels))
+            g_mean, g_scale, g_noise = (torch.zeros_like(t) for t in (means, scales, noises.contiguous()))
+            for index, pairs, y in parts:
+                at = slice(index, index + 1)
+                own = flat.index_select(1, pairs)
+                covariance = (own * scales[:, at]).unflatten(1, (len(y), len(y)))
+                covariance.diagonal(dim1=-2, dim2=-1).add_(noises[:, at])
+                terms = gaussian_nll(covariance, y - means[:, at])
                 total += terms.value
-                g = moments.pullback(-terms.residual, terms.covariance)
-                g["noise"] = terms.covariance.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-                for name, value in g.items():
-                    part = slice(index, index + 1) if name in self.separate else slice(None)
-                    gradients[name][:, part] += value
-            return total, gradients
+                g_mean[:, index] = -terms.residual.sum(-1)
+                g_scale[:, at] = inner(terms.covariance, own)
+                g_noise[:, index] = terms.covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+                g_correlation.index_add_(1, pairs, terms.covariance.flatten(1).mul_(scales[:, at]))
+            weight = slope.mul_(g_correlation.view_as(slope))
+            gradients = pull_inputs(pull_distances(weight, z))
+            gradients["noise"] = g_noise if "noise" in self.separate else g_noise.sum(1, keepdim=True)
+            return total, gradients | {"mean": g_mean, "outputscale": g_scale}
 
         return likelihood
 

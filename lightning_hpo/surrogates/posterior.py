@@ -139,15 +139,16 @@ class DensePosterior(Posterior):
         query = self._query(resource)
         cross, pull_cross = query.cross(x)
         half = torch.linalg.solve_triangular(self.factor, cross.mT, upper=False)
-        raw = query.variance - (half * half).sum(0)
+        raw = query.variance - half.square().sum(0)
         variance = raw.clamp_min(VARIANCE_FLOOR)
 
         def pullback(g_mean: Tensor, g_variance: Tensor) -> Tensor:
             solved = torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
             g_variance = torch.where(raw > VARIANCE_FLOOR, g_variance, 0.0)
-            return pull_cross(g_mean @ self.weights.mT - 2.0 * g_variance.unsqueeze(-1) * solved.mT)
+            g_cross = torch.addcmul(g_mean @ self.weights.mT, g_variance.unsqueeze(-1), solved.mT, value=-2.0)
+            return pull_cross(g_cross)
 
-        return Prediction(query.mean + cross @ self.weights, variance, pullback)
+        return Prediction(torch.addmm(query.mean, cross, self.weights), variance, pullback)
 
     def joint(self, x: Tensor, resource: int) -> tuple[Tensor, Tensor]:
         return self._joint(x, torch.full((len(x),), resource, device=x.device))[:2]

@@ -10,7 +10,7 @@ versus Local Search in Constrained Optimization of Computer Models*, 1998; Gardn
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,19 +39,29 @@ class PromotionProbability:
 
     def log(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms ``(B,)`` at configurations ``(B, d)``, and their gradients ``(B, d)``; 0 without rungs."""
-        values, gradients = [torch.zeros(len(x), dtype=x.dtype, device=x.device)], [torch.zeros_like(x)]
-        for rung, cut in self.cuts.items():
-            prediction = self.posterior.predict(x, rung)
-            std = prediction.variance.sqrt().clamp_min(_STD_FLOOR).unsqueeze(-1)
-            u = (cut - prediction.mean) / std
-            log_cdf = torch.special.log_ndtr(u)
-            values.append(log_cdf.logsumexp(-1) - math.log(u.shape[-1]))
+        if not self.cuts:
+            return x.new_zeros(len(x)), torch.zeros_like(x)
+        parts = [self._log(x, rung, cut) for rung, cut in self.cuts.items()]
+        value, hardest = torch.stack([v for v, _ in parts]).min(0)
+        gradient = torch.zeros_like(x)
+        for k in hardest.unique().tolist():
+            gradient = torch.where((hardest == k).unsqueeze(-1), parts[k][1](), gradient)
+        return value, gradient
+
+    def _log(self, x: Tensor, rung: int, cut: float) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Logarithm of the probability to pass one rung, and what computes its gradient."""
+        prediction = self.posterior.predict(x, rung)
+        std = prediction.variance.sqrt().clamp_min(_STD_FLOOR).unsqueeze(-1)
+        u = (cut - prediction.mean) / std
+        log_cdf = torch.special.log_ndtr(u)
+
+        def gradient() -> Tensor:
             # d log mean Phi(u) / du, column by column
-            slope = log_cdf.softmax(-1) * (-0.5 * u**2 - _LOG_SQRT_2PI - log_cdf).exp()
-            g_variance = -0.5 * (slope * u / std**2).sum(-1)
-            gradients.append(prediction.pullback(-slope / std, g_variance))
-        value, hardest = torch.stack(values).min(0)
-        return value, torch.stack(gradients)[hardest, torch.arange(len(x), device=x.device)]
+            slope = log_cdf.softmax(-1) * (-0.5 * u**2 - _LOG_SQRT_2PI - log_cdf).exp() / std
+            g_variance = -0.5 * (slope * u / std).sum(-1)
+            return prediction.pullback(-slope, g_variance)
+
+        return log_cdf.logsumexp(-1) - math.log(u.shape[-1]), gradient
 
     def passes(self, x: Tensor, normals: Tensor) -> Tensor:
         """Whether draws from the marginals, averaged over columns, pass all rungs; ``(B,)``.

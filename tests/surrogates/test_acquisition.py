@@ -49,14 +49,18 @@ def test_log_improvement_from_the_centre_to_the_far_tail(u: float, expected: flo
 
 
 def test_log_improvement_is_smooth_where_its_formulas_meet() -> None:
-    u = torch.tensor([-0.5, -1.0 - 1e-9, -1.0 + 1e-9, -5.0, -50.0, -9.9e3], dtype=torch.float64)
-    value, slope = log_improvement(u)
-    assert_gradient(lambda t: log_improvement(t)[0].sum(), u[[0, 3, 4]], slope[[0, 3, 4]])
-    assert float(value[1]) == pytest.approx(float(value[2]), abs=1e-8)
-    # d log h / du tends to -u
-    assert float(slope[5]) == pytest.approx(9.9e3, rel=1e-4)
-    far = log_improvement(torch.tensor([-1.1e4, -1e12], dtype=torch.float64))[1]
-    assert far.tolist() == pytest.approx([1.1e4, 1e12], rel=1e-4)
+    edges = torch.tensor([-1e4, 30.0], dtype=torch.float64)
+    inner, outer = edges * (1.0 - 1e-9), edges * (1.0 + 1e-9)
+    for at_inner, at_outer in zip(log_improvement(inner), log_improvement(outer), strict=True):
+        torch.testing.assert_close(at_inner, at_outer, rtol=1e-7, atol=0.0)
+    u = torch.tensor([-9.9e3, -50.0, -5.0, -0.5, 0.0, 3.0, 29.0, 31.0], dtype=torch.float64)
+    slope = log_improvement(u)[1]
+    assert_gradient(lambda t: log_improvement(t)[0].sum(), u[1:], slope[1:])
+    # d log h / du tends to -u below and to 1 / u above
+    assert float(slope[0]) == pytest.approx(9.9e3, rel=1e-4)
+    far = log_improvement(torch.tensor([-1.1e4, -1e12, 1e3], dtype=torch.float64))
+    assert far[1].tolist() == pytest.approx([1.1e4, 1e12, 1e-3], rel=1e-4)
+    assert float(far[0][2]) == pytest.approx(math.log(1e3))
 
 
 def test_far_from_any_improvement_the_gradient_still_points_the_way() -> None:

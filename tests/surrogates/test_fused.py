@@ -130,7 +130,7 @@ def test_additive_likelihood_is_that_of_the_full_matrix(pairs: list[tuple[int, i
     root, mean, noise = uniform(3, 2, seed=seed + 1), uniform(1, 3, seed=seed + 2), 0.05 + uniform(1, 1, seed=seed + 3)
     shift = (root @ root.mT)[None]
     data = LevelStatistics.of(y, config, level, m, 3)
-    terms = level_additive_nll(data, over_x, shift, mean, noise)
+    terms = level_additive_nll(data, over_x.clone(), shift, mean, noise)
     full = over_x[:, config][:, :, config] + shift[:, level][:, :, level]
     full = full + noise.unsqueeze(-1) * torch.eye(len(pairs), dtype=torch.float64)
     dense = gaussian_nll(full, y - mean[:, level])
