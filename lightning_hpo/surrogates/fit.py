@@ -34,7 +34,7 @@ class FitOptions:
     opt_initial_growth: float = 0.03
     """Between full searches, start from the initial values too when the data have grown by this share since that was
     last done: which of several optima is the best changes from one observation to the next while they are few."""
-    tolerance: float = 1e-5
+    tolerance: float = 1e-6
     """Relative decrease of the objective, and projected gradient, at which a start ends."""
 
 
