@@ -106,6 +106,10 @@ class SearcherOptions:
     """The model sees at most so many observations; null: all."""
     max_size_top_fraction: float = 0.25
     """Share of the best among them (single fidelity)."""
+    approximation: str = "none"
+    """inducing: single fidelity and gp_multitask see more than num_inducing observations through inducing points."""
+    num_inducing: int = 300
+    """Inducing points of approximation=inducing."""
     map_reward: str = "1_minus_x"
     """How a metric to be maximised becomes a criterion: minus_x or <a>_minus_x. Matters to boxcox_transform only."""
     hypertune_distribution_num_samples: int = 50
@@ -131,12 +135,13 @@ class SearcherOptions:
         check_choice(self, "searcher.", "initial_scoring", ("thompson_indep", "acq_func"))
         check_choice(self, "searcher.", "acq_function", ("ei", "lcb"))
         check_choice(self, "searcher.", "resource_acq", ("bohb", "first", "final"))
+        check_choice(self, "searcher.", "approximation", ("none", "inducing"))
         device = self.device.split(":")[0]
         if device not in ("auto", "cpu", "cuda"):
             raise OptionError(f"searcher.device={self.device!r} is unknown. Choose auto, cpu or cuda.")
         for name in (
             "num_candidates", "num_init_candidates", "num_fantasy_samples", "opt_nstarts", "opt_maxiter",
-            "opt_skip_period", "hypertune_distribution_num_samples", "resource_acq_bohb_threshold",
+            "opt_skip_period", "hypertune_distribution_num_samples", "resource_acq_bohb_threshold", "num_inducing",
         ):  # fmt: skip
             check_range(self, "searcher.", name, lower=1)
         for name in ("random_fraction", "crossover_probability", "max_size_top_fraction"):
@@ -145,6 +150,13 @@ class SearcherOptions:
             check_range(self, "searcher.", name, lower=1)
         check_range(self, "searcher.", "num_init_random_factor", lower=0)
         check_range(self, "searcher.", "top_n_percent", lower=0, upper=100)
+        limit = self.max_size_data_for_model
+        if self.approximation == "inducing" and limit is not None and limit <= self.num_inducing:
+            raise OptionError(
+                f"searcher.approximation=inducing has no effect: the model sees at most {limit} observations "
+                f"(max_size_data_for_model) and up to {self.num_inducing} (num_inducing) are treated exactly. "
+                "Set searcher.max_size_data_for_model to null or to thousands."
+            )
 
     def reward_offset(self, mode: str) -> float:
         """What ``map_reward`` adds to the negated metric: ``a`` of ``<a>_minus_x``; 0 for ``mode="min"``."""

@@ -45,6 +45,12 @@ class GaussianProcessSearcher:
                     f"searcher.acq_function_kwargs.{name} has no meaning for {options.acq_function}. "
                     f"Use {', '.join(known)}, or remove it."
                 )
+        model = options.model or self.default_model
+        if options.approximation == "inducing" and model != "gp_multitask":
+            raise OptionError(
+                f"searcher.approximation=inducing cannot be had with the model {model}. "
+                "Set searcher.model to gp_multitask."
+            )
         self._options = options
 
     def suggest(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:

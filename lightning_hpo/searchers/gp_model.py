@@ -19,7 +19,8 @@ from lightning_hpo.searchers.history import History, learning_curves, multi_fide
 from lightning_hpo.surrogates.additive import ExponentialDecayModel, InnovationModel
 from lightning_hpo.surrogates.data import Observations
 from lightning_hpo.surrogates.fit import FitOptions, fit
-from lightning_hpo.surrogates.models import IndependentModel, Surrogate, multitask
+from lightning_hpo.surrogates.inducing import InducingModel
+from lightning_hpo.surrogates.models import IndependentModel, JointModel, Surrogate, multitask
 from lightning_hpo.surrogates.models import single_fidelity as single_fidelity_model
 from lightning_hpo.surrogates.posterior import Posterior
 from lightning_hpo.surrogates.targets import Normalisation, subsample, subsample_levels
@@ -52,7 +53,7 @@ def make_surrogate(view: SearchView, name: str, options: SearcherOptions) -> Sur
     ard = options.gp_base_kernel == "matern52-ard"
     match name:
         case "gp_multitask":
-            return multitask(width, max_t, options.gp_resource_kernel, warped, ard)
+            return _approximated(multitask(width, max_t, options.gp_resource_kernel, warped, ard), options)
         case "gp_independent":
             levels = (*view.rung_levels, max_t)
             return IndependentModel(width, levels, warped, ard, options.separate_noise_variances)
@@ -61,7 +62,14 @@ def make_surrogate(view: SearchView, name: str, options: SearcherOptions) -> Sur
         case "gp_issm":
             return InnovationModel(width, max_t, warped, ard, options.issm_gamma_one)
         case _:
-            return single_fidelity_model(width, warped, ard)
+            return _approximated(single_fidelity_model(width, warped, ard), options)
+
+
+def _approximated(model: JointModel, options: SearcherOptions) -> JointModel:
+    """The model as the option ``approximation`` wants it."""
+    if options.approximation == "none":
+        return model
+    return InducingModel(model.covariance, model.max_resource, options.num_inducing)
 
 
 def numeric_columns(space: SearchSpace) -> tuple[int, ...]:

@@ -385,6 +385,26 @@ def test_large_data_are_reduced_and_the_best_are_kept():
     assert model_suggestion(view, max_size_data_for_model=20).reason.endswith("from 60 observations")
 
 
+INDUCING = {"approximation": "inducing", "num_inducing": 20, "max_size_data_for_model": None}
+
+
+@pytest.mark.parametrize("rung_levels", [(), (1, 3)])
+def test_large_data_through_inducing_points(rung_levels):
+    view = parabola(60, rung_levels=rung_levels, reports=(9, 3, 1) if rung_levels else (9,))
+    view.add({"x": 0.111}, pending=9)
+    first, again = (model_suggestion(view, **INDUCING, opt_maxiter=10) for _ in range(2))
+    assert first == again
+    assert first.config["x"] == pytest.approx(0.7, abs=0.15)
+
+
+def test_inducing_points_come_with_the_models_that_have_them():
+    with pytest.raises(OptionError, match=r"Set searcher\.model to gp_multitask"):
+        make_searcher("hypertune", INDUCING)
+    assert make_searcher("hypertune", {**INDUCING, "model": "gp_multitask"})
+    with pytest.raises(OptionError, match=r"Set searcher\.max_size_data_for_model to null or to thousands"):
+        make_searcher("bayesopt", {**INDUCING, "max_size_data_for_model": 20})
+
+
 def test_fantasies_have_the_asked_number_of_columns():
     view = parabola(8)
     view.add({"x": 0.111}, pending=9)
