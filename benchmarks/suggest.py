@@ -2,6 +2,8 @@
 
     python benchmarks/suggest.py --json suggest.json
     python benchmarks/suggest.py --json suggest.json --peer-python PATH_TO/bin/python
+    python benchmarks/suggest.py --json large.json --methods mobster --sizes 1000 2000 5000 --calls 3 --max-data 0 \
+        --approximation inducing
 
 The data are scripted: trials of 9 hyperparameters in the unit cube that report at rungs 1, 3, 9 and 27, in the order of
 asynchronous successive halving. Between two suggestions two observations arrive, so the model is fitted anew for each;
@@ -12,7 +14,8 @@ follow.
 
 The last suggestion of a row sees exactly ``n`` observations. ``objective`` is the negative log posterior density of the
 parameters it was based on, computed by this package for both; lower is better. Above 500 observations both fit a
-subsample.
+subsample, unless ``--max-data`` is larger, or 0 for all; then the objective is that of all data, also where the
+parameters were fitted through inducing points. ``memory`` is the largest resident size of our process.
 
 The peer needs an environment of its own: ``syne-tune==0.13.0 autograd "numpy<2" statsmodels``.
 """
@@ -29,6 +32,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
@@ -38,6 +42,8 @@ LEVELS = (1, 3, 9, 27)
 PENDING = 4
 PER_CALL = 2
 METHODS = ("mobster", "hypertune")
+_EXACT = 2000
+"""Largest number of observations at which the exact objective is computed."""
 
 
 def metric(x: np.ndarray, resource: int, rng: np.random.Generator) -> float:
@@ -144,18 +150,21 @@ def ours(method: str, given: dict[str, Any], seed: int) -> dict[str, Any]:
         state = suggestion.state or state
     assert state is not None
     memory = torch.cuda.max_memory_allocated() if options.get("device") == "cuda" else 0
-    return {"seconds": seconds, "parameters": state["parameters"], "gpu_bytes": memory}
+    resident = getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "parameters": state["parameters"], "gpu_bytes": memory, "memory": resident}
 
 
 def objective(method: str, given: dict[str, Any], parameters: dict[str, Any]) -> float | None:
-    """The objective at these parameters for all observations of the last suggestion; None if it saw a subsample."""
+    """The objective at these parameters for all observations of the last suggestion; None if it saw a subsample, or if
+    there are more than 2000."""
     import torch
 
     from lightning_hpo.surrogates.data import Observations
     from lightning_hpo.surrogates.models import IndependentModel, Surrogate, multitask
 
     n = given["sizes"][-1]
-    if n > given["options"].get("max_size_data_for_model", 500):
+    limit = given["options"].get("max_size_data_for_model", 500)
+    if n > min(limit or _EXACT, _EXACT):
         return None
     trial, resource, value = zip(*given["observations"][:n], strict=True)
     y = np.array(value)
@@ -218,6 +227,8 @@ def line(row: dict[str, Any]) -> str:
             value = math.nan if r["objective"] is None else r["objective"]
             times = "/".join(f"{1e3 * r[s]:.0f}" for s in ("median", "p95", "cold"))
             parts.append(f"{name}: {times} ms (median/p95/cold), objective {value:.2f}")
+            if "memory" in r:
+                parts.append(f"{r['memory'] / 2**20:.0f} MiB")
     if "median_ratio" in row:
         ratios = "/".join(f"{row[f'{s}_ratio']:.1f}" for s in ("median", "p95", "cold"))
         parts.append(f"{ratios} times less")
@@ -233,7 +244,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=15, help="suggestions timed after the cold one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of our searcher; cuda: wall time")
-    parser.add_argument("--max-data", type=int, default=500, help="max_size_data_for_model of our searcher")
+    parser.add_argument("--max-data", type=int, default=500, help="max_size_data_for_model of our searcher; 0: all")
+    parser.add_argument("--approximation", choices=("none", "inducing"), default="none", help="of our searcher")
+    parser.add_argument("--num-inducing", type=int, default=300, help="of our searcher")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
@@ -243,7 +256,12 @@ def main() -> None:
         print(json.dumps(ours(args.task, given, args.seed)))
         return
     results = []
-    options = {"device": args.device, "max_size_data_for_model": args.max_data}
+    options = {
+        "device": args.device,
+        "max_size_data_for_model": args.max_data or None,
+        "approximation": args.approximation,
+        "num_inducing": args.num_inducing,
+    }
     for row in rows(args.methods, args.sizes, args.calls, args.seed, args.peer_python, options):
         print(line(row), flush=True)
         results.append(row)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from gpytorch.kernels import InducingPointKernel
+from linear_operator.operators import KernelLinearOperator
 from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from lightning_hpo.surrogates.fused import cholesky
 from lightning_hpo.surrogates.kernels import GaussianProcess, exact_gp, inputs, raw_parameters
 from lightning_hpo.surrogates.models import JointModel
 from lightning_hpo.surrogates.posterior import DensePosterior
+
+_EXHAUSTED = 1e-6
+"""No more inducing points are chosen when the variances given those chosen add up to this share of the largest one."""
 
 
 class InducingModel(JointModel):
@@ -56,9 +60,10 @@ class InducingModel(JointModel):
     def _choose(self, data: Observations) -> Tensor:
         gp = exact_gp(self, data, self.space.initial).to(data.y.device)
         with torch.no_grad():
-            # the noise keeps what differs by rounding only from being chosen twice
-            prior = gp.covar_module(inputs(self, data)).add_jitter(float(gp.likelihood.noise))
-            factor, order = prior.pivoted_cholesky(self.num_inducing, error_tol=0.0, return_pivots=True)
+            # a lazy kernel of gpytorch would compute the matrix of all data here, this one computes the rows it needs
+            x = inputs(self, data)
+            prior = KernelLinearOperator(x, x, lambda a, b: gp.covar_module(a, b).to_dense())
+            factor, order = prior.pivoted_cholesky(self.num_inducing, error_tol=_EXHAUSTED, return_pivots=True)
         return torch.as_tensor(order[: factor.shape[-1]])
 
     def negative_log_likelihood(self, data: Observations) -> Callable[[p.Natural], tuple[Tensor, Gradients]]:
