@@ -44,7 +44,7 @@ class PromotionProbability:
         parts = [self._log(x, rung, cut) for rung, cut in self.cuts.items()]
         value, hardest = torch.stack([v for v, _ in parts]).min(0)
         gradient = torch.zeros_like(x)
-        for k in hardest.unique().tolist():
+        for k in sorted(set(hardest.tolist())):
             gradient = torch.where((hardest == k).unsqueeze(-1), parts[k][1](), gradient)
         return value, gradient
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from lightning_hpo import Study
 from lightning_hpo.core.searcher import Observation, Pending, SuggestRequest
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, choice, lograndint, loguniform, randint, uniform
 from lightning_hpo.errors import NumericalError, OptionError
-from lightning_hpo.searchers import make_searcher
+from lightning_hpo.searchers import gp_model, make_searcher
 from lightning_hpo.searchers.gp_model import fit_model, normalise, numeric_columns
 from lightning_hpo.searchers.proposal import excluded_keys, propose, with_fantasies
+from lightning_hpo.surrogates.fit import fit
 from tests.searchers.test_random import TINY, proposals
 from tests.searchers.views import View
 
@@ -310,6 +313,22 @@ def test_duplicate_configurations_with_different_values(model):
     for i in range(6):
         view.add({"x": 0.25 * (i % 2)}, *(0.5 + 0.1 * i / r for r in range(1, 10)))
     assert 0 <= model_suggestion(view, model=model, allow_duplicates=True).config["x"] <= 1
+
+
+@pytest.mark.parametrize("algorithm", ["bayesopt", "mobster", "hypertune"])
+def test_what_is_reported_as_nan_reaches_no_model(algorithm, monkeypatch):
+    seen = []
+    monkeypatch.setattr(gp_model, "fit", lambda model, data, *rest: seen.append(data) or fit(model, data, *rest))
+    search = {"num_init_random": 3, "opt_maxiter": 5}
+    study = Study.create({"x": uniform(0, 1)}, algorithm=algorithm, metric="loss", max_t=3, searcher=search)
+    for trial_id in range(6):
+        study.ask()
+        value = math.nan if trial_id % 3 == 1 else 0.1 * trial_id
+        if study.tell(trial_id, 1, value) == "continue":
+            study.tell(trial_id, 2, value)
+            study.tell(trial_id, 3, value)
+    assert seen
+    assert all(torch.isfinite(data.y).all() for data in seen)
 
 
 @pytest.mark.parametrize("model", MODELS[:2])
