@@ -194,7 +194,6 @@ def test_a_matrix_beyond_repair_is_named() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_gives_what_the_cpu_gives() -> None:
     exact, data, theta, model, posterior = few()
     on_gpu = inducing(exact, 6)
