@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if origin is dict:
-        return isinstance(value, Mapping)
+        key, item = typing.get_args(hint)
+        return isinstance(value, Mapping) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
     if origin is list:
         item = typing.get_args(hint)[0]
         return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(v, item) for v in value)
@@ -72,11 +74,18 @@ def check_choice(options: Any, prefix: str, name: str, allowed: Sequence[Any]) -
         )
 
 
-def check_range(options: Any, prefix: str, name: str, lower: float, upper: float | None = None) -> None:
-    """Raises OptionError for a number out of ``[lower, upper]``; None is always in."""
+def check_range(
+    options: Any, prefix: str, name: str, lower: float, upper: float | None = None, *, lower_open: bool = False
+) -> None:
+    """Raises OptionError for a number that is not finite or out of ``[lower, upper]``; None is always in.
+
+    ``lower_open``: ``lower`` itself is out.
+    """
     value = getattr(options, name)
     if value is None:
         return
-    if not value >= lower or (upper is not None and value > upper):
-        allowed = f"at least {lower}" if upper is None else f"between {lower} and {upper}"
+    low_enough = value > lower if lower_open else value >= lower
+    if not (low_enough and math.isfinite(value)) or (upper is not None and value > upper):
+        least = f"above {lower}" if lower_open else f"at least {lower}"
+        allowed = least if upper is None else f"between {lower} and {upper}"
         raise OptionError(f"{prefix}{name}={value!r} is out of range. Set {prefix}{name} to a value {allowed}.")

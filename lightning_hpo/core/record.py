@@ -49,6 +49,7 @@ class StudyRecord:
                 f"confirm.seed_attr={options.confirm.seed_attr} is searched, but every confirmation gets its own. "
                 "Name the key of the training seed, or take it out of the space."
             )
+        options.searcher.check_space(space)
         self.space = space
         self.options = options
         self.scheduler = make_scheduler(options)
@@ -64,7 +65,8 @@ class StudyRecord:
         self.ended: str | None = None
         self.repeated_error: str | None = None
         """The error with which the first trials all failed, if that ended the study."""
-        self.initial_configs: Sequence[Config] = space.complete(options.points_to_evaluate)
+        initial = space.complete(options.points_to_evaluate)
+        self.initial_configs: Sequence[Config] = options.searcher.permitted(space, initial)
         self.searcher_state: dict[str, Any] | None = None
         self.taken: dict[str, int] = {}
         """Match key of every trial's configuration -> the first trial that had it."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_hpo.core.checks import check_choice, check_range, check_types, known
-from lightning_hpo.errors import OptionError
+from lightning_hpo.errors import OptionError, did_you_mean
+
+if TYPE_CHECKING:  # Hydra reads the options in every program: no numpy then
+    from lightning_hpo.core.space import SearchSpace
+    from lightning_hpo.core.trial import Config
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class SearcherOptions:
     allow_duplicates: bool = False
     """May a configuration be tried again? Failed ones never are."""
     restrict_configurations: list[dict[str, Any]] | None = None
-    """Only these configurations are proposed."""
+    """Only these configurations are proposed; points_to_evaluate that are not among them are left out."""
     random_fraction: float | None = None
     """Share of random proposals among a model's; default 0.33 for density estimates, 0 for Gaussian processes."""
     debug_log: bool = False
@@ -136,9 +141,10 @@ class SearcherOptions:
         check_choice(self, "searcher.", "acq_function", ("ei", "lcb"))
         check_choice(self, "searcher.", "resource_acq", ("bohb", "first", "final"))
         check_choice(self, "searcher.", "approximation", ("none", "inducing"))
-        device = self.device.split(":")[0]
-        if device not in ("auto", "cpu", "cuda"):
-            raise OptionError(f"searcher.device={self.device!r} is unknown. Choose auto, cpu or cuda.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise OptionError(
+                f"searcher.device={self.device!r} is unknown. Choose auto, cpu or cuda; cuda:1 is the second GPU."
+            )
         for name in (
             "num_candidates", "num_init_candidates", "num_fantasy_samples", "opt_nstarts", "opt_maxiter",
             "opt_skip_period", "hypertune_distribution_num_samples", "resource_acq_bohb_threshold", "num_inducing",
@@ -148,8 +154,14 @@ class SearcherOptions:
             check_range(self, "searcher.", name, lower=0, upper=1)
         for name in ("num_min_data_points", "num_init_random", "max_size_data_for_model"):
             check_range(self, "searcher.", name, lower=1)
-        check_range(self, "searcher.", "num_init_random_factor", lower=0)
-        check_range(self, "searcher.", "top_n_percent", lower=0, upper=100)
+        for name in ("num_init_random_factor", "opt_skip_init_length"):
+            check_range(self, "searcher.", name, lower=0)
+        for name in ("min_bandwidth", "bandwidth_factor"):
+            check_range(self, "searcher.", name, lower=0, lower_open=True)
+        check_range(self, "searcher.", "mutation_factor", lower=0, upper=2)
+        check_range(self, "searcher.", "top_n_percent", lower=0, upper=99)
+        self._check_acquisition_arguments()
+        self._check_num_samples()
         limit = self.max_size_data_for_model
         if self.approximation == "inducing" and limit is not None and limit <= self.num_inducing:
             raise OptionError(
@@ -158,10 +170,49 @@ class SearcherOptions:
                 "Set searcher.max_size_data_for_model to null or to thousands."
             )
 
+    def check_space(self, space: SearchSpace) -> None:
+        """What depends on the space.
+
+        Raises:
+            OptionError, SpaceError: if an option names what is not searched, or a configuration that is not of the
+                space.
+        """
+        for config in self.restrict_configurations or ():
+            space.check(config)
+        for name in self.num_samples if isinstance(self.num_samples, Mapping) else ():
+            if name not in space.domains:
+                hint = did_you_mean(name, space.domains)
+                raise OptionError(
+                    f"searcher.num_samples names {name!r}, which is not searched.{hint} Remove the entry."
+                )
+
+    def permitted(self, space: SearchSpace, configs: Iterable[Config]) -> list[Config]:
+        """Those of the configurations that ``restrict_configurations`` leaves."""
+        if self.restrict_configurations is None:
+            return list(configs)
+        keys = {space.match_key(space.check(config)) for config in self.restrict_configurations}
+        return [config for config in configs if space.match_key(config) in keys]
+
     def reward_offset(self, mode: str) -> float:
         """What ``map_reward`` adds to the negated metric: ``a`` of ``<a>_minus_x``; 0 for ``mode="min"``."""
         text = self.map_reward.removesuffix("minus_x").removesuffix("_")
         return float(text) if mode == "max" and text else 0.0
+
+    def _check_acquisition_arguments(self) -> None:
+        argument = {"ei": "xi", "lcb": "kappa"}[self.acq_function]
+        for name, value in self.acq_function_kwargs.items():
+            full = f"searcher.acq_function_kwargs.{name}"
+            if name != argument:
+                raise OptionError(f"{full} has no meaning for {self.acq_function}. Use {argument}, or remove it.")
+            if not 0 <= value < math.inf:
+                raise OptionError(f"{full}={value!r} is out of range. Set {full} to a value at least 0.")
+
+    def _check_num_samples(self) -> None:
+        numbers = self.num_samples if isinstance(self.num_samples, Mapping) else {"": self.num_samples}
+        for name, number in numbers.items():
+            if number is not None and number < 1:
+                where = f" for {name!r}" if name else ""
+                raise OptionError(f"searcher.num_samples is {number}{where}. Set it to at least 1.")
 
     def _check_map_reward(self) -> None:
         try:

@@ -13,7 +13,7 @@ from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.space import Domain, Float, Integer, SearchSpace
 from lightning_hpo.core.trial import Config
-from lightning_hpo.errors import OptionError, did_you_mean
+from lightning_hpo.errors import OptionError
 from lightning_hpo.searchers.base import excluded_keys
 
 _DEFAULT_POINTS = 5
@@ -52,16 +52,10 @@ class GridSearcher:
 def grid_axes(space: SearchSpace, num_samples: dict[str, int] | int | None) -> dict[str, Sequence[Any]]:
     """The grid's values of every hyperparameter.
 
-    Raises:
-        OptionError: if ``num_samples`` names what is not searched, or is not positive.
+    Args:
+        num_samples: at least 1, for all or by name.
     """
     numbers = num_samples if isinstance(num_samples, dict) else dict.fromkeys(space.domains, num_samples)
-    for name, number in numbers.items():
-        if name not in space.domains:
-            hint = did_you_mean(name, space.domains)
-            raise OptionError(f"searcher.num_samples names {name!r}, which is not searched.{hint} Remove the entry.")
-        if number is not None and number < 1:
-            raise OptionError(f"searcher.num_samples is {number} for {name!r}. Set it to at least 1.")
     return {name: _axis(domain, numbers.get(name) or _DEFAULT_POINTS) for name, domain in space.domains.items()}
 
 

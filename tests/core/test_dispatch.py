@@ -27,6 +27,12 @@ class TestStarting:
         assert [d.config for d in (first, second, third)] == [{"x": 0.25}, {"x": 0.5}, {"x": 0.0003}]
         assert [t.origin for t in study.state.trials.values()] == ["initial", "initial", "random"]
 
+    def test_of_restricted_configurations_only_those_are_initial_that_are_among_them(self):
+        searcher = {"restrict_configurations": [{"x": 0.25}, {"x": 0.75}]}
+        study = Driven(algorithm="random", max_t=9, points_to_evaluate=[{}, {"x": 0.25}], searcher=searcher)
+        assert list(study.state.initial_configs) == [{"x": 0.25}]
+        assert list(Driven(max_t=9, points_to_evaluate=None, searcher=searcher).state.initial_configs) == []
+
     def test_without_initial_configurations_the_middle_of_the_space_is_tried(self):
         study = Driven(max_t=9, points_to_evaluate=None)
         assert study.ready().config == {"x": 0.5}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -137,6 +138,24 @@ class TestRefusals:
             ({"searcher": {"opt_maxiter": 0}}, "searcher.opt_maxiter"),
             ({"searcher": {"model": "gp"}}, "searcher.model='gp' is unknown"),
             ({"searcher": {"device": "tpu"}}, "Choose auto, cpu or cuda"),
+            ({"searcher": {"device": "cuda:x"}}, "Choose auto, cpu or cuda"),
+            ({"searcher": {"min_bandwidth": 0}}, "searcher.min_bandwidth to a value above 0"),
+            ({"searcher": {"bandwidth_factor": -3}}, "searcher.bandwidth_factor to a value above 0"),
+            ({"searcher": {"bandwidth_factor": math.inf}}, "bandwidth_factor=inf is out of range"),
+            ({"searcher": {"mutation_factor": math.nan}}, "searcher.mutation_factor to a value between 0 and 2"),
+            ({"searcher": {"top_n_percent": 100}}, "searcher.top_n_percent to a value between 0 and 99"),
+            ({"searcher": {"num_init_random_factor": math.inf}}, "num_init_random_factor=inf is out of range"),
+            ({"searcher": {"opt_skip_init_length": -5}}, "searcher.opt_skip_init_length to a value at least 0"),
+            ({"searcher": {"acq_function_kwargs": {"xi": "a"}}}, "has the wrong type"),
+            ({"searcher": {"acq_function_kwargs": {"xi": math.nan}}}, "acq_function_kwargs.xi to a value at least 0"),
+            ({"searcher": {"acq_function_kwargs": {"kappa": 1}}}, "has no meaning for ei. Use xi, or remove it."),
+            (
+                {"searcher": {"acq_function": "lcb", "acq_function_kwargs": {"xi": 1}}},
+                "has no meaning for lcb. Use kappa, or remove it.",
+            ),
+            ({"searcher": {"num_samples": 0}}, "searcher.num_samples is 0. Set it to at least 1."),
+            ({"searcher": {"num_samples": {"x": -2}}}, "searcher.num_samples is -2 for 'x'. Set it to at least 1."),
+            ({"searcher": {"num_samples": {"x": "many"}}}, "has the wrong type"),
             ({"searcher": {"debug_log": "yes"}}, "searcher.debug_log='yes' has the wrong type"),
             (
                 {"algorithm": "mobster", "searcher": {"model": "gp_issm"}, "searcher_data": "rungs"},

@@ -74,3 +74,22 @@ class TestRefusals:
     def test_a_space_in_which_nothing_is_searched(self, space):
         with pytest.raises(SpaceError, match=r"Give at least one of them a domain, as in .*\.$"):
             StudyState(SearchSpace(space), StudyOptions(metric="loss", algorithm="random"))
+
+    @pytest.mark.parametrize(
+        ("searcher", "problem", "message"),
+        [
+            (
+                {"num_samples": {"xx": 2}},
+                OptionError,
+                "'xx', which is not searched. Did you mean 'x'? Remove the entry.",
+            ),
+            ({"restrict_configurations": [{"x": 0.5}, {"x": 7}]}, SpaceError, "'x'"),
+            ({"restrict_configurations": [{"epochs": 9}]}, SpaceError, "lacks 'x'. Give a value of"),
+            ({"restrict_configurations": [{"x": 0.5, "z": 1}]}, SpaceError, "Use the names of the space: x, epochs."),
+        ],
+    )
+    def test_options_of_the_searcher_that_do_not_fit_the_space(self, searcher, problem, message):
+        options = StudyOptions.from_mapping({"metric": "loss", "algorithm": "random", "searcher": searcher})
+        with pytest.raises(problem) as caught:
+            StudyState(SearchSpace({"x": uniform(0, 1), "epochs": 9}), options)
+        assert message in str(caught.value)

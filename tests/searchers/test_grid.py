@@ -22,10 +22,6 @@ def test_num_samples_by_name_or_for_all():
     space = SearchSpace({"u": uniform(0, 1), "v": uniform(0, 1)})
     assert {name: len(axis) for name, axis in grid_axes(space, {"u": 2}).items()} == {"u": 2, "v": 5}
     assert {name: len(axis) for name, axis in grid_axes(space, 3).items()} == {"u": 3, "v": 3}
-    with pytest.raises(OptionError, match="Did you mean 'u'"):
-        grid_axes(SearchSpace({"u": uniform(0, 1)}), {"uu": 2})
-    with pytest.raises(OptionError, match="at least 1"):
-        grid_axes(space, {"u": 0})
 
 
 def test_finite_domains_give_all_their_values():
