@@ -20,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent / "peers"
 sys.path.insert(0, str(HERE))
-from summary import figures, grouped, load, markdown, recorded, svg  # noqa: E402
+from summary import figures, grouped, load, markdown, pairs, pairs_markdown, recorded, svg  # noqa: E402
 
 LIBRARIES = ("lightning_hpo", "syne_tune", "optuna")
 
@@ -84,8 +84,11 @@ def main() -> None:
     texts = []
     for (kind, task, workers), methods in sorted(groups.items()):
         rows = figures(methods, given.min_seeds)
-        blocks.append({"kind": kind, "task": task, "workers": workers, "methods": rows})
+        twins = pairs(methods)
+        blocks.append({"kind": kind, "task": task, "workers": workers, "methods": rows, "pairs": twins})
         texts.append(f"### {kind}: {task}, {workers} workers\n\n{markdown(rows)}\n")
+        if twins:
+            texts.append(f"Ours and Syne Tune's of the same name, the same seeds:\n\n{pairs_markdown(twins)}\n")
         if given.plots is not None:
             named = [name for name in given.plot_methods.split(",") if name] or [row["method"] for row in rows[:8]]
             shown = {name: methods[name] for name in named if name in methods}

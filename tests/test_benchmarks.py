@@ -176,6 +176,24 @@ def test_figures_pair_the_seeds_and_find_the_time_to_the_references_end() -> Non
     assert best["rank_100"] == other["rank_100"] == 1.5
 
 
+def test_methods_are_compared_with_syne_tunes_of_the_same_name_over_the_seeds_both_have() -> None:
+    from summary import pairs, pairs_markdown
+
+    def run(error: float, cpu: float) -> dict[str, Any]:
+        return {"trace": [(1.0, error, 0, 1)], "budget_seconds": 2.0, "tuner_cpu_seconds": cpu}
+
+    own = {0: run(0.10, 1.0), 1: run(0.32, 3.0), 2: run(0.90, 9.0)}
+    other = {0: run(0.20, 10.0), 1: run(0.20, 30.0), 3: run(0.05, 50.0)}
+    (row,) = pairs({"bohb": own, "st-bohb": other, "asha-promotion": own})
+
+    assert row["method"] == "bohb" and row["seeds"] == [0, 1]
+    assert row["own"] == pytest.approx(0.21) and row["other"] == pytest.approx(0.2)
+    assert row["difference"] == pytest.approx(0.01)
+    assert row["difference_se"] == pytest.approx(0.11)  # of -0.10 and 0.12: half their distance
+    assert (row["own_cpu_seconds"], row["other_cpu_seconds"]) == (2.0, 20.0)
+    assert pairs_markdown([row]).endswith("| bohb | 2 | 21.00 ± 11.00 | 20.00 ± 0.00 | +1.00 ± 11.00 | 2.00 | 20.00 |")
+
+
 def test_the_command_runs_our_methods_on_a_table_and_writes_figures(tmp_path: Path) -> None:
     command = [
         sys.executable, str(PEERS.parent / "peers.py"), "--json", str(tmp_path / "figures.json"),

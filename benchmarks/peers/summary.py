@@ -136,6 +136,40 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def pairs(methods: Runs) -> list[dict[str, Any]]:
+    """Ours beside Syne Tune's of the same name, over the seeds both have: final errors, difference, CPU seconds."""
+    rows = []
+    for name in sorted(methods):
+        own, other = methods[name], methods.get(f"st-{name}", {})
+        seeds = sorted(set(own) & set(other))
+        if not seeds:
+            continue
+        row: dict[str, Any] = {"method": name, "seeds": seeds}
+        ends = {
+            who: np.array([errors_at(runs[seed], [1.0])[0] for seed in seeds])
+            for who, runs in (("own", own), ("other", other))
+        }
+        for who, values in {**ends, "difference": ends["own"] - ends["other"]}.items():
+            row[who], row[f"{who}_se"] = float(values.mean()), standard_error(values)
+        for who, runs in (("own", own), ("other", other)):
+            row[f"{who}_cpu_seconds"] = float(np.mean([runs[seed]["tuner_cpu_seconds"] for seed in seeds]))
+        rows.append(row)
+    return rows
+
+
+def pairs_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of :func:`pairs` in per cent, mean ± standard error; CPU in seconds a run."""
+    head = ("method", "seeds", "ours", "Syne Tune's", "difference, paired", "CPU s: ours", "Syne Tune's")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = (
+            row["method"], str(len(row["seeds"])), _percent(row, "own"), _percent(row, "other"),
+            _percent(row, "difference", "+"), f"{row['own_cpu_seconds']:.2f}", f"{row['other_cpu_seconds']:.2f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 _WIDTH, _HEIGHT, _LEFT, _TOP = 640, 360, 50, 20
 
