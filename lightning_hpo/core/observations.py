@@ -21,6 +21,13 @@ from lightning_hpo.core.searcher import Observation, Pending
 from lightning_hpo.errors import OptionError
 
 KINDS = ("rungs", "all", "rungs_and_last")
+LARGEST = 1e100
+"""Size at which values are cut for searchers: squares of larger ones overflow, and no trial is worse than diverged."""
+
+
+def bounded(value: float) -> float:
+    """The value, cut to +-:data:`LARGEST`."""
+    return max(-LARGEST, min(value, LARGEST))
 
 
 class SearcherData:
@@ -102,7 +109,7 @@ class SearcherData:
         self._forget(trial_id, resource)
         observed = level if level is not None and self._kind == "rungs" else resource
         if (self._kind != "rungs" or observed in self._observed_levels) and math.isfinite(value):
-            self._observe(trial_id, observed, value, at_milestone=level is not None)
+            self._observe(trial_id, observed, bounded(value), at_milestone=level is not None)
         if not continues:
             self.drop_pending(trial_id)
         elif milestone is not None:
@@ -115,6 +122,7 @@ class SearcherData:
         self.drop_pending(trial_id)
         if not math.isfinite(value) or resource < 1:
             return
+        value = bounded(value)
         self._listed = None
         if self._at_completion:
             self._observations[trial_id, resource] = value

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the options reach this module, and Hydra reads them in ever
 class Observation(NamedTuple):
     """A value the searcher may learn from.
 
-    ``value`` is minimised (the metric, negated for ``mode="max"``) and finite.
+    ``value`` is minimised (the metric, negated for ``mode="max"``), finite, and at most 1e100 in size.
     """
 
     trial_id: int
@@ -153,7 +153,7 @@ class SearchView(Protocol):
         """Trial -> complete trials that trained its configuration again; they are in no other answer of the view."""
 
     def curve(self, trial_id: int) -> Mapping[int, float]:
-        """Every finite report of the trial: resource -> value to be minimised."""
+        """Every finite report of the trial: resource -> value to be minimised, at most 1e100 in size."""
 
     def epoch_cost(self, trial_id: int) -> float | None:
         """Seconds per unit of resource the trial has needed so far, None if unknown."""

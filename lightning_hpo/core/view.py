@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
+from lightning_hpo.core.observations import bounded
 from lightning_hpo.core.searcher import Observation, Pending
 from lightning_hpo.core.trial import Config, TrialStatus
 
@@ -89,7 +90,7 @@ class StudyView:
     def curve(self, trial_id: int) -> Mapping[int, float]:
         state = self._state
         curve = state.trials[trial_id].curve
-        return {r: state.criterion(v) for r, v in curve.items() if math.isfinite(v)}
+        return {r: bounded(state.criterion(v)) for r, v in curve.items() if math.isfinite(v)}
 
     def epoch_cost(self, trial_id: int) -> float | None:
         state = self._state

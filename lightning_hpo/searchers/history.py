@@ -121,6 +121,9 @@ def too_early(view: SearchView, options: SearcherOptions) -> str | None:
         needed = 6 if view.rung_levels else 3
     if view.rung_levels:
         needed = max(needed, math.ceil(options.num_init_random_factor * len(view.space.domains)))
+    restricted = options.restrict_configurations
+    there_are = view.space.size if restricted is None else len(restricted)
+    needed = needed if there_are is None else min(needed, there_are)
     known = len(view.taken)
     if known < needed:
         return f"random: configuration {known + 1} of the first {needed}"

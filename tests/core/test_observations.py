@@ -132,6 +132,14 @@ class TestFailures:
         study.tell(0, 1, bad)
         assert seen(study) == ([], [])
 
+    @pytest.mark.parametrize(("value", "seen"), [(1e308, 1e100), (-1e308, -1e100), (1e99, 1e99)])
+    def test_a_value_whose_square_would_overflow_is_cut(self, value, seen):
+        data = SearcherData(levels=[1, 3], max_t=9)
+        data.start(0, 1)
+        data.report(0, 1, value, level=1, milestone=3, continues=True)
+        data.complete(0, 2, value)
+        assert [o.value for o in data.observations()] == [seen, seen]
+
     def test_a_failed_trial_has_nothing_pending_and_the_others_keep_theirs(self):
         study = Driven(max_t=9)
         study.ready()

@@ -4,7 +4,7 @@ import pytest
 
 from lightning_hpo.core.searcher import Observation, Pending
 from lightning_hpo.core.searcher_options import SearcherOptions
-from lightning_hpo.core.space import SearchSpace, uniform
+from lightning_hpo.core.space import SearchSpace, choice, uniform
 from lightning_hpo.searchers.history import (
     learning_curves,
     multi_fidelity,
@@ -101,6 +101,18 @@ def test_six_random_configurations_with_rungs_unless_told_otherwise():
     assert too_early(view, SearcherOptions(num_init_random=5)) is None
     view.add({"x": 4.0}, 0.5)  # a duplicate is no further configuration
     assert too_early(view, SearcherOptions()) is not None
+
+
+def test_a_model_takes_over_when_there_is_nothing_else_to_try_first():
+    view = View(SearchSpace({"c": choice(["a", "b"])}), rung_levels=(1, 3))
+    view.add({"c": "a"}, 0.5)
+    options = SearcherOptions(allow_duplicates=True)
+    assert too_early(view, options) == "random: configuration 2 of the first 2"
+    view.add({"c": "b"}, 0.4)
+    assert too_early(view, options) is None
+    restricted = View(LINE)
+    restricted.add({"x": 1.0}, 0.5)
+    assert too_early(restricted, SearcherOptions(restrict_configurations=[{"x": 1.0}])) is None
 
 
 def refits(sizes, max_t_counts=None, **options):

@@ -110,6 +110,21 @@ def test_a_model_that_fails_leaves_the_simpler_answer(monkeypatch):
     assert recommend(view, OPTIONS) == simple
 
 
+@pytest.mark.parametrize("diverged", [1e3, 1e15, 1e100])
+@pytest.mark.parametrize("state", [None, {"parameters": {}}])
+def test_beside_a_diverged_trial_the_others_are_told_apart(diverged, state):
+    view = View(LINE, max_t=27, rung_levels=(1, 3, 9))
+    view.add({"x": 0.9}, *[diverged] * 27)
+    for i in range(8):
+        x = i / 10
+        view.add({"x": x}, *[(x - 0.3) ** 2 + 0.2] * 27)
+    view.state = state
+    found = recommend(view, OPTIONS)
+    assert found.config["x"] == 0.3
+    assert found.mean == pytest.approx(0.2, abs=0.02)
+    assert found.std < 0.1
+
+
 def test_a_single_report_and_none():
     view = View(LINE, rung_levels=(1, 3))
     with pytest.raises(ReportError, match="Tell the study"):
