@@ -149,19 +149,24 @@ def what_if(
         raise OptionError(f"seeds={seeds} is not positive. Set seeds to 1 or more.")
     workers = state.options.n_workers if n_workers is None else n_workers
     limit = state.progress.time if max_time is None else max_time
-    if not limit > 0:
-        raise OptionError(f"max_time={limit} is not positive. Give the seconds a simulated study may take.")
+    if not 0 < limit < math.inf:
+        raise OptionError(f"max_time={limit} is no duration. Give the seconds a simulated study may take.")
     curves = recorded_curves(state)
     max_t = state.scheduler.max_t or max(trial.resource for trial in state.trials.values())
-    found = []
-    for algorithm in algorithms:
-        results = []
-        for seed in range(seeds):
-            options = options_for(state.options, algorithm, max_t, workers, seed)
-            searcher = make_searcher(options)
-            results.append(simulate(state.space, options, curves, n_workers=workers, max_time=limit, searcher=searcher))
-        found.append(_expectation(state, algorithm, workers, results))
-    return found
+    # All of them before the first simulation: what cannot be used is told at once.
+    variants = {
+        algorithm: [options_for(state.options, algorithm, max_t, workers, seed) for seed in range(seeds)]
+        for algorithm in algorithms
+    }
+
+    def simulated(options: StudyOptions) -> SimulationResult:
+        searcher = make_searcher(options)
+        return simulate(state.space, options, curves, n_workers=workers, max_time=limit, searcher=searcher)
+
+    return [
+        _expectation(state, algorithm, workers, [simulated(options) for options in seeded])
+        for algorithm, seeded in variants.items()
+    ]
 
 
 def _expectation(state: StudyState, algorithm: str, n_workers: int, results: Sequence[SimulationResult]) -> Expectation:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -80,11 +81,19 @@ class TestExpectations:
 
     def test_what_cannot_be_simulated_is_refused(self):
         state = recorded().state
-        for arguments in ({"seeds": 0}, {"max_time": 0.0}, {"n_workers": 0}):
+        for arguments in ({"seeds": 0}, {"max_time": 0.0}, {"max_time": math.inf}, {"n_workers": 0}):
             with pytest.raises(OptionError):
                 what_if(state, ["random"], searcher, **arguments)
         with pytest.raises(OptionError, match="Did you mean 'mobster'"):
             what_if(state, ["mobstr"], searcher)
+
+
+def test_an_algorithm_that_cannot_be_simulated_is_refused_before_the_first_simulation():
+    def too_early(options):
+        raise AssertionError(f"{options.algorithm} is simulated")
+
+    with pytest.raises(OptionError, match="Did you mean 'mobster'"):
+        what_if(recorded().state, ["random", "mobstr"], too_early, max_time=10.0)
 
 
 def test_options_are_the_studys_with_the_other_algorithms_searcher():
