@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _FIT, _ENSEMBLE, _PROPOSAL, _RANDOM = range(4)
 """What the random numbers of a suggestion are for: so a skipped fit does not change the candidates."""
 
-_KNOWN_ARGUMENTS = {"ei": ("xi",), "lcb": ("kappa",)}
-
 
 class GaussianProcessSearcher:
     """Random search at first, then the maximum of an acquisition function of a Gaussian process.
@@ -38,13 +36,6 @@ class GaussianProcessSearcher:
     default_model = "gp_multitask"
 
     def __init__(self, options: SearcherOptions) -> None:
-        for name in options.acq_function_kwargs:
-            known = _KNOWN_ARGUMENTS[options.acq_function]
-            if name not in known:
-                raise OptionError(
-                    f"searcher.acq_function_kwargs.{name} has no meaning for {options.acq_function}. "
-                    f"Use {', '.join(known)}, or remove it."
-                )
         model = options.model or self.default_model
         if options.approximation == "inducing" and model != "gp_multitask":
             raise OptionError(

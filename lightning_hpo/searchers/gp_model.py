@@ -15,6 +15,7 @@ import torch
 from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import Choice, SearchSpace
+from lightning_hpo.errors import OptionError
 from lightning_hpo.searchers.history import History, learning_curves, multi_fidelity, needs_refit, single_fidelity
 from lightning_hpo.surrogates.additive import ExponentialDecayModel, InnovationModel
 from lightning_hpo.surrogates.data import Observations
@@ -166,7 +167,16 @@ def _observations(
 
 
 def choose_device(options: SearcherOptions, num_observations: int) -> str:
-    """Where to compute: ``device``, and if it is ``auto`` on the GPU only what is faster there."""
+    """Where to compute: ``device``, and if it is ``auto`` on the GPU only what is faster there.
+
+    Raises:
+        OptionError: if ``device`` is a GPU that this process does not see.
+    """
     if options.device != "auto":
+        if options.device != "cpu" and (torch.device(options.device).index or 0) >= torch.cuda.device_count():
+            raise OptionError(
+                f"searcher.device={options.device}, but the searcher's process sees {torch.cuda.device_count()} GPUs. "
+                "Set searcher.device to auto or cpu."
+            )
         return options.device
     return "cuda" if num_observations >= _LARGE and torch.cuda.is_available() else "cpu"

@@ -22,7 +22,7 @@ class Normalisation:
 
     mean: float
     scale: float
-    """Standard deviation of the population, at least 1e-9."""
+    """Standard deviation of the population, at least 1e-12 of the largest value: smaller differences are rounding."""
     box_cox_lambda: float | None = None
     offset: float = 0.0
 
@@ -40,7 +40,8 @@ class Normalisation:
         y = y + offset
         power = box_cox_lambda(y) if box_cox and y.min() > 0.0 else None
         transformed = y if power is None else boxcox(y, power)
-        return cls(float(transformed.mean()), max(float(transformed.std()), 1e-9), power, offset)
+        floor = 1e-12 * float(np.abs(transformed).max()) or 1e-9
+        return cls(float(transformed.mean()), max(float(transformed.std()), floor), power, offset)
 
     def forward(self, y: Floats) -> Floats:
         """Targets in units of the model."""

@@ -15,7 +15,7 @@ from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, choice, lograndint, loguniform, randint, uniform
 from lightning_hpo.errors import NumericalError, OptionError
 from lightning_hpo.searchers import gp_model, make_searcher
-from lightning_hpo.searchers.gp_model import fit_model, normalise, numeric_columns
+from lightning_hpo.searchers.gp_model import choose_device, fit_model, normalise, numeric_columns
 from lightning_hpo.searchers.proposal import excluded_keys, propose, with_fantasies
 from lightning_hpo.surrogates.fit import fit
 from tests.searchers.test_random import TINY, proposals
@@ -439,6 +439,11 @@ def test_unknown_arguments_of_the_acquisition_function_are_refused():
         make_searcher("bayesopt", {"acq_function_kwargs": {"kappa": 1.0}})
     with pytest.raises(OptionError, match="Use kappa"):
         make_searcher("bayesopt", {"acq_function": "lcb", "acq_function_kwargs": {"xi": 1.0}})
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_the_fix() -> None:
+    with pytest.raises(OptionError, match=r"Set searcher\.device to auto or cpu\.$"):
+        choose_device(SearcherOptions(device="cuda:99"), 10)
 
 
 @pytest.mark.gpu

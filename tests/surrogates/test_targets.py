@@ -12,6 +12,13 @@ from lightning_hpo.errors import ShapeError
 from lightning_hpo.surrogates.targets import Normalisation, box_cox_lambda, subsample, subsample_levels
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e12, -1e-6])
+def test_targets_in_another_unit_are_the_same_to_the_model(unit: float) -> None:
+    y = np.array([0.3, 0.1, 0.9, 0.5])
+    same = Normalisation.of(unit * y).forward(unit * y)
+    np.testing.assert_allclose(same, np.sign(unit) * Normalisation.of(y).forward(y), rtol=1e-9)
+
+
 def test_population_standard_deviation() -> None:
     # mean 3, squared deviations 4, 0, 4: population variance 8/3
     y = np.array([1.0, 3.0, 5.0])
