@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,19 +26,23 @@ class Curve:
     """What training a configuration gives.
 
     Raises:
-        ConfigError: if there is no value, or a time is not positive.
+        ConfigError: if there is no value, or a time is not positive and finite.
     """
 
     values: Sequence[float]
     """The metric after 1, 2, ... units of resource, in the user's sign; may be NaN or infinite."""
     seconds: float | Sequence[float]
-    """What a unit of resource takes: one number for all, or one per unit."""
+    """What a unit of resource takes: one number for all, or one per unit; an array becomes a list."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.seconds, np.ndarray):
+            object.__setattr__(self, "seconds", self.seconds.tolist())
         times = self.seconds if isinstance(self.seconds, Sequence) else (self.seconds,)
         if not len(self.values):
             raise ConfigError("A curve has no values. Give the metric after 1, 2, ... units of resource.")
-        if (isinstance(self.seconds, Sequence) and len(times) != len(self.values)) or not all(s > 0 for s in times):
+        if (isinstance(self.seconds, Sequence) and len(times) != len(self.values)) or not all(
+            0 < s < math.inf for s in times
+        ):
             raise ConfigError(
                 f"A curve of {len(self.values)} units has the times {times!r:.80}. "
                 "Give one positive number of seconds, or one for each unit."

@@ -34,7 +34,7 @@ from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint
-from lightning_hpo.errors import OptionError
+from lightning_hpo.errors import ConfigError, OptionError
 from lightning_hpo.runtime.curves import Benchmark, Curve
 from lightning_hpo.runtime.journal import Journal
 
@@ -176,10 +176,13 @@ def simulate(
         watch: sees every event after it was handled.
 
     Raises:
-        OptionError: if ``n_workers`` is not positive, or the options are not complete.
+        OptionError: if ``n_workers`` or ``max_time`` is not positive, or the options are not complete.
+        ConfigError: if the benchmark answers with something else than a curve.
     """
     if n_workers < 1:
         raise OptionError(f"n_workers={n_workers} is not positive. Set n_workers to 1 or more.")
+    if not max_time > 0:
+        raise OptionError(f"max_time={max_time} is not positive. Set max_time to the seconds of the virtual clock.")
     simulation = _Simulation(StudyState(space, options), benchmark, searcher, n_workers, delays)
     simulation.has_checkpoints = has_checkpoints
     simulation.counts_searcher_time = counts_searcher_time
@@ -282,9 +285,15 @@ class _Simulation:
         if trial_id not in self._curves:
             again = getattr(self._benchmark, "retrained", None)
             if again is None or not job.replicate:
-                self._curves[trial_id] = self._benchmark(job.config)
+                curve = self._benchmark(job.config)
             else:
-                self._curves[trial_id] = again(job.config, job.replicate)
+                curve = again(job.config, job.replicate)
+            if not isinstance(curve, Curve):
+                raise ConfigError(
+                    f"The benchmark answered {curve!r:.80} for {job.config!r:.200}, which is no curve. "
+                    "Return a lightning_hpo.Curve of values and seconds."
+                )
+            self._curves[trial_id] = curve
         done = job.from_resource if isinstance(job, Resume) else 0
 
         def begin() -> None:

@@ -203,6 +203,15 @@ class TestResult:
         with pytest.raises(OptionError, match="Set n_workers to 1 or more"):
             run(0.5, n_workers=0)
 
+    @pytest.mark.parametrize("max_time", [0.0, -1.0, math.nan])
+    def test_a_clock_that_does_not_run_is_refused(self, max_time):
+        with pytest.raises(OptionError, match=r"Set max_time to the seconds of the virtual clock\.$"):
+            run(0.5, max_time=max_time)
+
+    def test_a_benchmark_that_answers_no_curve_is_refused(self):
+        with pytest.raises(ConfigError, match=r"Return a lightning_hpo\.Curve of values and seconds\.$"):
+            run(0.5, benchmark=lambda config: [0.5, 0.4])
+
 
 class TestFailures:
     def test_a_lost_worker_costs_a_part_of_a_unit_and_the_trial_is_tried_again(self):
@@ -259,6 +268,11 @@ class TestFailures:
 
 
 class TestCurves:
+    def test_times_may_be_an_array(self):
+        assert Curve(np.array([0.5, 0.4]), np.array([1.0, 2.0])).elapsed(0, 2) == 3.0
+        with pytest.raises(ConfigError, match=r"Give one positive number of seconds, or one for each unit\.$"):
+            Curve([0.5], math.inf)
+
     def test_must_have_values_and_positive_times(self):
         for values, seconds in (([], 1.0), ([0.1], 0.0), ([0.1, 0.2], [1.0]), ([0.1], -1.0), ([0.1], math.nan)):
             with pytest.raises(ConfigError):
