@@ -39,7 +39,7 @@ from lightning_hpo.runtime.simulator import Delays, WorkerFailures, simulate
 from lightning_hpo.searchers import make_searcher
 from tests.faults.durable import DurableCluster
 from tests.faults.killing import ENVIRONMENT, KINDS, MARK, KilledStudy
-from tests.faults.virtual import Faults, VirtualCluster
+from tests.faults.virtual import PROBABILITIES, Faults, VirtualCluster
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = SearchSpace({"x": uniform(0.0, 1.0), "lr": loguniform(1e-4, 1.0), "act": choice(["relu", "gelu", "tanh"])})
@@ -68,16 +68,7 @@ def options_of(rng: random.Random, n_workers: int, **more: Any) -> StudyOptions:
 def virtual(rng: random.Random) -> Counter[str]:
     """One study on the virtual cluster with faults of all kinds."""
     faults = Faults(
-        worker_dies=rng.choice([0.0, 0.02, 0.1]),
-        script_raises=rng.choice([0.0, 0.02]),
-        message_repeated=rng.choice([0.0, 0.2]),
-        message_lost=rng.choice([0.0, 0.02]),
-        message_delayed=rng.choice([0.0, 0.2]),
-        message_malformed=rng.choice([0.0, 0.02]),
-        checkpoint_damaged=rng.choice([0.0, 0.2]),
-        no_room=rng.choice([0.0, 0.2]),
-        searcher_fails=rng.choice([0.0, 0.1]),
-        journal_full=rng.choice([0.0, 0.05]),
+        **{name: rng.choice(tried) for name, tried in PROBABILITIES.items()},
         crash_at_commits=frozenset(rng.sample(range(1, 80), rng.choice([0, 1, 3, 6]))),
         interrupts_at=tuple(sorted(rng.uniform(1, 60) for _ in range(rng.choice([0, 0, 1, 2])))),
     )

@@ -243,15 +243,10 @@ class DurableCluster(VirtualCluster):
         return [*told, *(("ended", i, str(t.status), t.bracket) for i, t in final.trials.items())]
 
     def events(self) -> list[Event]:
-        with Journal.read(self.folder) as journal:
-            return list(journal.events())
+        return stored_events(self.folder)
 
     def state(self) -> StudyState:
-        with Journal.read(self.folder) as journal:
-            state = state_from_header(journal.header)
-            for event in journal.events():
-                state.handle(event)
-        return state
+        return stored_state(self.folder)
 
     def check(self) -> None:
         """Nothing acknowledged is lost, no file is left over, no recorded checkpoint is missing."""
@@ -291,6 +286,21 @@ class Jobs(virtual.Jobs):
 
     def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
         return self._study / str(trial_id)
+
+
+def stored_events(folder: Path) -> list[Event]:
+    """What the journal in the folder holds."""
+    with Journal.read(folder) as journal:
+        return list(journal.events())
+
+
+def stored_state(folder: Path) -> StudyState:
+    """The study that its events make."""
+    with Journal.read(folder) as journal:
+        state = state_from_header(journal.header)
+        for event in journal.events():
+            state.handle(event)
+    return state
 
 
 class WatchedJournal(Journal):

@@ -23,7 +23,7 @@ from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.failpoints import VARIABLE
 from lightning_hpo.runtime.journal import Journal
-from lightning_hpo.study import state_from_header
+from tests.faults.durable import stored_events, stored_state
 
 MARK = "TEST_STUDY_MARK"
 ENVIRONMENT = {VARIABLE: "checkpoint.written=sleep:0.15,checkpoint.renamed=sleep:0.1"}
@@ -186,17 +186,10 @@ class KilledStudy:
     # -- looking
 
     def events(self) -> list[Event]:
-        if not Journal.exists(self.folder):
-            return []
-        with Journal.read(self.folder) as journal:
-            return list(journal.events())
+        return stored_events(self.folder) if Journal.exists(self.folder) else []
 
     def state(self) -> StudyState:
-        with Journal.read(self.folder) as journal:
-            state = state_from_header(journal.header)
-            for event in journal.events():
-                state.handle(event)
-        return state
+        return stored_state(self.folder)
 
     def trials(self) -> dict[int, int]:
         """Trial -> process, of attempts that run according to the journal and to the system."""

@@ -8,7 +8,7 @@ from lightning_hpo.core.domains import uniform
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import TrialStatus
-from tests.faults.virtual import NO_FAULTS, Faults, VirtualCluster
+from tests.faults.virtual import NO_FAULTS, PROBABILITIES, Faults, VirtualCluster
 
 SPACE = SearchSpace({"x": uniform(0.0, 1.0)})
 ALGORITHMS = {
@@ -41,16 +41,7 @@ def test_without_faults_every_study_ends(name):
 
 EVERYTHING = st.builds(
     Faults,
-    worker_dies=st.sampled_from([0.0, 0.02, 0.1]),
-    script_raises=st.sampled_from([0.0, 0.02]),
-    message_repeated=st.sampled_from([0.0, 0.2]),
-    message_lost=st.sampled_from([0.0, 0.02]),
-    message_delayed=st.sampled_from([0.0, 0.2]),
-    message_malformed=st.sampled_from([0.0, 0.02]),
-    checkpoint_damaged=st.sampled_from([0.0, 0.2]),
-    no_room=st.sampled_from([0.0, 0.2]),
-    searcher_fails=st.sampled_from([0.0, 0.1]),
-    journal_full=st.sampled_from([0.0, 0.05]),
+    **{name: st.sampled_from(tried) for name, tried in PROBABILITIES.items()},
     crash_at_commits=st.frozensets(st.integers(1, 80), max_size=6),
     interrupts_at=st.lists(st.floats(1.0, 60.0), max_size=2).map(lambda times: tuple(sorted(times))),
 )

@@ -68,6 +68,20 @@ class Faults:
 
 NO_FAULTS = Faults()
 
+PROBABILITIES: dict[str, list[float]] = {
+    "worker_dies": [0.0, 0.02, 0.1],
+    "script_raises": [0.0, 0.02],
+    "message_repeated": [0.0, 0.2],
+    "message_lost": [0.0, 0.02],
+    "message_delayed": [0.0, 0.2],
+    "message_malformed": [0.0, 0.02],
+    "checkpoint_damaged": [0.0, 0.2],
+    "no_room": [0.0, 0.2],
+    "searcher_fails": [0.0, 0.1],
+    "journal_full": [0.0, 0.05],
+}
+"""Field of :class:`Faults` -> what random studies try."""
+
 
 def true_value(x: float, resource: int) -> float:
     """The learning curve of a configuration."""
