@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lightning_hpo.core.checks import check_choice, check_range, check_types, known
-from lightning_hpo.errors import OptionError, did_you_mean
+from lightning_hpo.errors import OptionError, SpaceError, did_you_mean
 
 if TYPE_CHECKING:  # Hydra reads the options in every program: no numpy then
     from lightning_hpo.core.space import SearchSpace
@@ -178,7 +178,10 @@ class SearcherOptions:
                 space.
         """
         for config in self.restrict_configurations or ():
-            space.check(config)
+            try:
+                space.check(config)
+            except SpaceError as problem:
+                raise SpaceError(f"searcher.restrict_configurations: {problem}") from problem
         for name in self.num_samples if isinstance(self.num_samples, Mapping) else ():
             if name not in space.domains:
                 hint = did_you_mean(name, space.domains)

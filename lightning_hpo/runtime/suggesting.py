@@ -179,7 +179,8 @@ class ProcessHost:
                 f"The searcher process died ({problem!r}). Look at search.log in the study folder."
             ) from problem
         if "error" in answer:
-            raise SearcherFailed(f"The searcher raised: {answer['error']}. Look at search.log in the study folder.")
+            raised = str(answer["error"]).removesuffix(".")
+            raise SearcherFailed(f"The searcher raised: {raised}. Look at search.log in the study folder.")
         request, self._request = self._request, None
         if request is None:
             raise SearcherFailed("The searcher answered without being asked. Look at search.log in the study folder.")

@@ -83,7 +83,7 @@ class TestRefusals:
                 OptionError,
                 "'xx', which is not searched. Did you mean 'x'? Remove the entry.",
             ),
-            ({"restrict_configurations": [{"x": 0.5}, {"x": 7}]}, SpaceError, "'x'"),
+            ({"restrict_configurations": [{"x": 0.5}, {"x": 7}]}, SpaceError, "searcher.restrict_configurations: 'x'"),
             ({"restrict_configurations": [{"epochs": 9}]}, SpaceError, "lacks 'x'. Give a value of"),
             ({"restrict_configurations": [{"x": 0.5, "z": 1}]}, SpaceError, "Use the names of the space: x, epochs."),
         ],
