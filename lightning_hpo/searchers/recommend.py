@@ -201,7 +201,7 @@ def _smooth_over_configurations(
         surrogate, data, FitOptions(options.opt_nstarts, options.opt_maxiter), generator(view.seed, Stream.SURROGATE)
     )
     parameters = surrogate.space.values(found.theta)
-    floor = (candidates.noise or 0.0) / normalisation.scale**2
+    floor = float(np.sqrt(candidates.noise or 0.0) / normalisation.scale) ** 2
     parameters["noise"] = [max(noise, floor) for noise in parameters["noise"]]
     with torch.no_grad():
         prediction = surrogate.posterior(data, surrogate.space.theta(parameters)).predict(x, 1)

@@ -125,6 +125,18 @@ def test_beside_a_diverged_trial_the_others_are_told_apart(diverged, state):
     assert found.std < 0.1
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e-12, 1e12, 1e90])
+def test_the_unit_of_the_metric_does_not_matter(unit):
+    view = View(LINE, max_t=27, rung_levels=(1, 3, 9))
+    for i in range(8):
+        x = i / 10
+        view.add({"x": x}, *[unit * ((x - 0.3) ** 2 + 0.2)] * 27)
+    view.state = {"parameters": {}}
+    found = recommend(view, OPTIONS)
+    assert found.config["x"] == 0.3
+    assert found.mean == pytest.approx(0.2 * unit, rel=0.05)
+
+
 def test_a_single_report_and_none():
     view = View(LINE, rung_levels=(1, 3))
     with pytest.raises(ReportError, match="Tell the study"):
