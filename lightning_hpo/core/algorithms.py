@@ -38,6 +38,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "opt_skip_period": 5,
             "num_fantasy_samples": 10,
             "weigh_promotion": True,
+            "limit_outliers": True,
         },
     ),
     "random": Algorithm("fifo", "random", "random search, every trial to the end"),

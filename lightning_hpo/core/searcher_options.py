@@ -63,6 +63,8 @@ class SearcherOptions:
     """Learn a Box-Cox transform of (positive) targets."""
     normalize_targets: bool = True
     """Standardise the targets."""
+    limit_outliers: bool = False
+    """Bring targets near that are far worse than the median of their level, as of trials that diverged."""
     separate_noise_variances: bool = False
     """gp_independent: one noise variance per level."""
     expdecay_normalize_inputs: bool = False

@@ -6,6 +6,7 @@ again.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,14 @@ from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import Choice, SearchSpace
 from lightning_hpo.errors import OptionError
-from lightning_hpo.searchers.history import History, learning_curves, multi_fidelity, needs_refit, single_fidelity
+from lightning_hpo.searchers.history import (
+    History,
+    learning_curves,
+    limit_outliers,
+    multi_fidelity,
+    needs_refit,
+    single_fidelity,
+)
 from lightning_hpo.surrogates.additive import ExponentialDecayModel, InnovationModel
 from lightning_hpo.surrogates.data import Observations
 from lightning_hpo.surrogates.fit import FitOptions, fit
@@ -115,6 +123,10 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
         SurrogateError: if the model cannot be computed.
     """
     history = history_of(view, name)
+    if options.limit_outliers:
+        history = dataclasses.replace(
+            history, values=limit_outliers(history.values, np.array(history.observed.resources))
+        )
     surrogate = make_surrogate(view, name, options)
     normalisation = normalise(history.values, options, options.reward_offset(view.mode))
     data = _observations(history, normalisation, name, options, rng)

@@ -14,6 +14,8 @@ import numpy as np
 from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.searcher_options import SearcherOptions
 
+_FAR = 10.0
+
 
 @dataclass(frozen=True)
 class Points:
@@ -109,6 +111,26 @@ def learning_curves(view: SearchView) -> History:
 def _history(view: SearchView, values: dict[tuple[int, int], float], pending: list[tuple[int, int]]) -> History:
     numbers = np.fromiter(values.values(), float, len(values))
     return History(Points.of(view, list(values)), numbers, Points.of(view, pending))
+
+
+def limit_outliers(y: np.ndarray, resource: np.ndarray | None = None) -> np.ndarray:
+    """Targets, the worst brought near: beside one that diverged, all others would look alike to a model.
+
+    At every resource the limit is above the median by ten times what the best is below it. Where half of the targets
+    equal the best there is no measure of their spread, and no limit.
+
+    Args:
+        y: ``(n,)`` targets.
+        resource: ``(n,)``; None: of one resource.
+    """
+    limited = np.array(y, dtype=np.float64)
+    resource = np.zeros(len(limited), dtype=np.int64) if resource is None else resource
+    for level in np.unique(resource):
+        here = resource == level
+        middle, best = float(np.median(limited[here])), float(limited[here].min())
+        if middle > best:
+            limited[here] = np.minimum(limited[here], middle + _FAR * (middle - best))
+    return limited
 
 
 def too_early(view: SearchView, options: SearcherOptions) -> str | None:

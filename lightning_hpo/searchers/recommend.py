@@ -21,8 +21,7 @@ from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.trial import Config
 from lightning_hpo.errors import ReportError, SurrogateError
-
-_FAR = 10.0
+from lightning_hpo.searchers.history import limit_outliers
 
 
 class Recommended(NamedTuple):
@@ -115,7 +114,7 @@ def _candidates(view: SearchView) -> _Candidates:
         raise ReportError("No trial has reported a finite value yet. Tell the study some results first.")
     trials = furthest(curves, view.rung_levels, view.max_t)
     width = window(view.max_t)
-    values = _cut([min(moving_average(curves[trial], width)) for trial in trials])
+    values = limit_outliers(np.array([min(moving_average(curves[trial], width)) for trial in trials]))
     noise = report_noise([np.array([curves[trial][r] for r in sorted(curves[trial])]) for trial in trials])
     if noise is not None:
         noise *= float(np.mean([1.0 / min(width, len(curves[trial])) for trial in trials]))
@@ -123,15 +122,6 @@ def _candidates(view: SearchView) -> _Candidates:
     reached = {max(curve) for curve in shown}
     missing = {r: _missing(r, shown, view.max_t, width) for r in reached}
     return _Candidates(trials, values, noise, np.array([missing[max(curve)] for curve in shown]))
-
-
-def _cut(values: Sequence[float]) -> np.ndarray:
-    """Values (n,), the worst brought near: beside one that diverged, all others would look alike to a model.
-
-    The limit is above the median by :data:`_FAR` times what the best is below it.
-    """
-    middle = float(np.median(values))
-    return np.minimum(values, middle + _FAR * (middle - min(values)))
 
 
 def _missing(reached: int, curves: Sequence[Mapping[int, float]], max_t: int, width: int) -> float:

@@ -441,6 +441,19 @@ def test_unknown_arguments_of_the_acquisition_function_are_refused():
         make_searcher("bayesopt", {"acq_function": "lcb", "acq_function_kwargs": {"xi": 1.0}})
 
 
+def test_beside_a_diverged_trial_the_model_tells_the_others_apart():
+    def spread(limit_outliers: bool) -> float:
+        view = parabola(9, reports=(9, 3, 1), rung_levels=(1, 3))
+        view.add({"x": 0.95}, 1e6)
+        options = SearcherOptions(model="gp_independent", limit_outliers=limit_outliers)
+        model = fit_model(view, options, "gp_independent", np.random.default_rng(0))
+        values = model.data.y.numpy()
+        return float(np.sort(values)[:-1].std())
+
+    assert spread(False) < 1e-3
+    assert spread(True) > 0.1
+
+
 def test_a_gpu_that_is_not_there_is_refused_with_the_fix() -> None:
     with pytest.raises(OptionError, match=r"Set searcher\.device to auto or cpu\.$"):
         choose_device(SearcherOptions(device="cuda:99"), 10)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_hpo.core.searcher import Observation, Pending
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, choice, uniform
 from lightning_hpo.searchers.history import (
     learning_curves,
+    limit_outliers,
     multi_fidelity,
     needs_refit,
     promotion_cuts,
@@ -180,3 +184,25 @@ def test_rungs_that_lie_closer_promote_more():
     for value in (0.4, 0.3, 0.2, 0.1):
         view.add({"x": value}, value, value)
     assert promotion_cuts(view, multi_fidelity(view, at_levels_only=True), 4) == {2: 0.2}
+
+
+def test_a_diverged_value_is_brought_near_the_others_of_its_level() -> None:
+    y = np.array([0.2, 0.4, 1e6, 5.0, 6.0, 9.0])
+    resource = np.array([9, 9, 9, 1, 1, 1])
+    # medians 0.4 and 6, best 0.2 and 5: limits 0.4 + 10 * 0.2 and 6 + 10 * 1
+    np.testing.assert_allclose(limit_outliers(y, resource), [0.2, 0.4, 2.4, 5.0, 6.0, 9.0])
+    assert y[2] == 1e6  # the study's own data stay
+
+
+def test_where_most_values_are_equal_no_other_is_moved() -> None:
+    np.testing.assert_array_equal(limit_outliers(np.array([0.9, 0.3, 0.3, 0.3])), [0.9, 0.3, 0.3, 0.3])
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
+def test_limiting_outliers_keeps_the_order_and_the_better_half(values: list[float]) -> None:
+    y = np.array(values)
+    limited = limit_outliers(y)
+    assert (limited <= y).all()
+    assert (np.diff(limited[np.argsort(y, kind="stable")]) >= 0).all()
+    better = y <= np.median(y)
+    np.testing.assert_array_equal(limited[better], y[better])

@@ -125,6 +125,14 @@ def test_beside_a_diverged_trial_the_others_are_told_apart(diverged, state):
     assert found.std < 0.1
 
 
+def test_the_only_bad_trial_is_not_recommended_beside_equal_ones():
+    view = View(LINE, max_t=27, rung_levels=(1, 3, 9))
+    view.add({"x": 0.9}, *[0.9] * 27)
+    for x in (0.1, 0.2, 0.3):
+        view.add({"x": x}, *[0.3] * 27)
+    assert recommend(view, OPTIONS).config["x"] < 0.9
+
+
 @pytest.mark.parametrize("unit", [1e-300, 1e-12, 1e12, 1e90])
 def test_the_unit_of_the_metric_does_not_matter(unit):
     view = View(LINE, max_t=27, rung_levels=(1, 3, 9))
