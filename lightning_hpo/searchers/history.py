@@ -116,20 +116,24 @@ def _history(view: SearchView, values: dict[tuple[int, int], float], pending: li
 def limit_outliers(y: np.ndarray, resource: np.ndarray | None = None) -> np.ndarray:
     """Targets, the worst brought near: beside one that diverged, all others would look alike to a model.
 
-    At every resource the limit is above the median by ten times what the best is below it. Where half of the targets
-    equal the best there is no measure of their spread, and no limit.
+    At every resource the limit is above the median by ten times a spread: what the best is below the median, there or
+    among all targets, whichever is more. Where the spread is 0 there is no limit.
 
     Args:
         y: ``(n,)`` targets.
         resource: ``(n,)``; None: of one resource.
     """
     limited = np.array(y, dtype=np.float64)
+    if not len(limited):
+        return limited
     resource = np.zeros(len(limited), dtype=np.int64) if resource is None else resource
+    in_all = float(np.median(limited) - limited.min())
     for level in np.unique(resource):
         here = resource == level
-        middle, best = float(np.median(limited[here])), float(limited[here].min())
-        if middle > best:
-            limited[here] = np.minimum(limited[here], middle + _FAR * (middle - best))
+        middle = float(np.median(limited[here]))
+        spread = max(in_all, middle - float(limited[here].min()))
+        if spread > 0.0:
+            limited[here] = np.minimum(limited[here], middle + _FAR * spread)
     return limited
 
 

@@ -187,11 +187,17 @@ def test_rungs_that_lie_closer_promote_more():
 
 
 def test_a_diverged_value_is_brought_near_the_others_of_its_level() -> None:
-    y = np.array([0.2, 0.4, 1e6, 5.0, 6.0, 9.0])
-    resource = np.array([9, 9, 9, 1, 1, 1])
-    # medians 0.4 and 6, best 0.2 and 5: limits 0.4 + 10 * 0.2 and 6 + 10 * 1
-    np.testing.assert_allclose(limit_outliers(y, resource), [0.2, 0.4, 2.4, 5.0, 6.0, 9.0])
+    y = np.array([0.2, 0.4, 1e6, 5.0, 8.0, 1e6, 9.0])
+    resource = np.array([9, 9, 9, 1, 1, 1, 1])
+    # Medians 0.4 and 8.5, of all 8; the best are 0.2 and 5, of all 0.2: limits 0.4 + 10 * 7.8 and 8.5 + 10 * 7.8.
+    np.testing.assert_allclose(limit_outliers(y, resource), [0.2, 0.4, 78.4, 5.0, 8.0, 86.5, 9.0])
     assert y[2] == 1e6  # the study's own data stay
+
+
+def test_a_level_that_is_worse_as_a_whole_is_left_as_it_is() -> None:
+    y = np.array([50.0, 60.0, 70.0, 0.10, 0.11, 0.12, 0.13, 0.14])
+    resource = np.array([1, 1, 1, 9, 9, 9, 9, 9])
+    np.testing.assert_array_equal(limit_outliers(y, resource), y)
 
 
 def test_where_most_values_are_equal_no_other_is_moved() -> None:
