@@ -221,7 +221,7 @@ class TestMapReward:
 
 
 class TestWhatWouldDoNothing:
-    """An option that the algorithm has no use for is a mistake, and is told as one."""
+    """An option of the scheduler that the algorithm has no use for is a mistake, and is told as one."""
 
     @pytest.mark.parametrize(
         "algorithm", ["random", "grid", "bayesopt", "median", "sync_hyperband", "sync_bohb", "sync_mobster", "dehb"]
