@@ -54,8 +54,9 @@ def test_a_lock_names_its_holder_and_can_be_given_back(tmp_path: Path) -> None:
     assert Lock.holder(tmp_path) is None
     lock = Lock(tmp_path)
     assert "process" in (Lock.holder(tmp_path) or "")
-    with pytest.raises(StudyLocked, match=r"worked on by process \d+ on .* since 20"):
+    with pytest.raises(StudyLocked, match=r"worked on by process \d+ on .* since 20") as refused:
         Lock(tmp_path)
+    assert str(refused.value).endswith(f"with: lightning-hpo status {tmp_path}")
     lock.release()
     lock.release()
     assert Lock.holder(tmp_path) is None
