@@ -154,7 +154,8 @@ class Lock:
             os.close(self._fd)
             raise StudyLocked(
                 f"The study in {folder} is being worked on by {holder}. "
-                f"Wait until it ends or stop it, or look at the study with: lightning-hpo status {shlex.quote(str(folder))}"
+                "Wait until it ends or stop it, or look at the study with: "
+                f"lightning-hpo status {shlex.quote(str(folder))}"
             ) from None
         since = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
         os.ftruncate(self._fd, 0)
