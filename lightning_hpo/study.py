@@ -337,7 +337,7 @@ def state_from_header(header: Mapping[str, Any]) -> StudyState:
         OptionError, SpaceError: if this version does not know what it says.
     """
     try:
-        return StudyState(SearchSpace.from_json(header["space"]), StudyOptions.from_mapping(header["options"]))
+        return StudyState(SearchSpace.from_json(header["space"]), StudyOptions.from_json(header["options"]))
     except HpoError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
@@ -379,8 +379,8 @@ def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: Stu
     Raises:
         StudyMismatch: naming every difference.
     """
-    # Read and written again, so that options which are newer than the study have their defaults.
-    old, new = StudyOptions.from_mapping(header["options"]).to_json(), options.to_json()
+    # Read and written again, so that options which are newer than the study are there, and off.
+    old, new = StudyOptions.from_json(header["options"]).to_json(), options.to_json()
     changes = [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())

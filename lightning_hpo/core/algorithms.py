@@ -30,8 +30,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "default": Algorithm(
         "hyperband",
         "bayesopt",
-        "what the benchmarks show to be best: one GP per rung, fitted less often, weighted by promotion",
-        presets={"type": "promotion"},
+        "what the benchmarks show to be best: one GP per rung, and promotion of what may improve on the best",
+        presets={"type": "promotion", "improvement_probability": 0.4},
         search={
             "model": "gp_independent",
             "opt_skip_init_length": 60,
@@ -39,6 +39,8 @@ ALGORITHMS: dict[str, Algorithm] = {
             "num_fantasy_samples": 10,
             "weigh_promotion": True,
             "limit_outliers": True,
+            "input_warping": True,
+            "skip_local_optimization": True,
         },
     ),
     "random": Algorithm("fifo", "random", "random search, every trial to the end"),

@@ -56,6 +56,9 @@ class StudyOptions:
     """When a rung begins to judge: ratio (n >= eta) or two (n >= 2)."""
     late_reports: str = "count"
     """A report that jumped over a rung: count for it, or lost."""
+    improvement_probability: float = 0.0
+    """A trial goes past a rung only if it improves on the best value with at least this probability; 0: its rank
+    decides alone; the algorithm default presets 0.4."""
     searcher_data: str | None = None
     """What the searcher learns from: rungs, all or rungs_and_last; default rungs, for gp_expdecay and gp_issm all."""
     register_pending_myopic: bool = False
@@ -103,6 +106,7 @@ class StudyOptions:
             check_range(self, "", name, lower=0)
         check_range(self, "", "random_seed", lower=0, upper=2**31 - 1)
         check_range(self, "", "reduction_factor", lower=2)
+        check_range(self, "", "improvement_probability", lower=0, upper=1)
         self._check_confirm()
 
     @classmethod
@@ -134,6 +138,18 @@ class StudyOptions:
         values["confirm"] = _confirm_options(values.get("confirm"))
         defaults = {f.name for f in dataclasses.fields(cls) if f.default is not None}
         return cls(**{k: v for k, v in values.items() if v is not None or k not in defaults})
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StudyOptions:
+        """Options from what :meth:`to_json` gave, of an earlier version too: options it did not have are off, even if
+        the algorithm presets them by now, so that an old study goes on as it was.
+
+        Raises:
+            OptionError: for an unknown name, a wrong type or a value out of range.
+        """
+        searcher = {**dataclasses.asdict(SearcherOptions()), **(data.get("searcher") or {})}
+        older = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+        return cls.from_mapping({**older, **data, "searcher": searcher})
 
     @property
     def effective_searcher_data(self) -> str:
@@ -184,6 +200,11 @@ class StudyOptions:
                 f"algorithm={self.algorithm} has no types, so type={self.type} would do nothing. "
                 f"Leave type out, or choose an algorithm that has: {typed}."
             )
+        if self.improvement_probability and not ALGORITHMS[self.algorithm].has_types:
+            raise OptionError(
+                f"algorithm={self.algorithm} promotes nothing by rank, so improvement_probability would do nothing. "
+                "Leave it out, or choose an algorithm with asynchronous rungs, such as asha."
+            )
 
     def limits(self) -> dict[str, Any]:
         """The options that may change when the study is continued, as JSON data."""
@@ -203,7 +224,7 @@ class StudyOptions:
         return dataclasses.replace(self, **values)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON data; :meth:`from_mapping` reads it."""
+        """JSON data; :meth:`from_json` reads it."""
         data: dict[str, Any] = portable(dataclasses.asdict(self))
         return data
 

@@ -130,6 +130,10 @@ class Rung:
     def quantile(self) -> float:
         return self.level / self.next_level
 
+    @property
+    def num_promoted(self) -> int:
+        return len(self._promoted)
+
     def entries(self) -> list[tuple[int, float, bool]]:
         """``(trial_id, value, was_promoted)``, best first; a promoted entry stands behind its equals."""
         return [(e.trial_id, e.value, e.trial_id in self._promoted) for e in self._entries]

@@ -110,7 +110,7 @@ def options_for(recorded: StudyOptions, algorithm: str, max_t: int | None, n_wor
         options = dataclasses.replace(recorded, stop=StopCriterion(), n_trials=None, confirm=ConfirmOptions())
     else:
         given: dict[str, Any] = recorded.to_json()
-        dropped = ("algorithm", "searcher", "stop", "n_trials", "confirm", "searcher_data")
+        dropped = ("algorithm", "searcher", "stop", "n_trials", "confirm", "searcher_data", "improvement_probability")
         given = {name: value for name, value in given.items() if name not in dropped}
         if algorithm in ALGORITHMS:
             other = ALGORITHMS[algorithm]

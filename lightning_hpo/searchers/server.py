@@ -42,7 +42,7 @@ def serve(connection: Connection[Any, Any]) -> None:
         except (EOFError, OSError):
             return
         if "header" in message:
-            options = StudyOptions.from_mapping(message["header"]["options"])
+            options = StudyOptions.from_json(message["header"]["options"])
             state = StudyState(SearchSpace.from_json(message["header"]["space"]), options)
             searcher = make_searcher(ALGORITHMS[options.algorithm].searcher, options.searcher)
         assert state is not None and searcher is not None, "the header comes first"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,19 @@ def test_a_trial_that_does_not_exist(tmp_path: Path):
         ReportError, match=r"no trial 4 .* it has 4, numbered from 0\. List them with: lightning-hpo trials"
     ):
         tell_story(tmp_path, 4)
+
+
+def test_a_trial_that_is_held_back_says_why(tmp_path: Path):
+    """The first trial falls to 0.2; the others are near 0.9 and fall by 0.1, as three of them have shown."""
+    options = {"algorithm": "asha", "type": "promotion", "max_t": 3, "improvement_probability": 0.4}
+    with closing(Study.create(SPACE, metric="val_loss", path=tmp_path, points_to_evaluate=[], **options)) as study:
+        while len(study.trials) < 12:
+            job = study.ask()
+            if isinstance(job, Resume):
+                first = 0.3 if job.trial_id == 0 else 0.9
+                study.tell(job.trial_id, 2, first)
+                study.tell(job.trial_id, 3, first - 0.1)
+            else:
+                study.tell(job.trial_id, 1, 0.3 if job.trial_id == 0 else 0.9 + 0.001 * job.trial_id)
+    assert story(tmp_path, 3)[0].endswith("; it would improve on the best value with 0%, and waits below 40%")
+    assert "waits" not in story(tmp_path, 1)[0]

@@ -105,6 +105,15 @@ def test_options_are_the_studys_with_the_other_algorithms_searcher():
     assert options_for(base, "pasha", 9, 4, 7).effective_type == "pasha"
 
 
+def test_a_preset_of_the_studys_algorithm_is_not_one_of_the_other():
+    base = Driven(algorithm="default", max_t=9).options
+    assert base.improvement_probability == 0.4
+    assert options_for(base, "default", 9, 4, 7).improvement_probability == 0.4
+    for other in ("asha", "mobster", "random"):
+        assert options_for(base, other, 9, 4, 7).improvement_probability == 0
+    assert options_for(Driven(algorithm="asha", max_t=9).options, "default", 9, 4, 7).improvement_probability == 0.4
+
+
 def test_the_command_compares_with_the_studys_own_algorithm(tmp_path, capsys):
     study = Study.create({"x": uniform(0, 1)}, metric="loss", algorithm="random", max_t=3, n_trials=6, path=tmp_path)
     while (job := study.ask()) is not None:

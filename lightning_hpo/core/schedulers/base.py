@@ -96,6 +96,11 @@ class Scheduler(ABC):
         """How close the paused trial is to promotion: rank / entries of its rung, in (0, 1]; small is good."""
         return 1.0
 
+    def held_back(self, trial_id: int) -> float | None:
+        """Probability to improve on the best value of a paused trial that for its smallness is not resumed now, even if
+        it is among the best of its rung; None: it is judged by its rank alone."""
+        return None
+
     def _require_max_t(self) -> int:
         if self.max_t is None:
             raise AssertionError("this scheduler was built without max_t")

@@ -58,6 +58,7 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
         options.rung_system_per_bracket,
         options.min_rung_entries,
         options.late_reports,
+        options.improvement_probability,
     )
     if options.effective_type == "pasha":
         return Pasha(*common, mode=options.mode)

@@ -14,7 +14,12 @@ from lightning_hpo.core.brackets import default_distribution, milestones, num_br
 from lightning_hpo.core.events import Verdict
 from lightning_hpo.core.rungs import Rung
 from lightning_hpo.core.schedulers.base import Promotion, Ruling, Scheduler
+from lightning_hpo.core.schedulers.prospects import Prospects
 from lightning_hpo.errors import ReportError
+
+_ALWAYS = 1.0 / 3.0
+"""Share of a rung's promotions that need no prospect of an improvement. The best value is a lucky one after a while,
+which nothing is likely to beat; models still have to learn about the upper rungs."""
 
 
 @dataclass(slots=True)
@@ -39,6 +44,10 @@ class AsynchronousHyperband(Scheduler):
         late_reports: what a report does that jumped over a milestone. ``"count"``: it counts for the highest
             milestone it passed; ``"lost"``: the milestone is lost for the trial (stopping), or the report is an error
             (promotion).
+        improvement_probability: a trial goes on past a rung only if it improves on the best value with at least this
+            probability (:class:`~lightning_hpo.core.schedulers.prospects.Prospects`). 0: its rank alone decides. Where
+            the probability is unknown it is taken for 1; a third of the share that the rank lets go on always does;
+            and the rank alone decides once no new trial will be started, because there is no other use of a worker.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class AsynchronousHyperband(Scheduler):
         rung_system_per_bracket: bool = False,
         min_entries: str = "ratio",
         late_reports: str = "count",
+        improvement_probability: float = 0.0,
     ) -> None:
         self.max_t: int = max_t
         self.levels = tuple(levels)
@@ -56,6 +66,9 @@ class AsynchronousHyperband(Scheduler):
         self.bracket_weights = default_distribution(self.levels, max_t, self.num_brackets)
         self.rung_system_per_bracket = rung_system_per_bracket
         self._late_reports = late_reports
+        self._needed = improvement_probability
+        self._prospects = Prospects((*levels, max_t)) if improvement_probability > 0.0 else None
+        self._is_closed = False
         starts = range(self.num_brackets) if rung_system_per_bracket else (0,)
         self._systems = [self._make_system(milestones(levels, max_t, s), min_entries) for s in starts]
         self._jobs: dict[int, _Job] = {}
@@ -93,6 +106,25 @@ class AsynchronousHyperband(Scheduler):
             return level
         return None
 
+    def close(self) -> None:
+        self._is_closed = True
+
+    def reopen(self) -> None:
+        self._is_closed = False
+
+    def _learn(self, trial_id: int, value: float, level: int | None) -> None:
+        if self._prospects is not None:
+            self._prospects.report(trial_id, value, level)
+
+    def _improvement(self, trial_id: int, rung: Rung) -> float:
+        """Probability that the trial improves on the best value; 1 where the rule does not apply."""
+        if self._prospects is None or self._is_closed:
+            return 1.0
+        if rung.num_promoted < _ALWAYS * rung.quantile * len(rung) - 1e-9:
+            return 1.0
+        known = self._prospects.improvement(trial_id, rung.level)
+        return 1.0 if known is None else known
+
     def _complete(self) -> Ruling:
         return Ruling(Verdict.STOP, f"trained to max_t={self.max_t}", level=self.max_t, completed=True)
 
@@ -102,9 +134,11 @@ class StoppingAsha(AsynchronousHyperband):
 
     def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
         if resource >= self.max_t:
+            self._learn(trial_id, value, self.max_t)
             return self._complete()
         job = self._jobs[trial_id]
         level = self._reached(job, resource)
+        self._learn(trial_id, value, level)
         if level is None:
             if resource >= job.milestone:
                 job.milestone = self._next_level(resource)
@@ -120,6 +154,11 @@ class StoppingAsha(AsynchronousHyperband):
         if passed is None:
             return Ruling(Verdict.CONTINUE, f"{place}: too few trials to judge", job.milestone, level)
         if passed:
+            improvement = self._improvement(trial_id, rung)
+            if improvement < self._needed:
+                return Ruling(Verdict.STOP, f"{place}: improves with {improvement:.0%}", level=level)
+            if self._prospects is not None:
+                rung.mark_promoted(trial_id)
             return Ruling(Verdict.CONTINUE, f"{place}: within the {rung.quantile:.0%} quantile", job.milestone, level)
         return Ruling(Verdict.STOP, f"{place}: worse than the {rung.quantile:.0%} quantile", level=level)
 
@@ -132,11 +171,13 @@ class PromotionAsha(AsynchronousHyperband):
 
     def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
         if resource >= self.max_t:
+            self._learn(trial_id, value, self.max_t)
             return self._complete()
         job = self._jobs[trial_id]
         if resource <= job.resume_from:
             return Ruling(Verdict.CONTINUE, f"repeats what is known up to {job.resume_from}")
         if resource < job.milestone:
+            self._learn(trial_id, value, None)
             return Ruling(Verdict.CONTINUE, f"not at a rung; next at {job.milestone}")
         level = self._reached(job, resource)
         if level is None:
@@ -144,6 +185,7 @@ class PromotionAsha(AsynchronousHyperband):
                 f"Trial {trial_id} reported at {resource} without a report at its milestone {job.milestone}. "
                 "Report after every unit of resource, or choose rung levels at which the metric is reported."
             )
+        self._learn(trial_id, value, level)
         rung = self._systems[self.system_of(job.bracket)][level]
         rung.add(trial_id, value)
         if not math.isfinite(value):
@@ -156,7 +198,7 @@ class PromotionAsha(AsynchronousHyperband):
             if not self._may_promote_from(system, level):
                 continue
             trial_id = self._promotable(rung, is_paused)
-            if trial_id is None:
+            if trial_id is None or self._improvement(trial_id, rung) < self._needed:
                 continue
             value = rung.value_of(trial_id)
             rung.mark_promoted(trial_id)
@@ -184,6 +226,12 @@ class PromotionAsha(AsynchronousHyperband):
         rung = self._rung_of(trial_id)
         return rung is not None and math.isfinite(rung.value_of(trial_id))
 
+    def held_back(self, trial_id: int) -> float | None:
+        rung = self._rung_of(trial_id)
+        if rung is None or (improvement := self._improvement(trial_id, rung)) >= self._needed:
+            return None
+        return improvement
+
     def promise(self, trial_id: int) -> float:
         rung = self._rung_of(trial_id)
         return 1.0 if rung is None else rung.rank(rung.value_of(trial_id)) / len(rung)
@@ -204,8 +252,11 @@ class CostPromotion(PromotionAsha):
         rung_system_per_bracket: bool = False,
         min_entries: str = "ratio",
         late_reports: str = "count",
+        improvement_probability: float = 0.0,
     ) -> None:
-        super().__init__(max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports)
+        super().__init__(
+            max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports, improvement_probability
+        )
         self._costs: dict[tuple[int, int], float] = {}
 
     def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:

@@ -18,7 +18,8 @@ class Pasha(PromotionAsha):
     """Promotion type with a growing ceiling.
 
     Args:
-        max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports: as for :class:`PromotionAsha`.
+        max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports, improvement_probability: as for
+            :class:`PromotionAsha`.
         mode: the sense of the metric before it was turned into a value to be minimised. It decides how two trials
             with equal values are ordered when their curves are compared (the later trial first for ``max``), as in
             the reference implementation.
@@ -32,9 +33,12 @@ class Pasha(PromotionAsha):
         rung_system_per_bracket: bool = False,
         min_entries: str = "ratio",
         late_reports: str = "count",
+        improvement_probability: float = 0.0,
         mode: str = "min",
     ) -> None:
-        super().__init__(max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports)
+        super().__init__(
+            max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports, improvement_probability
+        )
         self._ceilings = [_Ceiling(rungs, max_t, later_first=mode == "max") for rungs in self._systems]
 
     def ceiling(self, system: int = 0) -> int:
