@@ -67,6 +67,10 @@ def _method(algorithm: str, is_model: bool = False, **options: Any) -> type[Tune
 METHODS: dict[str, type[Tuner]] = {
     "default": _method("default", is_model=True),
     "default-unweighted": _method("default", is_model=True, searcher={"weigh_promotion": False}),
+    "default-by-rank": _method("default", is_model=True, improvement_probability=0),
+    "default-local": _method(
+        "default", is_model=True, searcher={"input_warping": False, "skip_local_optimization": False}
+    ),
     "default-stopping": _method("default", is_model=True, type="stopping"),
     "random": _method("random"),
     "asha-promotion": _method("asha", type="promotion"),
