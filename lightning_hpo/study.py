@@ -380,19 +380,23 @@ def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: Stu
         StudyMismatch: naming every difference.
     """
     # Read and written again, so that options which are newer than the study are there, and off.
-    old, new = StudyOptions.from_json(header["options"]).to_json(), options.to_json()
-    changes = [
-        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in LIMITS and old.get(name) != new.get(name)
-    ]
+    old, new = _flat(StudyOptions.from_json(header["options"])), _flat(options)
+    changes = [f"{name}: {value!r} -> {new[name]!r}" for name, value in sorted(old.items()) if value != new[name]]
     if header["space"] != space.to_json():
         changes.append(f"space: {header['space']} -> {space.to_json()}")
     if changes:
         raise StudyMismatch(
             "The study was created with other settings:\n  " + "\n  ".join(changes) + "\n"
-            "Use the settings it was created with, or start a new study in another folder."
+            "What you did not set is a preset of the algorithm in this version. "
+            "Use the settings on the left, or start a new study in another folder."
         )
+
+
+def _flat(options: StudyOptions) -> dict[str, Any]:
+    """Values by name, ``searcher.device`` and the like; without limits."""
+    data = {name: value for name, value in options.to_json().items() if name not in LIMITS}
+    searcher = data.pop("searcher")
+    return data | {f"searcher.{name}": value for name, value in searcher.items()}
 
 
 def _integer(resource: Any) -> Any:

@@ -147,9 +147,12 @@ class StudyOptions:
         Raises:
             OptionError: for an unknown name, a wrong type or a value out of range.
         """
-        searcher = {**dataclasses.asdict(SearcherOptions()), **(data.get("searcher") or {})}
-        older = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
-        return cls.from_mapping({**older, **data, "searcher": searcher})
+        values = known(cls, data, "")
+        searcher, stop = values.get("searcher") or {}, values.get("stop") or {}
+        values["searcher"] = SearcherOptions.from_mapping(searcher)
+        values["stop"] = StopCriterion.from_mapping(stop)
+        values["confirm"] = _confirm_options(values.get("confirm"))
+        return cls(**values)
 
     @property
     def effective_searcher_data(self) -> str:

@@ -208,8 +208,6 @@ def _standing(state: StudyState, trial: Trial, unit: str) -> str:
         better = sum(state.criterion(v) < state.criterion(value) for v in values if math.isfinite(v))
         text += f"; of {len(values)} trials that reported there, {better} are better now"
     if trial.status is TrialStatus.PAUSED and (improvement := state.scheduler.held_back(trial.id)) is not None:
-        text += (
-            f"; it would improve on the best value with {improvement:.0%}, and waits below "
-            f"{state.options.improvement_probability:.0%}"
-        )
+        needed = state.options.improvement_probability
+        text += f"; it would improve on the best value with {improvement:.0%}, and needs {needed:.0%}"
     return text

@@ -101,7 +101,7 @@ def _extended(curve: Mapping[int, float], steps: Sequence[float]) -> list[float]
 
 
 def options_for(recorded: StudyOptions, algorithm: str, max_t: int | None, n_workers: int, seed: int) -> StudyOptions:
-    """The study's options with another algorithm: its own searcher options, no limits.
+    """The study's options with another algorithm: its own presets and searcher options, no limits.
 
     Raises:
         OptionError: if the algorithm is unknown or cannot be used here.
@@ -110,10 +110,13 @@ def options_for(recorded: StudyOptions, algorithm: str, max_t: int | None, n_wor
         options = dataclasses.replace(recorded, stop=StopCriterion(), n_trials=None, confirm=ConfirmOptions())
     else:
         given: dict[str, Any] = recorded.to_json()
-        dropped = ("algorithm", "searcher", "stop", "n_trials", "confirm", "searcher_data", "improvement_probability")
+        dropped = ("algorithm", "searcher", "stop", "n_trials", "confirm", "searcher_data")
         given = {name: value for name, value in given.items() if name not in dropped}
+        own = ALGORITHMS[recorded.algorithm].presets.get("improvement_probability", 0.0)
         if algorithm in ALGORITHMS:
             other = ALGORITHMS[algorithm]
+            if recorded.improvement_probability == own or not other.has_types:
+                del given["improvement_probability"]
             if "type" in other.presets or not other.has_types:
                 del given["type"]
             if other.scheduler != ALGORITHMS[recorded.algorithm].scheduler:

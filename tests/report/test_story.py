@@ -164,5 +164,6 @@ def test_a_trial_that_is_held_back_says_why(tmp_path: Path):
                 study.tell(job.trial_id, 3, first - 0.1)
             else:
                 study.tell(job.trial_id, 1, 0.3 if job.trial_id == 0 else 0.9 + 0.001 * job.trial_id)
-    assert story(tmp_path, 3)[0].endswith("; it would improve on the best value with 0%, and waits below 40%")
-    assert "waits" not in story(tmp_path, 1)[0]
+    assert story(tmp_path, 3)[0].endswith("; it would improve on the best value with 0%, and needs 40%")
+    assert "needs" not in story(tmp_path, 1)[0]
+    assert "needs" not in story(tmp_path, 10)[0]  # its rank would not do either

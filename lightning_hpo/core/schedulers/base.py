@@ -97,8 +97,8 @@ class Scheduler(ABC):
         return 1.0
 
     def held_back(self, trial_id: int) -> float | None:
-        """Probability to improve on the best value of a paused trial that for its smallness is not resumed now, even if
-        it is among the best of its rung; None: it is judged by its rank alone."""
+        """Of a paused trial that is among the best of its rung and yet is not resumed: the probability that it improves
+        on the best value, which is too small. None: that is not what it waits for."""
         return None
 
     def _require_max_t(self) -> int:

@@ -46,8 +46,10 @@ class AsynchronousHyperband(Scheduler):
             (promotion).
         improvement_probability: a trial goes on past a rung only if it improves on the best value with at least this
             probability (:class:`~lightning_hpo.core.schedulers.prospects.Prospects`). 0: its rank alone decides. Where
-            the probability is unknown it is taken for 1; a third of the share that the rank lets go on always does;
-            and the rank alone decides once no new trial will be started, because there is no other use of a worker.
+            the probability is unknown it is taken for 1; at every rung a third of the share that the rank lets go on
+            always does; and the rank alone decides once no new trial will be started, because a new configuration is
+            what a worker would be better used for. At promotion, the best of those that wait decides for its rung:
+            others have farther to fall.
     """
 
     def __init__(
@@ -116,13 +118,21 @@ class AsynchronousHyperband(Scheduler):
         if self._prospects is not None:
             self._prospects.report(trial_id, value, level)
 
+    def fail(self, trial_id: int) -> None:
+        if self._prospects is not None:
+            self._prospects.end(trial_id)
+
+    def _ceiling_of(self, trial_id: int) -> int:
+        """Largest resource to which the trial may be trained at present."""
+        return self.max_t
+
     def _improvement(self, trial_id: int, rung: Rung) -> float:
         """Probability that the trial improves on the best value; 1 where the rule does not apply."""
         if self._prospects is None or self._is_closed:
             return 1.0
         if rung.num_promoted < _ALWAYS * rung.quantile * len(rung) - 1e-9:
             return 1.0
-        known = self._prospects.improvement(trial_id, rung.level)
+        known = self._prospects.improvement(trial_id, rung.level, self._ceiling_of(trial_id))
         return 1.0 if known is None else known
 
     def _complete(self) -> Ruling:
@@ -228,9 +238,10 @@ class PromotionAsha(AsynchronousHyperband):
 
     def held_back(self, trial_id: int) -> float | None:
         rung = self._rung_of(trial_id)
-        if rung is None or (improvement := self._improvement(trial_id, rung)) >= self._needed:
+        if rung is None or not rung.passes(rung.value_of(trial_id)):
             return None
-        return improvement
+        improvement = self._improvement(trial_id, rung)
+        return None if improvement >= self._needed else improvement
 
     def promise(self, trial_id: int) -> float:
         rung = self._rung_of(trial_id)

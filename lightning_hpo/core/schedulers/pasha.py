@@ -59,6 +59,9 @@ class Pasha(PromotionAsha):
         if resource < self.max_t:
             self._ceilings[self.system_of(self._jobs[trial_id].bracket)].update(trial_id, resource, value)
 
+    def _ceiling_of(self, trial_id: int) -> int:
+        return self.ceiling(self.system_of(self._jobs[trial_id].bracket))
+
     def _may_promote_from(self, system: int, level: int) -> bool:
         return level < self._ceilings[system].resource
 

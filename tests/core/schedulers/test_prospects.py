@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 
 from lightning_hpo.core.algorithms import ALGORITHMS
+from lightning_hpo.core.events import Outcome, StudyContinued
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.schedulers.prospects import Prospects, student_tail
 from lightning_hpo.errors import OptionError
@@ -44,12 +45,12 @@ class TestProbability:
     def test_of_the_mean_fall_is_one_half(self):
         known = two_levels(*self.CURVES)
         known.report(5, 9.0, 1)
-        assert known.improvement(5, 1) == pytest.approx(0.5)  # the best value is 7: it has to fall by 2
+        assert known.improvement(5, 1, 9) == pytest.approx(0.5)  # the best value is 7: it has to fall by 2
 
     def test_follows_student(self):
         known = two_levels(*self.CURVES)
         known.report(5, 11.0, 1)  # has to fall by 4, which is 2 / 1.1547 = sqrt(3) more than the mean
-        assert known.improvement(5, 1) == pytest.approx(0.5 - math.sqrt(3) / (2 * math.sqrt(5)))
+        assert known.improvement(5, 1, 9) == pytest.approx(0.5 - math.sqrt(3) / (2 * math.sqrt(5)))
 
     def test_counts_the_lowest_value_on_the_way(self):
         known = Prospects((1, 3))
@@ -58,12 +59,12 @@ class TestProbability:
             known.report(trial, lowest, None)
             known.report(trial, 20.0, 3)
         known.report(5, 9.0, 1)
-        assert known.improvement(5, 1) == pytest.approx(0.5)
+        assert known.improvement(5, 1, 9) == pytest.approx(0.5)
 
     def test_is_unknown_with_fewer_than_three_falls(self):
         known = two_levels(*self.CURVES[:2])
-        assert known.improvement(0, 1) is None
-        assert two_levels(*self.CURVES).improvement(0, 1) is not None
+        assert known.improvement(0, 1, 9) is None
+        assert two_levels(*self.CURVES).improvement(0, 1, 9) is not None
 
     def test_is_unknown_until_three_trials_went_to_every_level_above(self):
         known = Prospects((1, 3, 9))
@@ -71,7 +72,7 @@ class TestProbability:
             for level in (1, 3):
                 known.report(trial, 10.0 - level - trial, level)
         known.report(5, 9.0, 1)
-        assert known.improvement(5, 1) is None
+        assert known.improvement(5, 1, 9) is None
 
     def test_is_that_of_the_level_where_it_is_largest(self):
         """To level 3 the falls are 1, 2, 3 and to level 9 they are 11, 12, 13: a fall by 6 is sure to come by then."""
@@ -81,37 +82,72 @@ class TestProbability:
             known.report(trial, 19.0 - trial, 3)
             known.report(trial, 9.0 - trial, 9)
         known.report(5, 19.0, 1)  # the best value is 7: it has to fall by 12, the mean fall to level 9
-        assert known.improvement(5, 1) == pytest.approx(0.5)
+        assert known.improvement(5, 1, 9) == pytest.approx(0.5)
 
     def test_learns_from_the_six_most_similar_trials(self):
-        near = [(10.0 + 0.01 * i, 8.0) for i in range(6)]
+        near = [(10.0 + 0.01 * i, 8.0 - i) for i in range(6)]
         far = [(50.0, 49.0 - i) for i in range(20)]
         known = two_levels(*far, *near)
         known.report(99, 10.0, 1)
         alone = two_levels(*near)
         alone.report(98, 10.0, 1)
-        assert known.improvement(99, 1) == alone.improvement(98, 1)
+        assert known.improvement(99, 1, 9) == alone.improvement(98, 1, 9)
 
     def test_of_equal_falls_is_certain(self):
+        """All fall by 2 to 8, the best value; to reach it is no improvement."""
         known = two_levels((10.0, 8.0), (10.0, 8.0), (10.0, 8.0))
-        known.report(5, 10.0, 1)
-        known.report(6, 10.5, 1)
-        assert known.improvement(5, 1) == 1.0
-        assert known.improvement(6, 1) == 0.0
+        for trial, value in ((5, 10.0), (6, 9.9), (7, 10.5)):
+            known.report(trial, value, 1)
+        assert [known.improvement(trial, 1, 9) for trial in (5, 6, 7)] == [0.0, 1.0, 0.0]
+
+    def test_up_to_the_ceiling_only(self):
+        known = Prospects((1, 3, 9))
+        for trial, last in enumerate((9.0, 8.0, 7.0)):
+            known.report(trial, 10.0, 1)
+            known.report(trial, last, 3)
+        known.report(5, 9.0, 1)
+        assert known.improvement(5, 1, 3) == pytest.approx(0.5)
+        assert known.improvement(5, 1, 9) is None
+
+    def test_counts_what_ended_on_the_way(self):
+        """No trial gets to 3, all end at 2, as with early stopping."""
+        known = Prospects((1, 3))
+        for trial, last in enumerate((9.0, 8.0, 7.0)):
+            known.report(trial, 10.0, 1)
+            known.report(trial, last, None)
+            assert known.improvement(trial, 1, 3) is None
+            known.end(trial)
+        known.report(5, 9.0, 1)
+        assert known.improvement(5, 1, 3) == pytest.approx(0.5)
+
+    def test_does_not_count_what_ended_without_going_on(self):
+        known = Prospects((1, 3))
+        for trial in range(3):
+            known.report(trial, 10.0, 1)
+            known.end(trial)
+        known.report(5, 9.0, 1)
+        assert known.improvement(5, 1, 3) is None
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    def test_ignores_values_that_are_not_finite(self, bad):
+    def test_what_diverges_has_not_fallen(self, bad):
+        """Falls of 3, 0 and 0: mean 1, standard deviation sqrt(3), scale 2."""
+        known = two_levels((10.0, 7.0), (10.0, bad), (10.0, bad))
+        known.report(5, 10.0, 1)  # has to fall by 3, which is one scale more than the mean
+        assert known.improvement(5, 1, 9) == pytest.approx(0.5 - 1.0 / (2.0 * math.sqrt(3.0)))
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    def test_ignores_trials_that_were_never_finite(self, bad):
         known = two_levels(*self.CURVES, (bad, bad))
         known.report(5, 9.0, 1)
         known.report(6, bad, 1)
-        assert known.improvement(5, 1) == pytest.approx(0.5)
-        assert known.improvement(6, 1) is None
+        assert known.improvement(5, 1, 9) == pytest.approx(0.5)
+        assert known.improvement(6, 1, 9) is None
 
     def test_survives_the_largest_numbers(self):
         huge = sys.float_info.max
         known = two_levels((huge, -huge), (huge, 0.0), (0.0, -huge), best=-huge)
         known.report(5, huge, 1)
-        assert 0.0 <= known.improvement(5, 1) <= 1.0
+        assert 0.0 <= known.improvement(5, 1, 9) <= 1.0
 
     @given(st.lists(st.tuples(finite, finite), min_size=3, max_size=12), finite, st.floats(0.1, 10), finite)
     def test_does_not_depend_on_the_unit_of_the_metric(self, curves, value, scale, shift):
@@ -122,13 +158,13 @@ class TestProbability:
         starts = sorted([*(a for a, _ in curves), value])
         gaps = [b - a for values in (falls, starts) for a, b in itertools.pairwise(values)]
         if min(gaps, default=1.0) > 1e-3:  # nearly equal ones may change places by rounding
-            assert other.improvement(98, 1) == pytest.approx(plain.improvement(98, 1), abs=1e-6)
+            assert other.improvement(98, 1, 9) == pytest.approx(plain.improvement(98, 1, 9), abs=1e-6)
 
     @given(st.lists(st.tuples(finite, finite), min_size=3, max_size=12), finite)
     def test_is_a_probability(self, curves, value):
         known = two_levels(*curves)
         known.report(98, value, 1)
-        assert 0.0 <= known.improvement(98, 1) <= 1.0
+        assert 0.0 <= known.improvement(98, 1, 9) <= 1.0
 
 
 def promotions(study: Driven, values: list[float]) -> list[str]:
@@ -179,6 +215,57 @@ class TestPromotion:
         study = Driven(type="promotion", max_t=3, improvement_probability=0.4, n_trials=19)
         assert promotions(study, self.values(19)) == ["0->3", "1->3", "2->3"]
         assert [study.job() for _ in range(5)] == ["3->3", "4->3", "5->3", "6->3", "idle"]
+
+    def test_goes_on_to_be_so_with_more_trials(self):
+        study = Driven(type="promotion", max_t=3, improvement_probability=0.4, n_trials=10)
+        promotions(study, self.values(10))
+        study.handle(StudyContinued(0.0, {"n_trials": 40}))
+        assert study.job() == "n10"
+
+    def test_learns_from_reports_between_rungs(self):
+        """max_t = 9. All go from 0.9 down to 0.2 at 2, and back: the fall on the way is what counts."""
+        study = Driven(type="promotion", max_t=9, rung_levels=[1, 8], improvement_probability=0.4)
+        found = []
+        for trial in range(30):
+            while "->" in (job := study.job()):
+                old = int(job.split("->")[0])
+                found.append(job)
+                study.train(old, *([0.2, *[0.9] * 6] if job.endswith("8") else [0.9]))
+            study.tell(trial, 1, 0.9 - 0.001 * trial)
+        assert sum(job.endswith("->8") for job in found) >= 10
+
+    def test_where_no_trial_gets_to_the_end(self):
+        """All end by themselves at 2, as with early stopping."""
+        study = Driven(type="promotion", max_t=3, improvement_probability=0.4)
+        found = []
+        for value in self.values(19):
+            while "->" in (job := study.job()):
+                found.append(job)
+                trial = int(job.split("->")[0])
+                study.report(trial, 2, study[trial].curve[1] - 0.1)
+                study.end(trial, Outcome.COMPLETED)
+            study.tell(int(job[1:]), 1, value)
+        assert found == ["0->3", "1->3", "2->3"]
+
+    def test_a_rung_below_is_looked_at_when_one_above_holds_back(self):
+        study = Driven(type="promotion", max_t=9, improvement_probability=0.4)
+        scheduler = study.state.scheduler
+        for trial in range(12):
+            scheduler.start(trial, 0)
+        for trial in range(4):  # at 3, where only the first ends low
+            for resource, value in ((1, 0.9), (2, 0.9), (3, 0.8 + 0.01 * trial)):
+                scheduler.report(trial, resource, value)
+                if resource == 1:
+                    scheduler._jobs[trial].milestone = 3
+        for trial in range(3):
+            scheduler._jobs[trial].milestone = 9
+            for resource in range(4, 10):
+                scheduler.report(trial, resource, 0.1 if trial == 0 else 0.79)
+        scheduler.rungs()[3].mark_promoted(0)
+        for trial in range(4, 8):
+            scheduler.report(trial, 1, 0.15)
+        held = {1, 2, 3}
+        assert scheduler.promote(0, lambda trial: trial in held | {4}).trial_id == 4
 
     def test_the_default_algorithm_presets_it(self):
         assert StudyOptions.from_mapping({"metric": "loss"}).improvement_probability == 0.4
