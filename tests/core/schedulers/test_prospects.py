@@ -248,24 +248,20 @@ class TestPromotion:
         assert found == ["0->3", "1->3", "2->3"]
 
     def test_a_rung_below_is_looked_at_when_one_above_holds_back(self):
+        """max_t = 9. The first trial ends low, the others fall by 0.1 at each rung and are held back at the second."""
         study = Driven(type="promotion", max_t=9, improvement_probability=0.4)
         scheduler = study.state.scheduler
-        for trial in range(12):
-            scheduler.start(trial, 0)
-        for trial in range(4):  # at 3, where only the first ends low
-            for resource, value in ((1, 0.9), (2, 0.9), (3, 0.8 + 0.01 * trial)):
-                scheduler.report(trial, resource, value)
-                if resource == 1:
-                    scheduler._jobs[trial].milestone = 3
-        for trial in range(3):
-            scheduler._jobs[trial].milestone = 9
-            for resource in range(4, 10):
-                scheduler.report(trial, resource, 0.1 if trial == 0 else 0.79)
-        scheduler.rungs()[3].mark_promoted(0)
-        for trial in range(4, 8):
-            scheduler.report(trial, 1, 0.15)
-        held = {1, 2, 3}
-        assert scheduler.promote(0, lambda trial: trial in held | {4}).trial_id == 4
+        meanwhile = []
+        for value in self.values(200):
+            while "->" in (job := study.job()):
+                trial, goal = map(int, job.split("->"))
+                paused = [t.id for t in study.state.trials.values() if t.id != trial and t.resource == 3]
+                if goal == 3 and any(scheduler.held_back(other) is not None for other in paused):
+                    meanwhile.append(trial)
+                there = study[trial].curve[study[trial].resource] - 0.1
+                study.train(trial, *[there] * (goal - study[trial].resource))
+            study.tell(int(job[1:]), 1, value)
+        assert meanwhile
 
     def test_the_default_algorithm_presets_it(self):
         assert StudyOptions.from_mapping({"metric": "loss"}).improvement_probability == 0.4
