@@ -183,7 +183,8 @@ class Rung:
         low, high = self._entries[below].value, self._entries[below + 1].value
         if low == high or math.isinf(high):
             return high
-        return low + (position - below) * (high - low)
+        # Rounding must not lift it to the value above, which does not pass.
+        return min(low + (position - below) * (high - low), math.nextafter(high, low))
 
     def passes(self, value: float) -> bool | None:
         """Is the value among the best ``q``? Ties pass, values that are not finite never do.

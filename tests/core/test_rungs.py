@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from lightning_hpo.core.rungs import Rung, quantiles, rung_levels
@@ -99,6 +99,7 @@ class TestCutoff:
         assert rung(*range(needed), level=level, next_level=next_level, min_entries="ratio").cutoff() is not None
 
     @given(st.lists(NUMBERS, min_size=2, max_size=40, unique=True))
+    @example([0.0, -1000000.0, -999999.9999999999])  # neighbours among the floats
     def test_lets_the_best_third_pass_and_no_other(self, values):
         filled = rung(*values)
         passing = sorted(v for v in values if filled.passes(v))
