@@ -67,6 +67,10 @@ def _method(algorithm: str, is_model: bool = False, **options: Any) -> type[Tune
 METHODS: dict[str, type[Tuner]] = {
     "default": _method("default", is_model=True),
     "default-unweighted": _method("default", is_model=True, searcher={"weigh_promotion": False}),
+    "default-one-bracket": _method("default", is_model=True, brackets=1),
+    "default-undelayed": _method("default", is_model=True, delayed_promotion=False),
+    "default-uniform": _method("default", is_model=True, searcher={"gp_lengthscale_prior": "uniform"}),
+    "asha-delayed": _method("asha", type="promotion", delayed_promotion=True),
     "default-by-rank": _method("default", is_model=True, improvement_probability=0),
     "default-local": _method(
         "default", is_model=True, searcher={"input_warping": False, "skip_local_optimization": False}

@@ -30,8 +30,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "default": Algorithm(
         "hyperband",
         "bayesopt",
-        "what the benchmarks show to be best: one GP per rung, and promotion of what may improve on the best",
-        presets={"type": "promotion", "improvement_probability": 0.4},
+        "what the benchmarks show to be best: one GP per rung, two brackets, and few promotions",
+        presets={"type": "promotion", "brackets": 2, "improvement_probability": 0.4, "delayed_promotion": True},
         search={
             "model": "gp_independent",
             "opt_skip_init_length": 60,
@@ -39,7 +39,8 @@ ALGORITHMS: dict[str, Algorithm] = {
             "num_fantasy_samples": 10,
             "weigh_promotion": True,
             "limit_outliers": True,
-            "input_warping": True,
+            "gp_lengthscale_prior": "log_normal",
+            "initial_scoring": "acq_func",
             "skip_local_optimization": True,
         },
     ),

@@ -59,6 +59,9 @@ class StudyOptions:
     improvement_probability: float = 0.0
     """A trial goes past a rung only if it improves on the best value with at least this probability; 0: its rank
     decides alone; the algorithm default presets 0.4."""
+    delayed_promotion: bool = False
+    """Where trials pause at rungs, no more than the quantile of a rung ever go on, even if better ones keep coming; the
+    algorithm default presets true."""
     searcher_data: str | None = None
     """What the searcher learns from: rungs, all or rungs_and_last; default rungs, for gp_expdecay and gp_issm all."""
     register_pending_myopic: bool = False
@@ -203,11 +206,12 @@ class StudyOptions:
                 f"algorithm={self.algorithm} has no types, so type={self.type} would do nothing. "
                 f"Leave type out, or choose an algorithm that has: {typed}."
             )
-        if self.improvement_probability and not ALGORITHMS[self.algorithm].has_types:
-            raise OptionError(
-                f"algorithm={self.algorithm} promotes nothing by rank, so improvement_probability would do nothing. "
-                "Leave it out, or choose an algorithm with asynchronous rungs, such as asha."
-            )
+        for name in ("improvement_probability", "delayed_promotion"):
+            if getattr(self, name) and not ALGORITHMS[self.algorithm].has_types:
+                raise OptionError(
+                    f"algorithm={self.algorithm} promotes nothing by rank, so {name} would do nothing. "
+                    "Leave it out, or choose an algorithm with asynchronous rungs, such as asha."
+                )
 
     def limits(self) -> dict[str, Any]:
         """The options that may change when the study is continued, as JSON data."""

@@ -57,6 +57,8 @@ class SearcherOptions:
     """Covariance over resources in gp_multitask."""
     gp_base_kernel: str = "matern52-ard"
     """Covariance over configurations: matern52-ard or matern52-noard."""
+    gp_lengthscale_prior: str = "uniform"
+    """Prior of the length scales: uniform (of their inverses) or log_normal (near 1, the width of the unit cube)."""
     input_warping: bool = False
     """Learn a Kumaraswamy warping of every numeric hyperparameter."""
     boxcox_transform: bool = False
@@ -139,6 +141,7 @@ class SearcherOptions:
         )  # fmt: skip
         check_choice(self, "searcher.", "gp_resource_kernel", kernels)
         check_choice(self, "searcher.", "gp_base_kernel", ("matern52-ard", "matern52-noard"))
+        check_choice(self, "searcher.", "gp_lengthscale_prior", ("uniform", "log_normal"))
         check_choice(self, "searcher.", "initial_scoring", ("thompson_indep", "acq_func"))
         check_choice(self, "searcher.", "acq_function", ("ei", "lcb"))
         check_choice(self, "searcher.", "resource_acq", ("bohb", "first", "final"))

@@ -207,7 +207,6 @@ def _standing(state: StudyState, trial: Trial, unit: str) -> str:
         values = [t.curve[trial.resource] for t in state.trials.values() if trial.resource in t.curve]
         better = sum(state.criterion(v) < state.criterion(value) for v in values if math.isfinite(v))
         text += f"; of {len(values)} trials that reported there, {better} are better now"
-    if trial.status is TrialStatus.PAUSED and (improvement := state.scheduler.held_back(trial.id)) is not None:
-        needed = state.options.improvement_probability
-        text += f"; it would improve on the best value with {improvement:.0%}, and needs {needed:.0%}"
+    if trial.status is TrialStatus.PAUSED and (reason := state.scheduler.held_back(trial.id)) is not None:
+        text += f"; {reason}"
     return text

@@ -112,14 +112,15 @@ def options_for(recorded: StudyOptions, algorithm: str, max_t: int | None, n_wor
         given: dict[str, Any] = recorded.to_json()
         dropped = ("algorithm", "searcher", "stop", "n_trials", "confirm", "searcher_data")
         given = {name: value for name, value in given.items() if name not in dropped}
-        own = ALGORITHMS[recorded.algorithm].presets.get("improvement_probability", 0.0)
         if algorithm in ALGORITHMS:
             other = ALGORITHMS[algorithm]
-            if recorded.improvement_probability == own or not other.has_types:
-                del given["improvement_probability"]
+            own = ALGORITHMS[recorded.algorithm].presets
+            for name, off in (("improvement_probability", 0.0), ("delayed_promotion", False)):
+                if given[name] == own.get(name, off) or not other.has_types:
+                    del given[name]
             if "type" in other.presets or not other.has_types:
                 del given["type"]
-            if other.scheduler != ALGORITHMS[recorded.algorithm].scheduler:
+            if given["brackets"] == own.get("brackets") or other.scheduler != ALGORITHMS[recorded.algorithm].scheduler:
                 del given["brackets"]
         options = StudyOptions.from_mapping({**given, "algorithm": algorithm})
     return dataclasses.replace(options, max_t=max_t, n_workers=n_workers, random_seed=seed)

@@ -59,19 +59,19 @@ def make_surrogate(view: SearchView, name: str, options: SearcherOptions) -> Sur
     """The model of this name for the view's space and levels."""
     width, max_t = view.space.width, view.max_t
     warped = numeric_columns(view.space) if options.input_warping else ()
-    ard = options.gp_base_kernel == "matern52-ard"
+    ard, prior = options.gp_base_kernel == "matern52-ard", options.gp_lengthscale_prior
     match name:
         case "gp_multitask":
-            return _approximated(multitask(width, max_t, options.gp_resource_kernel, warped, ard), options)
+            return _approximated(multitask(width, max_t, options.gp_resource_kernel, warped, ard, prior), options)
         case "gp_independent":
             levels = (*view.rung_levels, max_t)
-            return IndependentModel(width, levels, warped, ard, options.separate_noise_variances)
+            return IndependentModel(width, levels, warped, ard, prior, options.separate_noise_variances)
         case "gp_expdecay":
-            return ExponentialDecayModel(width, max_t, warped, ard, options.expdecay_normalize_inputs)
+            return ExponentialDecayModel(width, max_t, warped, ard, prior, options.expdecay_normalize_inputs)
         case "gp_issm":
-            return InnovationModel(width, max_t, warped, ard, options.issm_gamma_one)
+            return InnovationModel(width, max_t, warped, ard, prior, options.issm_gamma_one)
         case _:
-            return _approximated(single_fidelity_model(width, warped, ard), options)
+            return _approximated(single_fidelity_model(width, warped, ard, prior), options)
 
 
 def _approximated(model: JointModel, options: SearcherOptions) -> JointModel:

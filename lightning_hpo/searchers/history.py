@@ -56,11 +56,12 @@ class History:
         return Counter(self.observed.resources)
 
 
-def promotion_cuts(view: SearchView, history: History, resource: int) -> dict[int, float]:
+def promotion_cuts(view: SearchView, history: History, resource: int, first: int = 1) -> dict[int, float]:
     """Rung below ``resource`` -> the largest of the best values there, as many as go on to the next level.
 
     From a rung at ``r`` a share ``r / r'`` of the trials goes on to the next level ``r'``. A rung with fewer than
-    ``r' / r`` observations lets everything pass and is left out.
+    ``r' / r`` observations lets everything pass and is left out, as are rungs below ``first``, where a trial of a higher
+    bracket is not judged.
     """
     levels = (*view.rung_levels, view.max_t)
     resources = np.array(history.observed.resources)
@@ -68,7 +69,7 @@ def promotion_cuts(view: SearchView, history: History, resource: int) -> dict[in
     for level, following in itertools.pairwise(levels):
         values = np.sort(history.values[resources == level])
         promoted = len(values) * level // following
-        if level < resource and promoted:
+        if first <= level < resource and promoted:
             cuts[level] = float(values[promoted - 1])
     return cuts
 

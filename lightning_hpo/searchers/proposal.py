@@ -56,15 +56,14 @@ def propose(
         if not len(candidates.encoded):
             return Proposal(None, "")
         encoded = torch.from_numpy(candidates.encoded).to(model.device)
-        scoring = acquisition
-        if options.initial_scoring == "thompson_indep":
-            normals = torch.from_numpy(rng.standard_normal((len(encoded), posterior.columns)))
-            scoring = thompson(normals.to(model.device))
         prediction = posterior.predict(encoded, resource)
-        scores = scoring(prediction.mean, prediction.variance).value.cpu().numpy()
-        promotion = _promotion(view, options, model, posterior, resource)
-        if promotion is not None:
-            scores = _weighed(scores, promotion, acquisition, prediction, encoded, rng)
+        promotion = _promotion(view, request.milestone, options, model, posterior, resource)
+        scores = None
+        if options.initial_scoring == "thompson_indep":
+            scores = _thompson_scores(posterior, prediction, promotion, encoded, rng)
+        if scores is None:
+            values = acquisition(prediction.mean, prediction.variance).value
+            scores = (values if promotion is None else values - promotion.log(encoded)[0]).cpu().numpy()
         lower, upper = torch.from_numpy(view.space.bounds).unbind(1)
 
         def refine(point: np.ndarray) -> np.ndarray:
@@ -128,31 +127,29 @@ def _acquisition(posterior: Posterior, resource: int, options: SearcherOptions, 
     return log_expected_improvement(incumbent(posterior, resource), xi)
 
 
-def _weighed(
-    scores: np.ndarray,
-    promotion: PromotionProbability,
-    acquisition: Acquisition,
+def _thompson_scores(
+    posterior: Posterior,
     prediction: Prediction,
+    promotion: PromotionProbability | None,
     encoded: torch.Tensor,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Scores of candidates: those that pass the rungs below in a draw come first. Where none does, the weighted
-    acquisition function decides."""
-    normals = torch.from_numpy(rng.standard_normal(len(encoded))).to(encoded.device)
-    passes = promotion.passes(encoded, normals).cpu().numpy()
-    if not passes.any():
-        value = acquisition(prediction.mean, prediction.variance).value - promotion.log(encoded)[0]
-        weighed: np.ndarray = value.cpu().numpy()
-        return weighed
-    return np.where(passes, scores, scores + np.ptp(scores) + 1.0)
+) -> np.ndarray | None:
+    """Draws at the candidates; those that pass the rungs below in a draw come first. None if no candidate passes."""
+    normals = torch.from_numpy(rng.standard_normal((len(encoded), posterior.columns))).to(encoded.device)
+    scores: np.ndarray = thompson(normals)(prediction.mean, prediction.variance).value.cpu().numpy()
+    if promotion is None:
+        return scores
+    passes = promotion.passes(encoded, torch.from_numpy(rng.standard_normal(len(encoded))).to(encoded.device))
+    first = passes.cpu().numpy()
+    return np.where(first, scores, scores + np.ptp(scores) + 1.0) if first.any() else None
 
 
 def _promotion(
-    view: SearchView, options: SearcherOptions, model: FittedModel, posterior: Posterior, resource: int
+    view: SearchView, first: int, options: SearcherOptions, model: FittedModel, posterior: Posterior, resource: int
 ) -> PromotionProbability | None:
     if not options.weigh_promotion or model.name == SINGLE_FIDELITY or model.name in ADDITIVE:
         return None
-    cuts = promotion_cuts(view, model.history, resource)
+    cuts = promotion_cuts(view, model.history, resource, first)
     if not cuts:
         return None
     values = model.normalisation.forward(np.array(list(cuts.values())))

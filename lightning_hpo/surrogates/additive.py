@@ -47,15 +47,22 @@ class AdditiveModel(Surrogate):
     Args:
         dimension: number of encoded coordinates.
         max_resource: the largest resource.
-        warped, ard: see :func:`~lightning_hpo.surrogates.models.single_fidelity`.
+        warped, ard, lengthscale_prior: see :func:`~lightning_hpo.surrogates.models.single_fidelity`.
     """
 
     curve_parameters: tuple[p.Parameter, ...]
     uses_autograd = True
 
-    def __init__(self, dimension: int, max_resource: int, warped: tuple[int, ...] = (), ard: bool = True) -> None:
+    def __init__(
+        self,
+        dimension: int,
+        max_resource: int,
+        warped: tuple[int, ...] = (),
+        ard: bool = True,
+        lengthscale_prior: str = "uniform",
+    ) -> None:
         self.max_resource = max_resource
-        self.covariance = Product(dimension, warped, ard)
+        self.covariance = Product(dimension, warped, ard, lengthscale_prior)
         self.space = p.ParameterSpace([p.noise(), *self.covariance.parameters, *self.curve_parameters])
         self._reduced_by = ("noise", *(q.name for q in self.curve_parameters))
 
@@ -215,9 +222,10 @@ class ExponentialDecayModel(AdditiveModel):
         max_resource: int,
         warped: tuple[int, ...] = (),
         ard: bool = True,
+        lengthscale_prior: str = "uniform",
         normalize_resource: bool = False,
     ) -> None:
-        super().__init__(dimension, max_resource, warped, ard)
+        super().__init__(dimension, max_resource, warped, ard, lengthscale_prior)
         self.normalize_resource = normalize_resource
 
     def _decay(self, values: dict[str, Tensor], resources: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,13 +287,14 @@ class InnovationModel(AdditiveModel):
         max_resource: int,
         warped: tuple[int, ...] = (),
         ard: bool = True,
+        lengthscale_prior: str = "uniform",
         gamma_one: bool = False,
         unit_innovations: bool = False,
     ) -> None:
         if gamma_one:
             self.curve_parameters = self.curve_parameters[:-1]
         self.unit_innovations = unit_innovations
-        super().__init__(dimension, max_resource, warped, ard)
+        super().__init__(dimension, max_resource, warped, ard, lengthscale_prior)
 
     def _increments(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """``a`` for resources 1 .. max_resource ``(S, r_max)``, ``gamma`` and the innovations' variance, ``(S, 1)``."""

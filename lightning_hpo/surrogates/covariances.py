@@ -93,6 +93,7 @@ class Inputs:
         dimension: number ``d`` of coordinates.
         warped: which coordinates are warped.
         ard: one length scale per coordinate, or one in all.
+        lengthscale_prior: see :func:`~lightning_hpo.surrogates.parameters.lengthscale`.
         prefix: of the length scale's name.
         warp_prefix: of the names of the warping's parameters.
     """
@@ -102,6 +103,7 @@ class Inputs:
         dimension: int,
         warped: tuple[int, ...] = (),
         ard: bool = True,
+        lengthscale_prior: str = "uniform",
         prefix: str = "",
         warp_prefix: str = "warp",
     ) -> None:
@@ -110,7 +112,7 @@ class Inputs:
         self.ard = ard
         self.name = f"{prefix}lengthscale"
         self.warp_names = (f"{warp_prefix}_a", f"{warp_prefix}_b")
-        own = p.lengthscale(dimension if ard else 1, self.name)
+        own = p.lengthscale(dimension if ard else 1, self.name, lengthscale_prior)
         self.parameters = (own, *p.warping(len(self.warped), warp_prefix)) if self.warped else (own,)
 
     def scaled(self, natural: p.Natural, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Gradients]]:
@@ -182,8 +184,10 @@ class Product(Covariance):
     same_config_only = False
     """Whether ``shift`` links only points of the same configuration."""
 
-    def __init__(self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True) -> None:
-        self.terms = [Inputs(dimension, warped, ard)]
+    def __init__(
+        self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True, lengthscale_prior: str = "uniform"
+    ) -> None:
+        self.terms = [Inputs(dimension, warped, ard, lengthscale_prior)]
         self.parameters = (*self.terms[0].parameters, p.outputscale(), p.mean())
 
     def table(self, natural: p.Natural, rho: Tensor) -> _Table:
@@ -286,9 +290,14 @@ class ExponentialDecay(Product):
     """
 
     def __init__(
-        self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True, delta: float | None = 0.0
+        self,
+        dimension: int,
+        warped: tuple[int, ...] = (),
+        ard: bool = True,
+        lengthscale_prior: str = "uniform",
+        delta: float | None = 0.0,
     ) -> None:
-        super().__init__(dimension, warped, ard)
+        super().__init__(dimension, warped, ard, lengthscale_prior)
         self.delta = delta
         self.parameters += p.decay()
         if delta is None:
@@ -324,10 +333,17 @@ class CrossValidation(Product):
         num_folds: largest resource.
     """
 
-    def __init__(self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True, num_folds: int = 5) -> None:
-        super().__init__(dimension, warped, ard)
+    def __init__(
+        self,
+        dimension: int,
+        warped: tuple[int, ...] = (),
+        ard: bool = True,
+        lengthscale_prior: str = "uniform",
+        num_folds: int = 5,
+    ) -> None:
+        super().__init__(dimension, warped, ard, lengthscale_prior)
         self.num_folds = num_folds
-        self.terms.append(Inputs(dimension, (), ard=False, prefix="residual_"))
+        self.terms.append(Inputs(dimension, (), False, lengthscale_prior, prefix="residual_"))
         self.parameters += (*self.terms[1].parameters, p.outputscale(name="residual_outputscale"))
 
     def table(self, natural: p.Natural, rho: Tensor) -> _Table:
@@ -346,8 +362,15 @@ class CrossValidation(Product):
 class MaternOverFidelity(Covariance):
     """One Matérn-5/2 over configuration and fidelity together; optionally the fidelity is warped."""
 
-    def __init__(self, dimension: int, warped: tuple[int, ...] = (), warp_fidelity: bool = False) -> None:
-        self.inputs = Inputs(dimension + 1, (*warped, dimension) if warp_fidelity else warped)
+    def __init__(
+        self,
+        dimension: int,
+        warped: tuple[int, ...] = (),
+        warp_fidelity: bool = False,
+        lengthscale_prior: str = "uniform",
+    ) -> None:
+        all_warped = (*warped, dimension) if warp_fidelity else warped
+        self.inputs = Inputs(dimension + 1, all_warped, lengthscale_prior=lengthscale_prior)
         self.parameters = (*self.inputs.parameters, p.outputscale(), p.mean())
 
     @staticmethod

@@ -122,8 +122,12 @@ def matern_kernel(inputs: Inputs) -> Kernel:
         nu=2.5, ard_num_dims=inputs.dimension if inputs.ard else None, lengthscale_constraint=constraint(own)
     ).double()
     kernel.lengthscale = own.initial
-    inverse = UniformPrior(torch.tensor(1e-4).double(), torch.tensor(100.0).double())
-    kernel.register_prior("inverse_lengthscale_prior", inverse, lambda m: 1.0 / m.lengthscale)
+    assert own.prior is not None
+    if own.prior.torch_prior is not None:
+        kernel.register_prior("lengthscale_prior", copy.deepcopy(own.prior.torch_prior), lambda m: m.lengthscale)
+    else:
+        inverse = UniformPrior(torch.tensor(1e-4).double(), torch.tensor(100.0).double())
+        kernel.register_prior("inverse_lengthscale_prior", inverse, lambda m: 1.0 / m.lengthscale)
     if inputs.warped:
         kernel = WarpedKernel(kernel, KumaraswamyWarping(inputs.warped, *inputs.parameters[1:]))
     return kernel

@@ -165,6 +165,7 @@ class IndependentModel(Surrogate):
     Args:
         dimension: of the configurations.
         levels: every resource that may be observed, increasing.
+        warped, ard, lengthscale_prior: see :func:`single_fidelity`.
         separate_noise: one noise variance per level.
     """
 
@@ -174,11 +175,12 @@ class IndependentModel(Surrogate):
         levels: Sequence[int],
         warped: tuple[int, ...] = (),
         ard: bool = True,
+        lengthscale_prior: str = "uniform",
         separate_noise: bool = False,
     ) -> None:
         self.levels = tuple(levels)
         n = len(self.levels)
-        self.covariance = Product(dimension, warped, ard)
+        self.covariance = Product(dimension, warped, ard, lengthscale_prior)
         self.separate = ("mean", "outputscale", "noise") if separate_noise else ("mean", "outputscale")
         shape = self.covariance.terms[0].parameters
         noise = p.noise(n if separate_noise else 1)
@@ -239,15 +241,18 @@ class IndependentModel(Surrogate):
         return IndependentPosterior(levels)
 
 
-def single_fidelity(dimension: int, warped: tuple[int, ...] = (), ard: bool = True) -> JointModel:
+def single_fidelity(
+    dimension: int, warped: tuple[int, ...] = (), ard: bool = True, lengthscale_prior: str = "uniform"
+) -> JointModel:
     """Constant mean and Matérn-5/2 over the configuration.
 
     Args:
         dimension: number of encoded coordinates.
         warped: coordinates to be warped.
         ard: one length scale per coordinate, or one in all.
+        lengthscale_prior: see :func:`~lightning_hpo.surrogates.parameters.lengthscale`.
     """
-    return JointModel(Product(dimension, warped, ard), None)
+    return JointModel(Product(dimension, warped, ard, lengthscale_prior), None)
 
 
 def multitask(
@@ -256,6 +261,7 @@ def multitask(
     resource_kernel: str = "exp-decay-sum",
     warped: tuple[int, ...] = (),
     ard: bool = True,
+    lengthscale_prior: str = "uniform",
 ) -> JointModel:
     """One process over configuration and fidelity.
 
@@ -263,8 +269,8 @@ def multitask(
         dimension: number of encoded coordinates of a configuration.
         max_resource: the largest resource; for ``cross-validation`` the number of folds.
         resource_kernel: one of ``RESOURCE_KERNELS``.
-        warped, ard: see :func:`single_fidelity`; the Matérn kernels over both always have one length scale per
-            coordinate.
+        warped, ard, lengthscale_prior: see :func:`single_fidelity`; the Matérn kernels over both always have one length
+            scale per coordinate.
 
     Raises:
         OptionError: if there is no such resource kernel.
@@ -272,19 +278,19 @@ def multitask(
     covariance: Covariance
     match resource_kernel:
         case "exp-decay-sum":
-            covariance = ExponentialDecay(dimension, warped, ard, delta=0.0)
+            covariance = ExponentialDecay(dimension, warped, ard, lengthscale_prior, delta=0.0)
         case "exp-decay-combined":
-            covariance = ExponentialDecay(dimension, warped, ard, delta=None)
+            covariance = ExponentialDecay(dimension, warped, ard, lengthscale_prior, delta=None)
         case "exp-decay-delta1":
-            covariance = ExponentialDecay(dimension, warped, ard, delta=1.0)
+            covariance = ExponentialDecay(dimension, warped, ard, lengthscale_prior, delta=1.0)
         case "freeze-thaw":
-            covariance = FreezeThaw(dimension, warped, ard)
+            covariance = FreezeThaw(dimension, warped, ard, lengthscale_prior)
         case "matern52":
-            covariance = MaternOverFidelity(dimension, warped)
+            covariance = MaternOverFidelity(dimension, warped, lengthscale_prior=lengthscale_prior)
         case "matern52-res-warp":
-            covariance = MaternOverFidelity(dimension, warped, warp_fidelity=True)
+            covariance = MaternOverFidelity(dimension, warped, True, lengthscale_prior)
         case "cross-validation":
-            covariance = CrossValidation(dimension, warped, ard, num_folds=max_resource)
+            covariance = CrossValidation(dimension, warped, ard, lengthscale_prior, num_folds=max_resource)
         case _:
             raise OptionError(
                 f"There is no resource kernel {resource_kernel!r}.{did_you_mean(resource_kernel, RESOURCE_KERNELS)} "

@@ -51,13 +51,18 @@ def gamma_prior(mean: float, shape: float) -> Prior:
     )
 
 
-def log_normal_prior(sigma: float) -> Prior:
-    """Log-normal density with median 1; the constant is ``log(sigma)``, without ``log(2 pi) / 2``."""
+def log_normal_prior(sigma: float, mode: float | None = None) -> Prior:
+    """Log-normal density with median 1, or with this mode; its constant has no ``log(2 pi) / 2``.
+
+    Args:
+        sigma: standard deviation of the logarithm.
+    """
+    mu = 0.0 if mode is None else math.log(mode) + sigma**2
     return Prior(
-        log_x=1.0,
+        log_x=1.0 - mu / sigma**2,
         log_square=0.5 / sigma**2,
-        constant=math.log(sigma),
-        torch_prior=LogNormalPrior(_double(0.0), _double(sigma)),
+        constant=math.log(sigma) + 0.5 * (mu / sigma) ** 2,
+        torch_prior=LogNormalPrior(_double(mu), _double(sigma)),
     )
 
 
@@ -93,9 +98,15 @@ class Parameter:
         return math.log(self.initial) if self.log else self.initial
 
 
-def lengthscale(size: int, name: str = "lengthscale") -> Parameter:
-    """Length scales in [0.01, 1e4]; the inverse length scale has a uniform prior on [1e-4, 100]."""
-    return Parameter(name, 1.0, 1e-2, 1e4, prior=uniform_prior(100.0 - 1e-4), size=size)
+def lengthscale(size: int, name: str = "lengthscale", prior: str = "uniform") -> Parameter:
+    """Length scales in [0.01, 1e4], of coordinates in the unit cube.
+
+    Args:
+        prior: ``"uniform"``: of the inverse length scale, on [1e-4, 100]; ``"log_normal"``: of the length scale, mode 1,
+            standard deviation 0.5 of the logarithm.
+    """
+    density = uniform_prior(100.0 - 1e-4) if prior == "uniform" else log_normal_prior(0.5, mode=1.0)
+    return Parameter(name, 1.0, 1e-2, 1e4, prior=density, size=size)
 
 
 def outputscale(size: int = 1, name: str = "outputscale") -> Parameter:

@@ -47,9 +47,11 @@ def models(dimension: int = 3) -> dict[str, Surrogate]:
     return {
         "single-fidelity": single_fidelity(dimension),
         "single-fidelity, warped, one length scale": single_fidelity(dimension, warped=(0, 2), ard=False),
+        "single-fidelity, log-normal length scales": single_fidelity(dimension, lengthscale_prior="log_normal"),
         "exp-decay-sum, warped": multitask(dimension, 9, warped=(1,)),
         **joint,
         "independent": IndependentModel(dimension, LEVELS),
+        "independent, log-normal length scales": IndependentModel(dimension, LEVELS, lengthscale_prior="log_normal"),
         "independent, separate noise": IndependentModel(dimension, LEVELS, separate_noise=True),
         "expdecay": ExponentialDecayModel(dimension, 9),
         "expdecay, normalised": ExponentialDecayModel(dimension, 9, normalize_resource=True),

@@ -33,6 +33,18 @@ def test_priors_are_the_named_densities() -> None:
     assert penalty == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_log_normal_prior_of_length_scales_has_its_mode_at_one() -> None:
+    """-log p(x) = log x + (log x - 1/4)^2 / (2 / 4) + log 0.5 without log(2 pi) / 2, as the mode is exp(mu - 1/4)."""
+    space = p.ParameterSpace([p.lengthscale(1, prior="log_normal")])
+
+    def penalty(x: float) -> float:
+        return float(space.penalty(space.natural(space.theta({"lengthscale": x})[None]))[0])
+
+    assert penalty(1.0) == pytest.approx(0.125 + np.log(0.5), abs=1e-12)
+    assert penalty(np.e) == pytest.approx(1.0 + 2.0 * 0.75**2 + np.log(0.5), abs=1e-12)
+    assert penalty(1.0) < min(penalty(0.98), penalty(1.02))
+
+
 def test_initial_values_and_bounds_are_in_internal_coordinates() -> None:
     part = SPACE.slices["lengthscale"]
     assert SPACE.initial[part].tolist() == [0.0, 0.0]

@@ -86,7 +86,7 @@ def fitted() -> Posterior:
     generator = torch.Generator().manual_seed(1)
     resource = torch.tensor([1] * 8 + [3] * 4 + [9] * 3)
     x = torch.rand(len(resource), 2, dtype=torch.float64, generator=generator)
-    model = IndependentModel(2, (1, 3, 9), (), True, False)
+    model = IndependentModel(2, (1, 3, 9))
     data = Observations.from_rows(x, (x - 0.5).sum(1) + 0.1 * resource, resource)
     posterior = model.posterior(data, random_theta(model, 3)[0])
     pending = torch.rand(2, 2, dtype=torch.float64, generator=generator)

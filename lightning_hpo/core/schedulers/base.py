@@ -96,9 +96,8 @@ class Scheduler(ABC):
         """How close the paused trial is to promotion: rank / entries of its rung, in (0, 1]; small is good."""
         return 1.0
 
-    def held_back(self, trial_id: int) -> float | None:
-        """Of a paused trial that is among the best of its rung and yet is not resumed: the probability that it improves
-        on the best value, which is too small. None: that is not what it waits for."""
+    def held_back(self, trial_id: int) -> str | None:
+        """Why a paused trial that is among the best of its rung is not resumed, for people; None: it is not."""
         return None
 
     def _require_max_t(self) -> int:

@@ -59,6 +59,7 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
         options.min_rung_entries,
         options.late_reports,
         options.improvement_probability,
+        options.delayed_promotion,
     )
     if options.effective_type == "pasha":
         return Pasha(*common, mode=options.mode)

@@ -50,6 +50,10 @@ class AsynchronousHyperband(Scheduler):
             always does; and the rank alone decides once no new trial will be started, because a new configuration is
             what a worker would be better used for. At promotion, the best of those that wait decides for its rung:
             others have farther to fall.
+        delayed_promotion: types that pause: a rung of quantile ``q`` never sends on more than ``q n`` of its ``n``
+            trials. Without it, whoever is among the best at the moment goes on, and where a searcher keeps finding
+            better ones that are most of them. Not once no new trial will be started. (Li et al., *Hyper-Tune*, VLDB
+            2022, arXiv:2201.06834, section 4.2: D-ASHA.)
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class AsynchronousHyperband(Scheduler):
         min_entries: str = "ratio",
         late_reports: str = "count",
         improvement_probability: float = 0.0,
+        delayed_promotion: bool = False,
     ) -> None:
         self.max_t: int = max_t
         self.levels = tuple(levels)
@@ -69,6 +74,7 @@ class AsynchronousHyperband(Scheduler):
         self.rung_system_per_bracket = rung_system_per_bracket
         self._late_reports = late_reports
         self._needed = improvement_probability
+        self._is_delayed = delayed_promotion
         self._prospects = Prospects((*levels, max_t)) if improvement_probability > 0.0 else None
         self._is_closed = False
         starts = range(self.num_brackets) if rung_system_per_bracket else (0,)
@@ -208,7 +214,9 @@ class PromotionAsha(AsynchronousHyperband):
             if not self._may_promote_from(system, level):
                 continue
             trial_id = self._promotable(rung, is_paused)
-            if trial_id is None or self._improvement(trial_id, rung) < self._needed:
+            if trial_id is None or self._must_wait(trial_id, rung):
+                continue
+            if self._improvement(trial_id, rung) < self._needed:
                 continue
             value = rung.value_of(trial_id)
             rung.mark_promoted(trial_id)
@@ -220,6 +228,14 @@ class PromotionAsha(AsynchronousHyperband):
 
     def _may_promote_from(self, system: int, level: int) -> bool:
         return True
+
+    def _must_wait(self, trial_id: int, rung: Rung) -> bool:
+        """Would the rung send on more than it may, with this trial?"""
+        return self._is_delayed and not self._is_closed and self._share_with(trial_id, rung) > rung.quantile + 1e-9
+
+    def _share_with(self, trial_id: int, rung: Rung) -> float:
+        """Share of the rung that has gone on if this trial does too."""
+        return (rung.num_promoted + 1) / len(rung)
 
     def _promotable(self, rung: Rung, is_paused: Callable[[int], bool]) -> int | None:
         return rung.best_promotable(is_paused)
@@ -236,12 +252,16 @@ class PromotionAsha(AsynchronousHyperband):
         rung = self._rung_of(trial_id)
         return rung is not None and math.isfinite(rung.value_of(trial_id))
 
-    def held_back(self, trial_id: int) -> float | None:
+    def held_back(self, trial_id: int) -> str | None:
         rung = self._rung_of(trial_id)
         if rung is None or not rung.passes(rung.value_of(trial_id)):
             return None
+        if self._must_wait(trial_id, rung):
+            return f"{rung.num_promoted} of the {len(rung)} went on, as many as may for now (delayed_promotion)"
         improvement = self._improvement(trial_id, rung)
-        return None if improvement >= self._needed else improvement
+        if improvement >= self._needed:
+            return None
+        return f"it would improve on the best value with {improvement:.0%}, and needs {self._needed:.0%}"
 
     def promise(self, trial_id: int) -> float:
         rung = self._rung_of(trial_id)
@@ -264,9 +284,17 @@ class CostPromotion(PromotionAsha):
         min_entries: str = "ratio",
         late_reports: str = "count",
         improvement_probability: float = 0.0,
+        delayed_promotion: bool = False,
     ) -> None:
         super().__init__(
-            max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports, improvement_probability
+            max_t,
+            levels,
+            brackets,
+            rung_system_per_bracket,
+            min_entries,
+            late_reports,
+            improvement_probability,
+            delayed_promotion,
         )
         self._costs: dict[tuple[int, int], float] = {}
 
@@ -280,6 +308,11 @@ class CostPromotion(PromotionAsha):
         if ruling.level is not None:
             self._costs[trial_id, ruling.level] = cost
         return ruling
+
+    def _share_with(self, trial_id: int, rung: Rung) -> float:
+        costs = {other: self._costs[other, rung.level] for other, _, _ in rung.entries()}
+        gone = sum(costs[other] for other, _, was_promoted in rung.entries() if was_promoted)
+        return (gone + costs[trial_id]) / sum(costs.values())
 
     def _promotable(self, rung: Rung, is_paused: Callable[[int], bool]) -> int | None:
         if len(rung) < 2:

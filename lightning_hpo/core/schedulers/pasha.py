@@ -18,8 +18,8 @@ class Pasha(PromotionAsha):
     """Promotion type with a growing ceiling.
 
     Args:
-        max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports, improvement_probability: as for
-            :class:`PromotionAsha`.
+        max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports, improvement_probability,
+            delayed_promotion: as for :class:`PromotionAsha`.
         mode: the sense of the metric before it was turned into a value to be minimised. It decides how two trials
             with equal values are ordered when their curves are compared (the later trial first for ``max``), as in
             the reference implementation.
@@ -34,10 +34,18 @@ class Pasha(PromotionAsha):
         min_entries: str = "ratio",
         late_reports: str = "count",
         improvement_probability: float = 0.0,
+        delayed_promotion: bool = False,
         mode: str = "min",
     ) -> None:
         super().__init__(
-            max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports, improvement_probability
+            max_t,
+            levels,
+            brackets,
+            rung_system_per_bracket,
+            min_entries,
+            late_reports,
+            improvement_probability,
+            delayed_promotion,
         )
         self._ceilings = [_Ceiling(rungs, max_t, later_first=mode == "max") for rungs in self._systems]
 

@@ -1,0 +1,98 @@
+"""Delayed promotion: a rung never sends on more than its quantile."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_hpo.core.algorithms import ALGORITHMS
+from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.errors import OptionError
+from tests.core.driving import Driven
+
+BETTER_AND_BETTER = [1.0 - 0.01 * i for i in range(13)]
+
+
+def promotions(study: Driven, values: list[float], **cost: float) -> list[str]:
+    """What went on while trials with these values at every resource came in, one after the other."""
+    found = []
+    for value in values:
+        while "->" in (job := study.job()):
+            found.append(job)
+            trial, goal = map(int, job.split("->"))
+            there = study[trial].curve[study[trial].resource]
+            for resource in range(study[trial].resource + 1, goal + 1):
+                study.tell(trial, resource, there, **cost)
+        study.tell(int(job[1:]), 1, value, **cost)
+    return found
+
+
+def test_a_rung_sends_on_no_more_than_a_third() -> None:
+    """One of 3, two of 6, three of 9, four of 12: the best at that time. By rank each new best goes on."""
+    assert promotions(Driven(type="promotion", max_t=3, delayed_promotion=True), BETTER_AND_BETTER) == [
+        "2->3", "5->3", "8->3", "11->3"
+    ]  # fmt: skip
+    by_rank = promotions(Driven(type="promotion", max_t=3), BETTER_AND_BETTER)
+    assert by_rank == [f"{trial}->3" for trial in range(2, 12)]
+
+
+def test_rank_decides_still() -> None:
+    """The worst of all does not go on, however few have gone: a third of 4 is the best alone, and it has gone on."""
+    study = Driven(type="promotion", max_t=3, delayed_promotion=True)
+    assert promotions(study, [0.1, 0.5, 0.6, 0.7, 0.8, 0.9]) == ["0->3"]
+    assert study.job() == "1->3"
+
+
+def test_all_that_rank_lets_go_on_do_when_no_new_trial_will_be_started() -> None:
+    study = Driven(type="promotion", max_t=3, delayed_promotion=True, n_trials=9)
+    assert promotions(study, BETTER_AND_BETTER[:9]) == ["2->3", "5->3"]
+    assert [study.job() for _ in range(4)] == ["8->3", "7->3", "6->3", "idle"]
+
+
+def test_costs_count_instead_of_trials() -> None:
+    """Equal costs are as good as counts. One that cost 10 of 13 may not go on, though it is the best."""
+    study = Driven(type="cost_promotion", max_t=3, delayed_promotion=True)
+    assert promotions(study, BETTER_AND_BETTER, cost=1.0) == ["2->3", "5->3", "8->3", "11->3"]
+    study = Driven(type="cost_promotion", max_t=3, delayed_promotion=True)
+    promotions(study, [0.9, 0.8, 0.7], cost=1.0)
+    assert study.job() == "2->3"
+
+
+@given(
+    values=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=60),
+    settings=st.sampled_from(
+        [{"type": "promotion"}, {"type": "promotion", "brackets": 2}, {"type": "pasha"}, {"type": "cost_promotion"}]
+    ),
+)
+def test_holds_at_every_rung_at_any_time(values: list[float], settings: dict[str, object]) -> None:
+    study = Driven(max_t=9, delayed_promotion=True, **settings)
+    for value in values:
+        while True:
+            job = study.job()
+            goal = job.split("->")[1] if "->" in job else None
+            (trial,) = study.state.live
+            if goal is None:
+                resource = study[trial].milestone
+                study.tell(trial, resource, value, cost=1.0)
+                break
+            for resource in range(study[trial].resource + 1, int(goal) + 1):
+                study.tell(trial, resource, value, cost=1.0)
+            for rung in study.state.scheduler.rungs().values():
+                assert rung.num_promoted <= len(rung) / 3 + 1e-9
+
+
+def test_the_default_algorithm_presets_it() -> None:
+    assert StudyOptions.from_mapping({"metric": "loss"}).delayed_promotion
+    assert not StudyOptions.from_mapping({"metric": "loss", "delayed_promotion": False}).delayed_promotion
+    others = ALGORITHMS.keys() - {"default"}
+    assert not any(
+        StudyOptions.from_mapping({"metric": "loss", "algorithm": name, "max_t": 9}).delayed_promotion
+        for name in others
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["random", "sync_hyperband", "dehb", "median"])
+def test_is_refused_where_nothing_is_promoted_by_rank(algorithm: str) -> None:
+    with pytest.raises(OptionError, match=r"delayed_promotion would do nothing\. Leave it out, or choose .* asha\.$"):
+        StudyOptions.from_mapping({"metric": "loss", "algorithm": algorithm, "delayed_promotion": True})
