@@ -21,7 +21,15 @@ from emulate import Emulated
 from live import Live
 from tables import Table
 
-FULL_RUNS = {"mlp_digits": 20.0, "rff_digits_rot": 12.0}
+FULL_RUNS = {
+    "mlp_digits": 20.0,
+    "rff_digits_rot": 12.0,
+    "boosting_friedman": 16.0,
+    "crossing": 16.0,
+    "autoencoder_digits": 16.0,
+    "echo_sequence": 16.0,
+    "linear_easy": 16.0,
+}
 """Budgets, in average full trainings."""
 
 

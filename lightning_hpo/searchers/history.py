@@ -60,8 +60,8 @@ def promotion_cuts(view: SearchView, history: History, resource: int, first: int
     """Rung below ``resource`` -> the largest of the best values there, as many as go on to the next level.
 
     From a rung at ``r`` a share ``r / r'`` of the trials goes on to the next level ``r'``. A rung with fewer than
-    ``r' / r`` observations lets everything pass and is left out, as are rungs below ``first``, where a trial of a higher
-    bracket is not judged.
+    ``r' / r`` observations lets everything pass and is left out, as are rungs below ``first``, where a trial of a
+    higher bracket is not judged.
     """
     levels = (*view.rung_levels, view.max_t)
     resources = np.array(history.observed.resources)

@@ -102,8 +102,8 @@ def lengthscale(size: int, name: str = "lengthscale", prior: str = "uniform") ->
     """Length scales in [0.01, 1e4], of coordinates in the unit cube.
 
     Args:
-        prior: ``"uniform"``: of the inverse length scale, on [1e-4, 100]; ``"log_normal"``: of the length scale, mode 1,
-            standard deviation 0.5 of the logarithm.
+        prior: ``"uniform"``: of the inverse length scale, on [1e-4, 100]; ``"log_normal"``: of the length scale, with
+            mode 1 and standard deviation 0.5 of the logarithm.
     """
     density = uniform_prior(100.0 - 1e-4) if prior == "uniform" else log_normal_prior(0.5, mode=1.0)
     return Parameter(name, 1.0, 1e-2, 1e4, prior=density, size=size)

@@ -507,6 +507,30 @@ def test_improvements_that_no_trial_would_live_to_see_do_not_count(model):
     assert "passes the rungs below with" in proposed[1].reason and "passes" not in proposed[0].reason
 
 
+def test_candidates_ranked_by_the_acquisition_function_are_weighed_too():
+    plain, weighed = (
+        model_suggestion(
+            cliff(),
+            model="gp_independent",
+            weigh_promotion=weigh,
+            num_init_random=1,
+            initial_scoring="acq_func",
+            skip_local_optimization=True,
+        )
+        for weigh in (False, True)
+    )
+    assert plain.config["x"] > 0.55
+    assert 0.4 < weighed.config["x"] < 0.55
+
+
+def test_a_trial_of_a_higher_bracket_need_not_pass_the_rungs_it_skips():
+    """Beyond 0.5 only rung 1 is bad, where a trial of the second bracket is not judged."""
+    view = cliff()
+    request = SuggestRequest(len(view.configs), bracket=1, milestone=3)
+    options = {**FEW, "model": "gp_independent", "weigh_promotion": True, "num_init_random": 1}
+    assert make_searcher("bayesopt", options).suggest(view, request).config["x"] > 0.55
+
+
 def test_with_hypertune_the_rungs_below_are_those_of_the_model_not_of_the_ensemble():
     assert model_suggestion(cliff(), "hypertune", weigh_promotion=True, num_init_random=1).config["x"] < 0.55
 

@@ -177,6 +177,9 @@ def test_the_worst_value_of_those_that_go_on_from_each_rung_below():
         view.add({"x": value}, 0.05, 0.05, value)
     history = multi_fidelity(view, at_levels_only=True)
     assert promotion_cuts(view, history, 9) == {1: 0.2, 3: 0.1}
+    # A trial of the second bracket is judged at 3 first, one of the third nowhere below 9.
+    assert promotion_cuts(view, history, 9, first=3) == {3: 0.1}
+    assert promotion_cuts(view, history, 9, first=9) == {}
 
 
 def test_rungs_that_lie_closer_promote_more():

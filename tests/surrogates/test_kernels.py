@@ -18,9 +18,7 @@ JOINT = {
     "single-fidelity, warped, one length scale": single_fidelity(3, warped=(0, 2), ard=False),
     "single-fidelity, log-normal length scales": single_fidelity(3, warped=(0,), lengthscale_prior="log_normal"),
     "cross-validation, log-normal length scales": multitask(3, 9, "cross-validation", lengthscale_prior="log_normal"),
-    "matern52-res-warp, log-normal length scales": multitask(
-        3, 9, "matern52-res-warp", lengthscale_prior="log_normal"
-    ),
+    "matern52-res-warp, log-normal length scales": multitask(3, 9, "matern52-res-warp", lengthscale_prior="log_normal"),
     "matern52-res-warp, warped": multitask(3, 9, "matern52-res-warp", warped=(1,)),
     "cross-validation, warped": multitask(3, 9, "cross-validation", warped=(0, 1)),
     **{kernel: multitask(3, 9, kernel) for kernel in RESOURCE_KERNELS},
