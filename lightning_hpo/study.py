@@ -175,7 +175,9 @@ class Study:
             wanted = decision
         decisions = self._handle(self._suggested(self._state.request(wanted)))
         self._commit()
-        return next((d for d in decisions if isinstance(d, Start)), None)
+        start = next((d for d in decisions if isinstance(d, Start)), None)
+        # Every configuration has been tried: what was held back for new ones may go on now.
+        return self.ask() if start is None else start
 
     def tell(
         self,

@@ -381,3 +381,19 @@ class TestConfirmation:
 def test_a_space_may_be_handed_in_as_it_is():
     space = SearchSpace(SPACE)
     assert Study.create(space, metric="m", algorithm="random").space is space
+
+
+def test_what_was_held_back_for_new_configurations_goes_on_when_there_are_none():
+    """Six configurations: a loop that asks until there is nothing to do trains whoever rank lets go on."""
+    space = {"a": choice([1, 2, 3]), "b": choice([0.1, 0.2])}
+    options = {"algorithm": "asha", "type": "promotion", "max_t": 3, "delayed_promotion": True}
+    study = Study.create(space, metric="loss", points_to_evaluate=[], **options)
+    trained: dict[int, int] = {}
+    while (job := study.ask()) is not None:
+        verdict = "continue"
+        while verdict == "continue":
+            trained[job.trial_id] = epoch = trained.get(job.trial_id, 0) + 1
+            # better and better, so that each is the best when it comes
+            verdict = str(study.tell(job.trial_id, epoch, 1.0 - 0.1 * job.trial_id))
+    # One of three and one of the next three while there were new ones; in the end whoever is among the best two of six.
+    assert sorted(trial for trial, epochs in trained.items() if epochs == 3) == [2, 4, 5]

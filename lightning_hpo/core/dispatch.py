@@ -106,6 +106,10 @@ class Dispatcher(StudyRecord):
 
     def _promote(self) -> Resume | None:
         promotion = self.scheduler.promote(self._draw_bracket(), self._is_paused)
+        if promotion is None and not self._may_start():
+            # There will be no other draw, and each bracket may have rungs of its own.
+            every = (self.scheduler.promote(b, self._is_paused) for b in range(len(self._bracket_weights)))
+            promotion = next((found for found in every if found is not None), None)
         if promotion is None:
             return None
         trial = self.trials[promotion.trial_id]

@@ -5,16 +5,18 @@ Options are flat and checked before anything starts.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_hpo.core.algorithms import ALGORITHMS
+from lightning_hpo.core.algorithms import ALGORITHMS, Algorithm
 from lightning_hpo.core.checks import check_choice, check_range, check_types, known
 from lightning_hpo.core.confirmation import ConfirmOptions
 from lightning_hpo.core.events import portable
 from lightning_hpo.core.observations import KINDS
+from lightning_hpo.core.rungs import rung_levels
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.errors import OptionError, did_you_mean
@@ -127,7 +129,7 @@ class StudyOptions:
         search = {} if search is None else search
         if algorithm is not None:
             values = {
-                **algorithm.presets,
+                **_presets(algorithm, values),
                 **{k: v for k, v in values.items() if v is not None or k not in algorithm.presets},
             }
             if isinstance(search, Mapping):
@@ -212,6 +214,11 @@ class StudyOptions:
                     f"algorithm={self.algorithm} promotes nothing by rank, so {name} would do nothing. "
                     "Leave it out, or choose an algorithm with asynchronous rungs, such as asha."
                 )
+        if self.delayed_promotion and self.effective_type == "stopping":
+            raise OptionError(
+                "delayed_promotion holds paused trials back, and type=stopping pauses none. "
+                "Set type=promotion, or leave delayed_promotion out."
+            )
 
     def limits(self) -> dict[str, Any]:
         """The options that may change when the study is continued, as JSON data."""
@@ -234,6 +241,20 @@ class StudyOptions:
         """JSON data; :meth:`from_json` reads it."""
         data: dict[str, Any] = portable(dataclasses.asdict(self))
         return data
+
+
+def _presets(algorithm: Algorithm, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the algorithm presets, but for what has no meaning with the other options: delayed promotion where nothing
+    pauses, and a second bracket where it would begin at ``max_t``."""
+    presets = dict(algorithm.presets)
+    if given.get("type") == "stopping":
+        presets.pop("delayed_promotion", None)
+    names = ("max_t", "grace_period", "reduction_factor", "rung_increment", "rung_levels")
+    # What is wrong with these options is said later, when all are checked.
+    with contextlib.suppress(OptionError, TypeError):
+        if "brackets" in presets and given.get("max_t") and len(rung_levels(*map(given.get, names))) < 2:
+            del presets["brackets"]
+    return presets
 
 
 def _confirm_options(given: Any) -> ConfirmOptions:

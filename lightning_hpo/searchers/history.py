@@ -56,7 +56,7 @@ class History:
         return Counter(self.observed.resources)
 
 
-def promotion_cuts(view: SearchView, history: History, resource: int, first: int = 1) -> dict[int, float]:
+def promotion_cuts(view: SearchView, history: History, resource: int, first: int) -> dict[int, float]:
     """Rung below ``resource`` -> the largest of the best values there, as many as go on to the next level.
 
     From a rung at ``r`` a share ``r / r'`` of the trials goes on to the next level ``r'``. A rung with fewer than

@@ -18,7 +18,7 @@ from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
 from gpytorch.priors import Prior as TorchPrior
 from torch import Tensor
 
-from lightning_hpo.errors import ShapeError
+from lightning_hpo.errors import OptionError, ShapeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ def log_normal_prior(sigma: float, mode: float | None = None) -> Prior:
 
     Args:
         sigma: standard deviation of the logarithm.
+        mode: None: that of median 1.
     """
     mu = 0.0 if mode is None else math.log(mode) + sigma**2
     return Prior(
@@ -104,8 +105,17 @@ def lengthscale(size: int, name: str = "lengthscale", prior: str = "uniform") ->
     Args:
         prior: ``"uniform"``: of the inverse length scale, on [1e-4, 100]; ``"log_normal"``: of the length scale, with
             mode 1 and standard deviation 0.5 of the logarithm.
+
+    Raises:
+        OptionError: if there is no such prior.
     """
-    density = uniform_prior(100.0 - 1e-4) if prior == "uniform" else log_normal_prior(0.5, mode=1.0)
+    match prior:
+        case "uniform":
+            density = uniform_prior(100.0 - 1e-4)
+        case "log_normal":
+            density = log_normal_prior(0.5, mode=1.0)
+        case _:
+            raise OptionError(f"There is no prior {prior!r} of length scales. Use uniform or log_normal.")
     return Parameter(name, 1.0, 1e-2, 1e4, prior=density, size=size)
 
 

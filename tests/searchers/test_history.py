@@ -170,13 +170,13 @@ def test_the_worst_value_of_those_that_go_on_from_each_rung_below():
     view.add({"x": 1.0}, 0.6, 0.5, 0.4)
     history = multi_fidelity(view, at_levels_only=True)
     # A third of seven goes on from rung 1: the best two. The one at rung 3 is no third.
-    assert promotion_cuts(view, history, 9) == {1: 0.3}
-    assert promotion_cuts(view, history, 3) == {1: 0.3}
-    assert promotion_cuts(view, history, 1) == {}
+    assert promotion_cuts(view, history, 9, first=1) == {1: 0.3}
+    assert promotion_cuts(view, history, 3, first=1) == {1: 0.3}
+    assert promotion_cuts(view, history, 1, first=1) == {}
     for value in (0.1, 0.15):
         view.add({"x": value}, 0.05, 0.05, value)
     history = multi_fidelity(view, at_levels_only=True)
-    assert promotion_cuts(view, history, 9) == {1: 0.2, 3: 0.1}
+    assert promotion_cuts(view, history, 9, first=1) == {1: 0.2, 3: 0.1}
     # A trial of the second bracket is judged at 3 first, one of the third nowhere below 9.
     assert promotion_cuts(view, history, 9, first=3) == {3: 0.1}
     assert promotion_cuts(view, history, 9, first=9) == {}
@@ -186,7 +186,7 @@ def test_rungs_that_lie_closer_promote_more():
     view = View(LINE, max_t=4, rung_levels=(2,))
     for value in (0.4, 0.3, 0.2, 0.1):
         view.add({"x": value}, value, value)
-    assert promotion_cuts(view, multi_fidelity(view, at_levels_only=True), 4) == {2: 0.2}
+    assert promotion_cuts(view, multi_fidelity(view, at_levels_only=True), 4, first=2) == {2: 0.2}
 
 
 def test_a_diverged_value_is_brought_near_the_others_of_its_level() -> None:

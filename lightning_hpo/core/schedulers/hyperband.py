@@ -51,9 +51,9 @@ class AsynchronousHyperband(Scheduler):
             what a worker would be better used for. At promotion, the best of those that wait decides for its rung:
             others have farther to fall.
         delayed_promotion: types that pause: a rung of quantile ``q`` never sends on more than ``q n`` of its ``n``
-            trials. Without it, whoever is among the best at the moment goes on, and where a searcher keeps finding
-            better ones that are most of them. Not once no new trial will be started. (Li et al., *Hyper-Tune*, VLDB
-            2022, arXiv:2201.06834, section 4.2: D-ASHA.)
+            trials (with quantiles of cost: than ``q`` of its cost). Without it, whoever is among the best at the moment
+            goes on, and where a searcher keeps finding better ones that is most of them. Not once no new trial will be
+            started. (Li et al., *Hyper-Tune*, VLDB 2022, arXiv:2201.06834, section 4.2: D-ASHA.)
     """
 
     def __init__(
@@ -231,11 +231,10 @@ class PromotionAsha(AsynchronousHyperband):
 
     def _must_wait(self, trial_id: int, rung: Rung) -> bool:
         """Would the rung send on more than it may, with this trial?"""
-        return self._is_delayed and not self._is_closed and self._share_with(trial_id, rung) > rung.quantile + 1e-9
+        return self._is_delayed and not self._is_closed and self._is_exhausted(trial_id, rung)
 
-    def _share_with(self, trial_id: int, rung: Rung) -> float:
-        """Share of the rung that has gone on if this trial does too."""
-        return (rung.num_promoted + 1) / len(rung)
+    def _is_exhausted(self, trial_id: int, rung: Rung) -> bool:
+        return rung.num_promoted + 1 > rung.quantile * len(rung) + 1e-9
 
     def _promotable(self, rung: Rung, is_paused: Callable[[int], bool]) -> int | None:
         return rung.best_promotable(is_paused)
@@ -257,7 +256,7 @@ class PromotionAsha(AsynchronousHyperband):
         if rung is None or not rung.passes(rung.value_of(trial_id)):
             return None
         if self._must_wait(trial_id, rung):
-            return f"{rung.num_promoted} of the {len(rung)} went on, as many as may for now (delayed_promotion)"
+            return "the rung has sent on its share for now (delayed_promotion)"
         improvement = self._improvement(trial_id, rung)
         if improvement >= self._needed:
             return None
@@ -309,10 +308,11 @@ class CostPromotion(PromotionAsha):
             self._costs[trial_id, ruling.level] = cost
         return ruling
 
-    def _share_with(self, trial_id: int, rung: Rung) -> float:
-        costs = {other: self._costs[other, rung.level] for other, _, _ in rung.entries()}
-        gone = sum(costs[other] for other, _, was_promoted in rung.entries() if was_promoted)
-        return (gone + costs[trial_id]) / sum(costs.values())
+    def _is_exhausted(self, trial_id: int, rung: Rung) -> bool:
+        entries = rung.entries()
+        total = sum(self._costs[other, rung.level] for other, _, _ in entries)
+        gone = sum(self._costs[other, rung.level] for other, _, was_promoted in entries if was_promoted)
+        return gone + self._costs[trial_id, rung.level] > rung.quantile * total * (1.0 + 1e-9)
 
     def _promotable(self, rung: Rung, is_paused: Callable[[int], bool]) -> int | None:
         if len(rung) < 2:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.errors import OptionError
 from tests.core.driving import Driven
 
@@ -90,6 +91,53 @@ def test_the_default_algorithm_presets_it() -> None:
         StudyOptions.from_mapping({"metric": "loss", "algorithm": name, "max_t": 9}).delayed_promotion
         for name in others
     )
+
+
+def test_free_trials_are_sent_on() -> None:
+    """Costs of zero leave no share to keep to."""
+    study = Driven(type="cost_promotion", max_t=3, delayed_promotion=True)
+    assert promotions(study, [0.9, 0.8, 0.7], cost=0.0) == ["1->3", "0->3"]
+
+
+def test_without_a_pause_there_is_nothing_to_delay() -> None:
+    for options in ({"type": "stopping"}, {}):
+        with pytest.raises(OptionError, match=r"pauses none\. Set type=promotion, or leave delayed_promotion out\.$"):
+            Driven(max_t=9, delayed_promotion=True, **options)
+    assert not StudyOptions.from_mapping({"metric": "loss", "type": "stopping", "max_t": 9}).delayed_promotion
+
+
+@pytest.mark.parametrize(
+    ("ladder", "brackets"),
+    [
+        ({"max_t": 27}, 2),
+        ({"max_t": 4}, 2),  # rungs 1 and 3
+        ({"max_t": 3}, None),  # the second bracket would train everything to the end
+        ({"max_t": 10, "grace_period": 9}, None),
+        ({"max_t": 9, "rung_levels": [3, 9]}, None),
+        ({"max_t": 3, "brackets": 2}, 2),
+    ],
+)
+def test_the_default_has_a_second_bracket_where_that_has_a_rung(ladder: dict[str, object], brackets: int) -> None:
+    assert StudyOptions.from_mapping({"metric": "loss", **ladder}).brackets == brackets
+
+
+def test_every_bracket_is_looked_at_before_the_end() -> None:
+    """Two brackets with rungs of their own: whoever may go on does, whatever bracket is drawn last."""
+    for seed in range(10):
+        study = Driven(
+            type="promotion",
+            max_t=9,
+            brackets=2,
+            rung_system_per_bracket=True,
+            delayed_promotion=True,
+            n_trials=15,
+            random_seed=seed,
+        )
+        study.run(lambda trial, resource: 1.0 - 0.01 * trial - 0.001 * resource)
+        scheduler = study.state.scheduler
+        paused = {trial.id for trial in study.state.trials.values() if trial.status is TrialStatus.PAUSED}
+        rungs = [rung for system in range(scheduler.num_systems) for rung in scheduler.rungs(system).values()]
+        assert [rung.best_promotable(paused.__contains__) for rung in rungs] == [None] * len(rungs)
 
 
 @pytest.mark.parametrize("algorithm", ["random", "sync_hyperband", "dehb", "median"])
