@@ -62,8 +62,8 @@ class StudyOptions:
     """A trial goes past a rung only if it improves on the best value with at least this probability; 0: its rank
     decides alone; the algorithm default presets 0.4."""
     delayed_promotion: bool = False
-    """Where trials pause at rungs, no more than the quantile of a rung ever go on, even if better ones keep coming; the
-    algorithm default presets true."""
+    """No more than the quantile of a rung ever go on, even if better ones keep coming; the algorithm default presets
+    true."""
     searcher_data: str | None = None
     """What the searcher learns from: rungs, all or rungs_and_last; default rungs, for gp_expdecay and gp_issm all."""
     register_pending_myopic: bool = False
@@ -214,11 +214,6 @@ class StudyOptions:
                     f"algorithm={self.algorithm} promotes nothing by rank, so {name} would do nothing. "
                     "Leave it out, or choose an algorithm with asynchronous rungs, such as asha."
                 )
-        if self.delayed_promotion and self.effective_type == "stopping":
-            raise OptionError(
-                "delayed_promotion holds paused trials back, and type=stopping pauses none. "
-                "Set type=promotion, or leave delayed_promotion out."
-            )
 
     def limits(self) -> dict[str, Any]:
         """The options that may change when the study is continued, as JSON data."""
@@ -244,11 +239,8 @@ class StudyOptions:
 
 
 def _presets(algorithm: Algorithm, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the algorithm presets, but for what has no meaning with the other options: delayed promotion where nothing
-    pauses, and a second bracket where it would begin at ``max_t``."""
+    """What the algorithm presets, but for a second bracket where it would begin at ``max_t``."""
     presets = dict(algorithm.presets)
-    if given.get("type") == "stopping":
-        presets.pop("delayed_promotion", None)
     names = ("max_t", "grace_period", "reduction_factor", "rung_increment", "rung_levels")
     # What is wrong with these options is said later, when all are checked.
     with contextlib.suppress(OptionError, TypeError):

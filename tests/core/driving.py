@@ -231,6 +231,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "promotion": {"type": "promotion", "max_t": 9, "searcher_data": "rungs_and_last"},
     "promotion per bracket": {"type": "promotion", "max_t": 9, "brackets": 2, "rung_system_per_bracket": True},
     "promotion by prospect": {"type": "promotion", "max_t": 9, "improvement_probability": 0.4},
+    "delayed stopping": {"max_t": 9, "brackets": 2, "delayed_promotion": True},
     "stopping by prospect": {"max_t": 9, "improvement_probability": 0.4},
     "delayed promotion": {"type": "promotion", "max_t": 9, "brackets": 2, "delayed_promotion": True},
     "cost promotion": {"type": "cost_promotion", "max_t": 9, "searcher_data": "all", "register_pending_myopic": True},

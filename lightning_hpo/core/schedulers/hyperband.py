@@ -50,10 +50,11 @@ class AsynchronousHyperband(Scheduler):
             always does; and the rank alone decides once no new trial will be started, because a new configuration is
             what a worker would be better used for. At promotion, the best of those that wait decides for its rung:
             others have farther to fall.
-        delayed_promotion: types that pause: a rung of quantile ``q`` never sends on more than ``q n`` of its ``n``
-            trials (with quantiles of cost: than ``q`` of its cost). Without it, whoever is among the best at the moment
-            goes on, and where a searcher keeps finding better ones that is most of them. Not once no new trial will be
-            started. (Li et al., *Hyper-Tune*, VLDB 2022, arXiv:2201.06834, section 4.2: D-ASHA.)
+        delayed_promotion: a rung of quantile ``q`` never sends on more than ``q n`` of its ``n`` trials (with quantiles
+            of cost: than ``q`` of its cost); at stopping, one that would be too many is stopped. Without it, whoever is
+            among the best at the moment goes on, and where a searcher keeps finding better ones that is most of them.
+            Not once no new trial will be started. (Li et al., *Hyper-Tune*, VLDB 2022, arXiv:2201.06834, section 4.2:
+            D-ASHA, which pauses trials.)
     """
 
     def __init__(
@@ -141,6 +142,13 @@ class AsynchronousHyperband(Scheduler):
         known = self._prospects.improvement(trial_id, rung.level, self._ceiling_of(trial_id))
         return 1.0 if known is None else known
 
+    def _must_wait(self, trial_id: int, rung: Rung) -> bool:
+        """Would the rung send on more than it may, with this trial?"""
+        return self._is_delayed and not self._is_closed and self._is_exhausted(trial_id, rung)
+
+    def _is_exhausted(self, trial_id: int, rung: Rung) -> bool:
+        return rung.num_promoted + 1 > rung.quantile * len(rung) + 1e-9
+
     def _complete(self) -> Ruling:
         return Ruling(Verdict.STOP, f"trained to max_t={self.max_t}", level=self.max_t, completed=True)
 
@@ -168,12 +176,16 @@ class StoppingAsha(AsynchronousHyperband):
         place = f"rank {rung.rank(value)} of {len(rung)} at rung {level}"
         passed = rung.passes(value)
         if passed is None:
+            if self._is_delayed:
+                rung.mark_promoted(trial_id)
             return Ruling(Verdict.CONTINUE, f"{place}: too few trials to judge", job.milestone, level)
         if passed:
+            if self._must_wait(trial_id, rung):
+                return Ruling(Verdict.STOP, f"{place}: the rung has sent on its share", level=level)
             improvement = self._improvement(trial_id, rung)
             if improvement < self._needed:
                 return Ruling(Verdict.STOP, f"{place}: improves with {improvement:.0%}", level=level)
-            if self._prospects is not None:
+            if self._prospects is not None or self._is_delayed:
                 rung.mark_promoted(trial_id)
             return Ruling(Verdict.CONTINUE, f"{place}: within the {rung.quantile:.0%} quantile", job.milestone, level)
         return Ruling(Verdict.STOP, f"{place}: worse than the {rung.quantile:.0%} quantile", level=level)
@@ -228,13 +240,6 @@ class PromotionAsha(AsynchronousHyperband):
 
     def _may_promote_from(self, system: int, level: int) -> bool:
         return True
-
-    def _must_wait(self, trial_id: int, rung: Rung) -> bool:
-        """Would the rung send on more than it may, with this trial?"""
-        return self._is_delayed and not self._is_closed and self._is_exhausted(trial_id, rung)
-
-    def _is_exhausted(self, trial_id: int, rung: Rung) -> bool:
-        return rung.num_promoted + 1 > rung.quantile * len(rung) + 1e-9
 
     def _promotable(self, rung: Rung, is_paused: Callable[[int], bool]) -> int | None:
         return rung.best_promotable(is_paused)

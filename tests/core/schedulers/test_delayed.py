@@ -99,11 +99,26 @@ def test_free_trials_are_sent_on() -> None:
     assert promotions(study, [0.9, 0.8, 0.7], cost=0.0) == ["1->3", "0->3"]
 
 
-def test_without_a_pause_there_is_nothing_to_delay() -> None:
-    for options in ({"type": "stopping"}, {}):
-        with pytest.raises(OptionError, match=r"pauses none\. Set type=promotion, or leave delayed_promotion out\.$"):
-            Driven(max_t=9, delayed_promotion=True, **options)
-    assert not StudyOptions.from_mapping({"metric": "loss", "type": "stopping", "max_t": 9}).delayed_promotion
+def stopping(**options: object) -> str:
+    """The verdicts at rung 1 on ever better trials: C goes on, S is stopped."""
+    study = Driven(type="stopping", max_t=3, **options)
+    verdicts = ""
+    for trial, value in enumerate(BETTER_AND_BETTER):
+        study.ready()
+        verdicts += study.tell(trial, 1, value).name[0]
+        if verdicts[-1] == "C":
+            study.train(trial, value, value)
+    return verdicts
+
+
+def test_at_stopping_one_too_many_is_stopped() -> None:
+    """The first two are not judged and count as sent on: three of 9 may go on, four of 12."""
+    assert stopping() == "C" * 13
+    assert stopping(delayed_promotion=True) == "CCSSSSSSCSSCS"
+
+
+def test_at_stopping_rank_decides_when_no_new_trial_will_be_started() -> None:
+    assert stopping(delayed_promotion=True, n_trials=13) == "CCSSSSSSCSSCC"
 
 
 @pytest.mark.parametrize(
