@@ -242,9 +242,10 @@ def _presets(algorithm: Algorithm, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the algorithm presets, but for a second bracket where it would begin at ``max_t``."""
     presets = dict(algorithm.presets)
     names = ("max_t", "grace_period", "reduction_factor", "rung_increment", "rung_levels")
+    ladder: list[Any] = [given.get(name) for name in names]
     # What is wrong with these options is said later, when all are checked.
     with contextlib.suppress(OptionError, TypeError):
-        if "brackets" in presets and given.get("max_t") and len(rung_levels(*map(given.get, names))) < 2:
+        if "brackets" in presets and given.get("max_t") and len(rung_levels(*ladder)) < 2:
             del presets["brackets"]
     return presets
 

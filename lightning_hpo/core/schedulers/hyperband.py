@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_hpo.core.brackets import default_distribution, milestones, num_brackets
 from lightning_hpo.core.events import Verdict
@@ -277,29 +278,13 @@ class CostPromotion(PromotionAsha):
 
     Entries are taken best first while the sum of their costs stays within ``q`` of the rung's total; the first of
     them that was not promoted is the candidate. A trial's cost is the total it has spent to reach the level.
+
+    Args:
+        args, options: as for :class:`PromotionAsha`.
     """
 
-    def __init__(
-        self,
-        max_t: int,
-        levels: Sequence[int],
-        brackets: int = 1,
-        rung_system_per_bracket: bool = False,
-        min_entries: str = "ratio",
-        late_reports: str = "count",
-        improvement_probability: float = 0.0,
-        delayed_promotion: bool = False,
-    ) -> None:
-        super().__init__(
-            max_t,
-            levels,
-            brackets,
-            rung_system_per_bracket,
-            min_entries,
-            late_reports,
-            improvement_probability,
-            delayed_promotion,
-        )
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._costs: dict[tuple[int, int], float] = {}
 
     def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:

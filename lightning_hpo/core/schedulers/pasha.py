@@ -5,7 +5,7 @@ Source: Bohdal et al., arXiv:2207.06940, soft ranking with automatically estimat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,36 +18,15 @@ class Pasha(PromotionAsha):
     """Promotion type with a growing ceiling.
 
     Args:
-        max_t, levels, brackets, rung_system_per_bracket, min_entries, late_reports, improvement_probability,
-            delayed_promotion: as for :class:`PromotionAsha`.
+        args, options: as for :class:`PromotionAsha`.
         mode: the sense of the metric before it was turned into a value to be minimised. It decides how two trials
             with equal values are ordered when their curves are compared (the later trial first for ``max``), as in
             the reference implementation.
     """
 
-    def __init__(
-        self,
-        max_t: int,
-        levels: Sequence[int],
-        brackets: int = 1,
-        rung_system_per_bracket: bool = False,
-        min_entries: str = "ratio",
-        late_reports: str = "count",
-        improvement_probability: float = 0.0,
-        delayed_promotion: bool = False,
-        mode: str = "min",
-    ) -> None:
-        super().__init__(
-            max_t,
-            levels,
-            brackets,
-            rung_system_per_bracket,
-            min_entries,
-            late_reports,
-            improvement_probability,
-            delayed_promotion,
-        )
-        self._ceilings = [_Ceiling(rungs, max_t, later_first=mode == "max") for rungs in self._systems]
+    def __init__(self, *args: Any, mode: str = "min", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._ceilings = [_Ceiling(rungs, self.max_t, later_first=mode == "max") for rungs in self._systems]
 
     def ceiling(self, system: int = 0) -> int:
         """Largest resource to which trials of the system are promoted at present."""
