@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="where to write the figures")
     parser.add_argument("--seeds", type=int, default=20, help="draws of the rows seen")
     given = parser.parse_args()
+    if given.seeds < 2:
+        parser.error("One draw has no standard error. Set --seeds to 2 or more.")
     rows = []
     for task in ("mlp_digits", "rff_digits_rot"):
         table = Table(task)
