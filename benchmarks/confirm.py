@@ -28,7 +28,6 @@ from summary import standard_error  # noqa: E402
 from with_lightning_hpo import domains  # noqa: E402
 
 from lightning_hpo import SearchSpace  # noqa: E402
-from lightning_hpo.core.algorithms import ALGORITHMS  # noqa: E402
 from lightning_hpo.core.options import StudyOptions  # noqa: E402
 from lightning_hpo.runtime.curves import Curve  # noqa: E402
 from lightning_hpo.runtime.simulator import simulate  # noqa: E402
@@ -81,7 +80,7 @@ def study(task: Live, algorithm: str, seed: int, top: int, seeds: int, times: fl
         }
     )  # fmt: skip
     space = SearchSpace(domains(task.space))
-    searcher = make_searcher(ALGORITHMS[algorithm].searcher, options.searcher)
+    searcher = make_searcher(options.searcher_name, options.searcher)
     result = simulate(space, options, Trained(task), n_workers=WORKERS, max_time=end, searcher=searcher)
     found = recommend(result.state.view(), options.searcher)
     again = task.retrained({name: found.config[name] for name in task.space})

@@ -269,7 +269,6 @@ def _simulate(options: argparse.Namespace) -> None:
     # Libraries warn each other's authors when they are imported.
     warnings.simplefilter("ignore", FutureWarning)
 
-    from lightning_hpo.core.algorithms import ALGORITHMS
     from lightning_hpo.core.options import StudyOptions
     from lightning_hpo.core.searcher import Searcher
     from lightning_hpo.report.folder import read_study
@@ -277,7 +276,7 @@ def _simulate(options: argparse.Namespace) -> None:
     from lightning_hpo.searchers import make_searcher
 
     def searcher_of(simulated: StudyOptions) -> Searcher:
-        return make_searcher(ALGORITHMS[simulated.algorithm].searcher, simulated.searcher)
+        return make_searcher(simulated.searcher_name, simulated.searcher)
 
     study = read_study(_folder(options))
     algorithms = list(dict.fromkeys([study.state.options.algorithm, *(options.algorithm or [])]))

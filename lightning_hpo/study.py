@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.events import (
     AttemptEnded,
     CheckpointSaved,
@@ -82,7 +81,7 @@ class Study:
     def __init__(self, state: StudyState, journal: Journal | None = None) -> None:
         self._state = state
         self._journal = journal
-        self._searcher: Searcher = make_searcher(ALGORITHMS[state.options.algorithm].searcher, state.options.searcher)
+        self._searcher: Searcher = make_searcher(state.options.searcher_name, state.options.searcher)
         self._zero = time.monotonic() - state.progress.time
         self._unwritten: list[Event] = []
 
@@ -175,9 +174,9 @@ class Study:
             wanted = decision
         decisions = self._handle(self._suggested(self._state.request(wanted)))
         self._commit()
-        start = next((d for d in decisions if isinstance(d, Start)), None)
+        job = next((d for d in decisions if isinstance(d, (Start, Resume))), None)
         # Every configuration has been tried: what was held back for new ones may go on now.
-        return self.ask() if start is None else start
+        return self.ask() if job is None else job
 
     def tell(
         self,

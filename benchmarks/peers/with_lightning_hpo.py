@@ -66,6 +66,7 @@ def _method(algorithm: str, is_model: bool = False, **options: Any) -> type[Tune
 
 METHODS: dict[str, type[Tuner]] = {
     "default": _method("default", is_model=True),
+    "default-rank": _method("default", is_model=True, promotion_rule="rank"),
     "default-unweighted": _method("default", is_model=True, searcher={"weigh_promotion": False}),
     "default-one-bracket": _method("default", is_model=True, brackets=1),
     "default-undelayed": _method("default", is_model=True, delayed_promotion=False),

@@ -19,6 +19,12 @@ class Algorithm:
     """Options of the study this algorithm presets; the user's win."""
     search: Mapping[str, Any] = field(default_factory=dict)
     """Options of the searcher it presets; the user's win."""
+    by_rank: Algorithm | None = None
+    """What it is where trials are promoted or stopped by rank; None: the same."""
+
+    def chosen(self, promotion_rule: str) -> Algorithm:
+        """The algorithm under a promotion rule."""
+        return self.by_rank if self.by_rank is not None and promotion_rule == "rank" else self
 
     @property
     def has_types(self) -> bool:
@@ -26,23 +32,42 @@ class Algorithm:
         return self.scheduler == "hyperband"
 
 
+_DEFAULT_BY_RANK = Algorithm(
+    "hyperband",
+    "bayesopt",
+    "what the benchmarks show to be best by rank: one GP per rung, two brackets, and few promotions",
+    presets={"type": "promotion", "brackets": 2, "improvement_probability": 0.4, "delayed_promotion": True},
+    search={
+        "model": "gp_independent",
+        "opt_skip_init_length": 60,
+        "opt_skip_period": 5,
+        "num_fantasy_samples": 10,
+        "weigh_promotion": True,
+        "limit_outliers": True,
+        "gp_lengthscale_prior": "log_normal",
+        "initial_scoring": "acq_func",
+        "skip_local_optimization": True,
+    },
+)
+
 ALGORITHMS: dict[str, Algorithm] = {
     "default": Algorithm(
         "hyperband",
-        "bayesopt",
-        "what the benchmarks show to be best: one GP per rung, two brackets, and few promotions",
-        presets={"type": "promotion", "brackets": 2, "improvement_probability": 0.4, "delayed_promotion": True},
+        "freeze_thaw",
+        "what the benchmarks show to be best: one GP over all rungs decides what starts and what goes on",
+        presets={"type": "promotion", "promotion_rule": "searcher"},
         search={
-            "model": "gp_independent",
-            "opt_skip_init_length": 60,
-            "opt_skip_period": 5,
-            "num_fantasy_samples": 10,
-            "weigh_promotion": True,
-            "limit_outliers": True,
+            "model": "gp_rungs",
             "gp_lengthscale_prior": "log_normal",
-            "initial_scoring": "acq_func",
-            "skip_local_optimization": True,
+            "boxcox_transform": True,
+            "limit_outliers": True,
+            "num_init_candidates": 150,
+            "opt_nstarts": 1,
+            "opt_maxiter": 25,
+            "opt_skip_init_length": 30,
+            "opt_skip_period": 5,
         },
+        by_rank=_DEFAULT_BY_RANK,
     ),
     "random": Algorithm("fifo", "random", "random search, every trial to the end"),
     "grid": Algorithm("fifo", "grid", "all combinations of a grid, every trial to the end"),

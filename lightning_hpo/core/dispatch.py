@@ -7,6 +7,7 @@ from lightning_hpo.core.confirmation import Cost, leading
 from lightning_hpo.core.events import Decision, Finish, Idle, Resume, Start, SuggestionWanted, WorkerReady
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.record import StudyRecord
+from lightning_hpo.core.schedulers.base import Promotion
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.space import SearchSpace
@@ -47,6 +48,8 @@ class Dispatcher(StudyRecord):
         is_over = self.confirmation.chosen is not None
         if is_over or self._wanted is not None or not self._may_start() or self._initial_left:
             return None
+        if self.scheduler.is_searcher_led:
+            return None  # what the next free worker is best used for depends on the report that frees it
         bracket = self._draw_bracket()
         return SuggestRequest(len(self.trials), bracket, self.scheduler.first_milestone(bracket), self.scheduler.slot())
 
@@ -110,11 +113,12 @@ class Dispatcher(StudyRecord):
             # There will be no other draw, and each bracket may have rungs of its own.
             every = (self.scheduler.promote(b, self._is_paused) for b in range(len(self._bracket_weights)))
             promotion = next((found for found in every if found is not None), None)
-        if promotion is None:
-            return None
+        return None if promotion is None else self._promoted(promotion, promotion.reason)
+
+    def _promoted(self, promotion: Promotion, reason: str) -> Resume:
         trial = self.trials[promotion.trial_id]
         trial.milestone = promotion.milestone
-        trial.reason = promotion.reason
+        trial.reason = reason
         self._jobs += 1
         self.data.resume(trial.id, promotion.from_resource, promotion.milestone)
         return self._resumed(trial)
@@ -171,9 +175,11 @@ class Dispatcher(StudyRecord):
         self._wanted = SuggestionWanted(len(self.trials), bracket, self.scheduler.first_milestone(bracket))
         return self._wanted
 
-    def _start(self, config: Config, bracket: int, origin: str, reason: str) -> Start:
+    def _start(self, config: Config, bracket: int, origin: str, reason: str, aim: int | None = None) -> Start:
         trial_id = len(self.trials)
         milestone = self.scheduler.start(trial_id, bracket)
+        if aim is not None and self.scheduler.is_searcher_led:
+            milestone = self.scheduler.aim(trial_id, aim)
         start = self._begin(Trial(trial_id, config, bracket, milestone, origin, reason))
         self.taken.setdefault(self.space.match_key(config), trial_id)
         self.data.start(trial_id, milestone)

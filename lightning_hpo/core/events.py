@@ -60,10 +60,12 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class Suggested:
-    """A configuration was chosen for a new trial, as :class:`SuggestionWanted` asked for, or from outside."""
+    """A configuration was chosen for a new trial, as :class:`SuggestionWanted` asked for, or from outside; or a paused
+    trial that is to go on in its place."""
 
     time: float
     trial_id: int
+    """The new trial."""
     config: Config | None
     """Values of the searched hyperparameters; None: the searcher has nothing left to propose."""
     origin: str
@@ -72,6 +74,10 @@ class Suggested:
     """New probabilities of the brackets (Hyper-Tune); None leaves them."""
     searcher_state: dict[str, Any] | None = None
     """JSON data which the searcher gets back with the next request; None leaves it."""
+    resumes: int | None = None
+    """The paused trial that goes on instead of a new one."""
+    milestone: int | None = None
+    """Where the trial is judged next, if the searcher decides on that; None: at its first milestone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +199,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class SuggestionWanted:
-    """Ask the searcher for the configuration of a new trial, then feed :class:`Suggested`."""
+    """Ask the searcher for the configuration of a new trial, or which trial goes on, then feed :class:`Suggested`."""
 
     trial_id: int
     bracket: int

@@ -64,6 +64,9 @@ class StudyOptions:
     delayed_promotion: bool = False
     """No more than the quantile of a rung ever go on, even if better ones keep coming; the algorithm default presets
     true."""
+    promotion_rule: str = "rank"
+    """Who says which paused trials go on: rank, their place in the rung; or searcher, its model, which also chooses
+    where a trial is judged; the algorithm default presets searcher for type=promotion."""
     searcher_data: str | None = None
     """What the searcher learns from: rungs, all or rungs_and_last; default rungs, for gp_expdecay and gp_issm all."""
     register_pending_myopic: bool = False
@@ -102,6 +105,7 @@ class StudyOptions:
         check_choice(self, "", "type", (None, *TYPES))
         check_choice(self, "", "min_rung_entries", ("ratio", "two"))
         check_choice(self, "", "late_reports", ("count", "lost"))
+        check_choice(self, "", "promotion_rule", ("rank", "searcher"))
         check_choice(self, "", "searcher_data", (None, *KINDS))
         self._check_searcher_data()
         self._check_type()
@@ -125,6 +129,9 @@ class StudyOptions:
         if "metric" not in values or values["metric"] is None:
             raise OptionError("metric is not set. Set metric to a name your LightningModule logs, such as val_loss.")
         algorithm = ALGORITHMS.get(str(values.get("algorithm", "default")))
+        if algorithm is not None and algorithm.by_rank is not None:
+            is_led = values.get("type") in (None, "promotion") and values.get("promotion_rule") in (None, "searcher")
+            algorithm = algorithm if is_led else algorithm.by_rank
         search = values.get("searcher")
         search = {} if search is None else search
         if algorithm is not None:
@@ -160,6 +167,11 @@ class StudyOptions:
         return cls(**values)
 
     @property
+    def searcher_name(self) -> str:
+        """The searcher of the algorithm."""
+        return ALGORITHMS[self.algorithm].chosen(self.promotion_rule).searcher
+
+    @property
     def effective_searcher_data(self) -> str:
         return self.searcher_data or ("all" if self.searcher.model in ADDITIVE_MODELS else "rungs")
 
@@ -173,11 +185,11 @@ class StudyOptions:
             raise OptionError(
                 f"searcher.model={model} learns from whole curves. Set searcher_data=all, or leave it out."
             )
-        if model == "gp_independent" and kind != "rungs":
+        if model in ("gp_independent", "gp_rungs") and kind != "rungs":
             raise OptionError(
-                "searcher.model=gp_independent has one model per rung. Set searcher_data=rungs, or choose gp_multitask."
+                f"searcher.model={model} models the values at rungs. Set searcher_data=rungs, or choose gp_multitask."
             )
-        if model in ADDITIVE_MODELS and ALGORITHMS[self.algorithm].searcher == "hypertune":
+        if model in ADDITIVE_MODELS and self.searcher_name == "hypertune":
             raise OptionError(
                 f"searcher.model={model} does not work with Hyper-Tune. Choose algorithm=mobster, or another model."
             )
@@ -208,12 +220,31 @@ class StudyOptions:
                 f"algorithm={self.algorithm} has no types, so type={self.type} would do nothing. "
                 f"Leave type out, or choose an algorithm that has: {typed}."
             )
+        if self.promotion_rule == "searcher":
+            self._check_searcher_led()
         for name in ("improvement_probability", "delayed_promotion"):
             if getattr(self, name) and not ALGORITHMS[self.algorithm].has_types:
                 raise OptionError(
                     f"algorithm={self.algorithm} promotes nothing by rank, so {name} would do nothing. "
                     "Leave it out, or choose an algorithm with asynchronous rungs, such as asha."
                 )
+
+    def _check_searcher_led(self) -> None:
+        if self.searcher_name != "freeze_thaw":
+            raise OptionError(
+                f"promotion_rule=searcher needs a searcher that knows paused trials, and that of {self.algorithm} does "
+                "not. Set promotion_rule=rank, or choose algorithm=default."
+            )
+        if self.effective_type != "promotion":
+            raise OptionError(
+                f"promotion_rule=searcher contradicts type={self.effective_type}: nothing is paused there, or by rank "
+                "only. Set promotion_rule=rank, or type=promotion."
+            )
+        if (self.brackets or 1) > 1:
+            raise OptionError(
+                f"brackets={self.brackets} would do nothing: with promotion_rule=searcher the searcher chooses where "
+                "each trial is judged first. Leave brackets out, or set promotion_rule=rank."
+            )
 
     def limits(self) -> dict[str, Any]:
         """The options that may change when the study is continued, as JSON data."""

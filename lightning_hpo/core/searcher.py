@@ -71,6 +71,10 @@ class Suggestion:
     """``random``, ``grid``, ``model``, ``evolution``."""
     bracket_weights: tuple[float, ...] | None = None
     state: dict[str, Any] | None = field(default=None, compare=False)
+    resumes: int | None = None
+    """A paused trial that is worth more than a new one; ``config`` is its configuration."""
+    milestone: int | None = None
+    """Rung or ``max_t`` at which the trial is to be judged next; None: the first one of its bracket."""
 
 
 def suggested(time: float, trial_id: int, suggestion: Suggestion | None) -> Suggested:
@@ -91,6 +95,8 @@ def suggested(time: float, trial_id: int, suggestion: Suggestion | None) -> Sugg
         suggestion.reason,
         suggestion.bracket_weights,
         suggestion.state,
+        suggestion.resumes,
+        suggestion.milestone,
     )
 
 
@@ -124,6 +130,10 @@ class SearchView(Protocol):
     @property
     def pending(self) -> Sequence[Pending]:
         """In the order of registration."""
+
+    @property
+    def paused(self) -> Mapping[int, int]:
+        """Trials that may go on -> the resource at which they wait, in the order of their start."""
 
     @property
     def failed(self) -> Set[int]: ...

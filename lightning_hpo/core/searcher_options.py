@@ -52,7 +52,7 @@ class SearcherOptions:
     """Probability that a hyperparameter comes from the mutant."""
     # -- Gaussian processes (bayesopt, mobster, hypertune)
     model: str | None = None
-    """gp_multitask, gp_independent, gp_expdecay or gp_issm; default: the algorithm's."""
+    """gp_multitask, gp_independent, gp_expdecay or gp_issm; default: the algorithm's (gp_rungs: default only)."""
     gp_resource_kernel: str = "exp-decay-sum"
     """Covariance over resources in gp_multitask."""
     gp_base_kernel: str = "matern52-ard"
@@ -134,7 +134,8 @@ class SearcherOptions:
                 "searcher.restrict_configurations is empty: no configuration may be proposed. "
                 "Name at least one, or leave it out to search the whole space."
             )
-        check_choice(self, "searcher.", "model", (None, "gp_multitask", "gp_independent", "gp_expdecay", "gp_issm"))
+        models = ("gp_multitask", "gp_independent", "gp_expdecay", "gp_issm", "gp_rungs")
+        check_choice(self, "searcher.", "model", (None, *models))
         kernels = (
             "exp-decay-sum", "exp-decay-combined", "exp-decay-delta1", "freeze-thaw",
             "matern52", "matern52-res-warp", "cross-validation",

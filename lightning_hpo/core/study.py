@@ -23,6 +23,7 @@ from lightning_hpo.core.events import (
     Outcome,
     PauseRequested,
     Reported,
+    Resume,
     StudyContinued,
     Suggested,
     Told,
@@ -99,9 +100,26 @@ class StudyState(Dispatcher):
             self._is_exhausted = True
             self.scheduler.close()
             return []
+        if event.origin != "attached":
+            self.scheduler.follow(event.origin)
+        if event.resumes is not None:
+            resumed = self._resume_suggested(event, event.resumes)
+            return [] if resumed is None else [resumed]
         bracket = 0 if wanted is None else wanted.bracket
         self._batch_left = max(self._batch_left - 1, 0)
-        return [self._start(dict(event.config), bracket, event.origin, event.reason)]
+        return [self._start(dict(event.config), bracket, event.origin, event.reason, event.milestone)]
+
+    def _resume_suggested(self, event: Suggested, trial_id: int) -> Resume | None:
+        """The trial the searcher wants to go on; None if it cannot any more, and a free worker is to ask again."""
+        trial = self.trial(trial_id)
+        if not self._is_paused(trial_id) or trial.confirms is not None:
+            return None
+        promotion = self.scheduler.resume(trial_id, event.milestone or trial.milestone + 1)
+        if promotion is None:
+            return None
+        self._batch_left = max(self._batch_left - 1, 0)
+        self._clock[trial_id] = event.time
+        return self._promoted(promotion, f"{promotion.reason}; {event.reason}")
 
     def _on_started(self, event: AttemptStarted) -> list[Decision]:
         trial = self.trial(event.trial_id)

@@ -55,6 +55,15 @@ class StudyView:
         return self._state.data.pending()
 
     @property
+    def paused(self) -> Mapping[int, int]:
+        state = self._state
+        return {
+            i: trial.resource
+            for i, trial in state.trials.items()
+            if trial.status is TrialStatus.PAUSED and state.scheduler.may_promote(i)
+        }
+
+    @property
     def failed(self) -> Set[int]:
         return self._state.failed
 

@@ -106,8 +106,9 @@ def default_node() -> dict[str, Any]:
 
     What some algorithm presets is None here, so that a user's value is always told from the default.
     """
-    presets = {name for algorithm in ALGORITHMS.values() for name in algorithm.presets}
-    search = {name for algorithm in ALGORITHMS.values() for name in algorithm.search}
+    every = [a for algorithm in ALGORITHMS.values() for a in (algorithm, algorithm.by_rank) if a is not None]
+    presets = {name for algorithm in every for name in algorithm.presets}
+    search = {name for algorithm in every for name in algorithm.search}
     node = {"metric": None} | _defaults(LauncherOptions, presets)
     node["searcher"] = _defaults(SearcherOptions, search)
     node["stop"] = _defaults(StopCriterion, set())

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
@@ -45,7 +44,7 @@ _RECOMMEND_S = 30.0
 """Time the searcher has for its recommendation at the end."""
 _RECOMMEND_SOON_S = 3.0
 """The same for somebody who has pressed Ctrl-C."""
-_NEED_PROCESS = ("bayesopt", "hypertune")
+_NEED_PROCESS = ("bayesopt", "hypertune", "freeze_thaw")
 """Searchers that fit models; the others cost microseconds and compute in the launcher."""
 
 
@@ -136,7 +135,7 @@ def _run(
             journal=journal,
             backend=backend,
             server=server,
-            host=host or _inline(ALGORITHMS[study_options.algorithm].searcher, state),
+            host=host or _inline(study_options.searcher_name, state),
             fallback=lambda: _inline("random", state),
             store=_swept_store(setup, state, jobs),
             jobs=jobs,
@@ -153,7 +152,7 @@ def _run(
 
 
 def _searcher_process(folder: Path, options: StudyOptions, backend: Backend) -> ProcessHost | None:
-    if ALGORITHMS[options.algorithm].searcher not in _NEED_PROCESS:
+    if options.searcher_name not in _NEED_PROCESS:
         return None
     forks = getattr(backend, "start_method", None) == "fork"
     return ProcessHost("lightning_hpo.searchers.server", folder / "search.log", serve if forks else None)

@@ -118,6 +118,7 @@ def options_for(recorded: StudyOptions, algorithm: str, max_t: int | None, n_wor
             for name, off in (("improvement_probability", 0.0), ("delayed_promotion", False)):
                 if given[name] == own.get(name, off) or not other.has_types:
                     del given[name]
+            del given["promotion_rule"]  # of the algorithm
             if "type" in other.presets or not other.has_types:
                 del given["type"]
             if given["brackets"] == own.get("brackets") or other.scheduler != ALGORITHMS[recorded.algorithm].scheduler:

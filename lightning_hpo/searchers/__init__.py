@@ -23,6 +23,7 @@ SEARCHERS: dict[str, str] = {
     "differential_evolution": "evolution:DifferentialEvolution",
     "bayesopt": "gp:GaussianProcessSearcher",
     "hypertune": "hypertune:HyperTune",
+    "freeze_thaw": "freeze_thaw:FreezeThawSearcher",
 }
 """Name -> module of this package and class."""
 

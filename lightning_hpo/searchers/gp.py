@@ -37,6 +37,11 @@ class GaussianProcessSearcher:
 
     def __init__(self, options: SearcherOptions) -> None:
         model = options.model or self.default_model
+        if (model == "gp_rungs") != (self.default_model == "gp_rungs"):
+            raise OptionError(
+                f"searcher.model={model} cannot be had here: gp_rungs belongs to promotion_rule=searcher, and only "
+                "that. Leave searcher.model out."
+            )
         if options.approximation == "inducing" and model != "gp_multitask":
             raise OptionError(
                 f"searcher.approximation=inducing cannot be had with the model {model}. "
@@ -60,17 +65,20 @@ class GaussianProcessSearcher:
 
     def _suggest_by_model(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
         # Not before the first proposal of a model: torch takes seconds to import.
-        from lightning_hpo.searchers.gp_model import fit_model, model_name
         from lightning_hpo.searchers.proposal import propose
 
-        name = model_name(view, self._options, self.default_model)
-        model = fit_model(view, self._options, name, self._rng(view, request, _FIT))
-        model, bracket_weights = self._adapt(view, model, request)
+        model, bracket_weights = self._adapt(view, self._fitted(view, request), request)
         proposal = propose(view, request, self._options, model, self._rng(view, request, _PROPOSAL))
         if proposal.config is None:
             return random_suggestion(view, request, self._options, "random: every candidate is known already")
         state = model.state if model.is_refitted else None
         return Suggestion(proposal.config, proposal.reason, "model", bracket_weights, state)
+
+    def _fitted(self, view: SearchView, request: SuggestRequest) -> FittedModel:
+        from lightning_hpo.searchers.gp_model import fit_model, model_name
+
+        name = model_name(view, self._options, self.default_model)
+        return fit_model(view, self._options, name, self._rng(view, request, _FIT))
 
     def _adapt(
         self, view: SearchView, model: FittedModel, request: SuggestRequest

@@ -23,6 +23,7 @@ from lightning_hpo.searchers.history import (
     limit_outliers,
     multi_fidelity,
     needs_refit,
+    rung_means,
     single_fidelity,
 )
 from lightning_hpo.surrogates.additive import ExponentialDecayModel, InnovationModel
@@ -32,6 +33,7 @@ from lightning_hpo.surrogates.inducing import InducingModel
 from lightning_hpo.surrogates.models import IndependentModel, JointModel, Surrogate, multitask
 from lightning_hpo.surrogates.models import single_fidelity as single_fidelity_model
 from lightning_hpo.surrogates.posterior import Posterior
+from lightning_hpo.surrogates.rungs import RungModel
 from lightning_hpo.surrogates.targets import Normalisation, subsample, subsample_levels
 
 _LARGE = 1000
@@ -39,6 +41,7 @@ _LARGE = 1000
 
 SINGLE_FIDELITY = "single_fidelity"
 ADDITIVE = ("gp_expdecay", "gp_issm")
+RUNGS = "gp_rungs"
 
 
 def model_name(view: SearchView, options: SearcherOptions, default: str) -> str:
@@ -52,6 +55,8 @@ def history_of(view: SearchView, name: str) -> History:
         return single_fidelity(view)
     if name in ADDITIVE:
         return learning_curves(view)
+    if name == RUNGS:
+        return rung_means(view)
     return multi_fidelity(view, at_levels_only=name == "gp_independent")
 
 
@@ -66,6 +71,8 @@ def make_surrogate(view: SearchView, name: str, options: SearcherOptions) -> Sur
         case "gp_independent":
             levels = (*view.rung_levels, max_t)
             return IndependentModel(width, levels, warped, ard, prior, options.separate_noise_variances)
+        case "gp_rungs":
+            return RungModel(width, (*view.rung_levels, max_t), warped, ard, prior)
         case "gp_expdecay":
             return ExponentialDecayModel(width, max_t, warped, ard, prior, options.expdecay_normalize_inputs)
         case "gp_issm":

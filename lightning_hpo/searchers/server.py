@@ -18,7 +18,6 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.events import from_json
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import Searcher, Slot, SuggestRequest
@@ -44,7 +43,7 @@ def serve(connection: Connection[Any, Any]) -> None:
         if "header" in message:
             options = StudyOptions.from_json(message["header"]["options"])
             state = StudyState(SearchSpace.from_json(message["header"]["space"]), options)
-            searcher = make_searcher(ALGORITHMS[options.algorithm].searcher, options.searcher)
+            searcher = make_searcher(options.searcher_name, options.searcher)
         assert state is not None and searcher is not None, "the header comes first"
         for event in message.get("events", ()):
             state.handle(from_json(event))

@@ -165,24 +165,27 @@ class Covariance(ABC):
         """Query at fidelity ``rho`` (``()``), for one parameter vector (``S = 1``)."""
 
 
-class _Table(NamedTuple):
-    """Mean ``(S, L)``, and per Matérn term a factor ``(S, L, L)``, and a summand ``(S, L, L)`` or none."""
+class Table(NamedTuple):
+    """Tables over ``L`` levels, for ``S`` parameter vectors."""
 
     mean: Tensor
+    """``(S, L)``"""
     scales: tuple[Tensor, ...]
-    shift: Tensor | None
-    pullback: Callable[[Tensor, tuple[Tensor, ...], Tensor | None], Gradients]
+    """Factor of each Matérn term, ``(S, L, L)``."""
+    pullback: Callable[[Tensor, tuple[Tensor, ...], Tensor | None, Tensor | None], Gradients]
+    """From gradients of mean, scales, ``shift`` and ``own`` to those of the parameters."""
+    shift: Tensor | None = None
+    """Summand between all points, ``(S, L, L)``."""
+    own: Tensor | None = None
+    """Summand between points of the same configuration, ``(S, L, L)``."""
 
 
 class Product(Covariance):
-    """``sum_t matern_t(x, x') scale_t(rho, rho') + shift(rho, rho')``.
+    """``sum_t matern_t(x, x') scale_t(rho, rho') + shift(rho, rho') + [x = x'] own(rho, rho')``.
 
     Matérn-5/2 over configurations, tables over levels. Subclasses give the tables.
     As such it is the single-fidelity model: one term, its scale the output scale.
     """
-
-    same_config_only = False
-    """Whether ``shift`` links only points of the same configuration."""
 
     def __init__(
         self, dimension: int, warped: tuple[int, ...] = (), ard: bool = True, lengthscale_prior: str = "uniform"
@@ -190,15 +193,17 @@ class Product(Covariance):
         self.terms = [Inputs(dimension, warped, ard, lengthscale_prior)]
         self.parameters = (*self.terms[0].parameters, p.outputscale(), p.mean())
 
-    def table(self, natural: p.Natural, rho: Tensor) -> _Table:
+    def table(self, natural: p.Natural, rho: Tensor) -> Table:
         """The tables over levels ``(L,)``."""
         n = len(rho)
         scale = natural["outputscale"].unsqueeze(-1).expand(-1, n, n)
 
-        def pullback(g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None) -> Gradients:
+        def pullback(
+            g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None, g_own: Tensor | None
+        ) -> Gradients:
             return {"mean": g_mean.sum(1, keepdim=True), "outputscale": g_scales[0].sum((1, 2)).unsqueeze(-1)}
 
-        return _Table(natural["mean"].expand(-1, n), (scale,), None, pullback)
+        return Table(natural["mean"].expand(-1, n), (scale,), pullback)
 
     def moments(self, natural: p.Natural, points: Points) -> Moments:
         x, config, level = points.x, points.config, points.level
@@ -212,7 +217,7 @@ class Product(Covariance):
             return t if n_levels == 1 else spread(t, level)
 
         linked = None
-        if self.same_config_only:  # compare coordinates: a pending point may repeat an observed configuration
+        if table.own is not None:  # compare coordinates: a pending point may repeat an observed configuration
             linked = (x.unsqueeze(1) == x).all(-1).to(x)[config][:, config]
         covariance: Tensor | None = None
         terms = []
@@ -227,8 +232,9 @@ class Product(Covariance):
             terms.append((z, pull_inputs, correlation, slope, scale_n))
         assert covariance is not None
         if table.shift is not None:
-            shift = at_levels(table.shift)
-            covariance += shift if linked is None else shift * linked
+            covariance += at_levels(table.shift)
+        if table.own is not None:
+            covariance += at_levels(table.own) * linked
 
         def pullback(g_mean: Tensor, g_covariance: Tensor) -> Gradients:
             def to_levels(g: Tensor) -> Tensor:
@@ -244,10 +250,9 @@ class Product(Covariance):
                 if not points.one_per_config:
                     g = g.new_zeros(len(g), m * m).index_add_(1, points.pairs, g.flatten(1)).reshape(-1, m, m)
                 gradients |= pull_inputs(pull_distances(g.mul_(slope), z))
-            g_shift = None
-            if table.shift is not None:
-                g_shift = to_levels(g_covariance if linked is None else g_covariance * linked)
-            return gradients | table.pullback(g_mean @ points.indicator, tuple(g_scales), g_shift)
+            g_shift = None if table.shift is None else to_levels(g_covariance)
+            g_own = None if linked is None else to_levels(g_covariance * linked)
+            return gradients | table.pullback(g_mean @ points.indicator, tuple(g_scales), g_shift, g_own)
 
         return Moments(table.mean[:, level], covariance, pullback)
 
@@ -255,10 +260,11 @@ class Product(Covariance):
         x, level = points.x[points.config], points.level
         table = self.table(natural, torch.cat([points.rho, rho.reshape(1)]))
         scales = [scale[0, -1] for scale in table.scales]
-        shift = None if table.shift is None else table.shift[0, -1]
-        variance = torch.stack([s[-1] for s in scales]).sum() + (0.0 if shift is None else shift[-1])
+        summands = [t[0, -1] for t in (table.shift, table.own) if t is not None]
+        variance = torch.stack([s[-1] for s in (*scales, *summands)]).sum()
         terms = [(t, t.place(natural, x)[0], s[level]) for t, s in zip(self.terms, scales, strict=True)]
-        shift = None if shift is None else shift[level]
+        shift = None if table.shift is None else table.shift[0, -1, level]
+        own = None if table.own is None else table.own[0, -1, level]
 
         def cross(query: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
             parts, pulls = [], []
@@ -268,7 +274,9 @@ class Product(Covariance):
                 parts.append(correlation.mul_(scale))
                 pulls.append((pull_inputs, slope.mul_(scale), zq, z))
             if shift is not None:
-                parts.append((query.unsqueeze(1) == x).all(-1) * shift if self.same_config_only else shift)
+                parts.append(shift)
+            if own is not None:
+                parts.append((query.unsqueeze(1) == x).all(-1) * own)
             total = parts[0]
             for part in parts[1:]:
                 total += part
@@ -289,6 +297,9 @@ class ExponentialDecay(Product):
         delta: 0 (sum), 1, or None for a free parameter (combined).
     """
 
+    same_config_only = False
+    """Whether only points of the same configuration share a rate."""
+
     def __init__(
         self,
         dimension: int,
@@ -303,19 +314,23 @@ class ExponentialDecay(Product):
         if delta is None:
             self.parameters += (p.Parameter("delta", 0.5, 0.0, 1.0, log=False),)
 
-    def table(self, natural: p.Natural, rho: Tensor) -> _Table:
+    def table(self, natural: p.Natural, rho: Tensor) -> Table:
         mean, outputscale = natural["mean"], natural["outputscale"].unsqueeze(-1)
         delta = natural["delta"] if self.delta is None else torch.full_like(mean, self.delta)
         decay, pull_decay = decay_table(rho, natural["alpha"], natural["mean_lambda"], natural["gamma"], delta, mean)
 
-        def pullback(g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None) -> Gradients:
+        def pullback(
+            g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None, g_own: Tensor | None
+        ) -> Gradients:
+            g_shift = g_own if self.same_config_only else g_shift
             assert g_shift is not None
             gradients = pull_decay(g_mean, g_scales[0] * outputscale, g_shift)
             if self.delta is not None:
                 del gradients["delta"]
             return gradients | {"outputscale": (g_scales[0] * decay.scale).sum((1, 2)).unsqueeze(-1)}
 
-        return _Table(decay.mean, (outputscale * decay.scale,), decay.shift, pullback)
+        tables = (decay.mean, (outputscale * decay.scale,), pullback)
+        return Table(*tables, own=decay.shift) if self.same_config_only else Table(*tables, shift=decay.shift)
 
 
 class FreezeThaw(ExponentialDecay):
@@ -346,17 +361,19 @@ class CrossValidation(Product):
         self.terms.append(Inputs(dimension, (), False, lengthscale_prior, prefix="residual_"))
         self.parameters += (*self.terms[1].parameters, p.outputscale(name="residual_outputscale"))
 
-    def table(self, natural: p.Natural, rho: Tensor) -> _Table:
+    def table(self, natural: p.Natural, rho: Tensor) -> Table:
         base = super().table(natural, rho)
         folds = rho * self.num_folds + 0.5
         inverse = 1.0 / torch.maximum(folds[:, None], folds)
 
-        def pullback(g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None) -> Gradients:
+        def pullback(
+            g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None, g_own: Tensor | None
+        ) -> Gradients:
             residual = {"residual_outputscale": (g_scales[1] * inverse).sum((1, 2)).unsqueeze(-1)}
-            return base.pullback(g_mean, g_scales[:1], None) | residual
+            return base.pullback(g_mean, g_scales[:1], None, None) | residual
 
         scale = natural["residual_outputscale"].unsqueeze(-1) * inverse
-        return _Table(base.mean, (*base.scales, scale), None, pullback)
+        return Table(base.mean, (*base.scales, scale), pullback)
 
 
 class MaternOverFidelity(Covariance):

@@ -35,6 +35,7 @@ from lightning_hpo.surrogates.covariances import (
 from lightning_hpo.surrogates.data import Observations, fidelity
 from lightning_hpo.surrogates.fused import warp
 from lightning_hpo.surrogates.models import JointModel
+from lightning_hpo.surrogates.rungs import RungCovariance, rung_parameters
 
 
 class LogInterval(Interval):
@@ -220,6 +221,36 @@ class CrossValidationKernel(Kernel):
         return main + residual / (torch.maximum(r1, r2) * self.num_folds + 0.5)
 
 
+class RungKernel(Kernel):
+    """Configurations and rungs; see :mod:`lightning_hpo.surrogates.rungs`. The last column of the inputs is the logarithm
+    of the resource, in units of the first rung's.
+
+    Args:
+        smooth: kernel over configurations.
+        positions: the same of all rungs, increasing.
+    """
+
+    def __init__(self, smooth: Kernel, positions: Tensor) -> None:
+        super().__init__()
+        self.smooth, self.positions = smooth, positions
+        self.values = Values(rung_parameters(len(positions)))
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        c1, c2, u1, u2 = x1[..., :-1], x2[..., :-1], x1[..., -1], x2[..., -1]
+        rung1, rung2 = ((u.unsqueeze(-1) - self.positions).abs().argmin(-1) for u in (u1, u2))
+        if diag:
+            over_x, same = self.smooth.forward(c1, c2, diag=True), torch.ones_like(u1)
+        else:
+            over_x = self.smooth(c1, c2).to_dense()
+            same = (c1.unsqueeze(-2) == c2.unsqueeze(-3)).all(-1).to(x1)
+            u1, u2, rung1, rung2 = u1.unsqueeze(-1), u2.unsqueeze(-2), rung1.unsqueeze(-1), rung2.unsqueeze(-2)
+        value, lower = self.values, torch.minimum(u1, u2)
+        u = (1.0 - torch.exp(-value["settling"] * lower)) / value["settling"]
+        walks = over_x * (1.0 + value["drift"] * u) + same * (value["own"] + value["own_drift"] * u)
+        offsets = value["offset"] * (torch.minimum(rung1, rung2) + 1)
+        return value["scale"][rung1] * value["scale"][rung2] * walks + offsets
+
+
 class GaussianProcess(gpytorch.models.ExactGP):
     """An exact Gaussian process of a given mean and kernel."""
 
@@ -247,6 +278,8 @@ def moments_modules(covariance: Covariance) -> tuple[Mean, Kernel]:
         case CrossValidation(terms=[main, residual], num_folds=num_folds):
             main_kernel, residual_kernel = scaled(matern_kernel(main)), scaled(matern_kernel(residual))
             return constant, CrossValidationKernel(main_kernel, residual_kernel, num_folds)
+        case RungCovariance(terms=[inputs], positions=positions):
+            return gpytorch.means.ZeroMean(), RungKernel(matern_kernel(inputs), positions)
         case Product(terms=[inputs]):
             return constant, scaled(matern_kernel(inputs))
     raise ShapeError(f"{type(covariance).__name__} has no gpytorch modules. Add them to moments_modules().")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import boxcox
-from scipy.stats import boxcox_llf
 
 from lightning_hpo.errors import ShapeError
 
@@ -64,8 +64,13 @@ def box_cox_lambda(y: Floats) -> float:
     if y.max() <= y.min():
         return 0.5
 
+    # Beside their geometric mean, so that no power overflows; that changes the likelihood by a constant only.
+    logarithms = np.log(y)
+    logarithms -= logarithms.mean()
+
     def negative(power: float) -> float:
-        return -float(boxcox_llf(power, y)) + 0.5 * ((power - 0.5) / 0.75) ** 2
+        transformed = logarithms if power == 0.0 else np.expm1(power * logarithms) / power
+        return 0.5 * len(y) * math.log(transformed.var()) + 0.5 * ((power - 0.5) / 0.75) ** 2
 
     return float(minimize_scalar(negative, bounds=(-1.0, 2.0), method="bounded").x)
 

@@ -52,9 +52,16 @@ class Scheduler(ABC):
     learns_at_completion = False
     """True: the searcher learns from a trial's last report only (FIFO)."""
 
+    is_searcher_led = False
+    """True: the searcher also decides which paused trial goes on, and where trials are judged."""
+
     @abstractmethod
     def start(self, trial_id: int, bracket: int) -> int:
         """A new trial starts in the bracket; returns its first milestone."""
+
+    def aim(self, trial_id: int, milestone: int) -> int:
+        """The searcher wants the new trial to be judged there first (``is_searcher_led``); returns where it will be."""
+        raise AssertionError("this scheduler decides on milestones itself")
 
     def first_milestone(self, bracket: int) -> int:
         """The milestone :meth:`start` would return."""
@@ -70,6 +77,13 @@ class Scheduler(ABC):
     def promote(self, bracket: int, is_paused: Callable[[int], bool]) -> Promotion | None:
         """The trial to resume, if there is one, marked as promoted; ``is_paused`` tells which trials can be resumed."""
         return None
+
+    def resume(self, trial_id: int, milestone: int) -> Promotion | None:
+        """The searcher wants this paused trial to go on; None if it cannot (``is_searcher_led``)."""
+        return None
+
+    def follow(self, origin: str) -> None:  # noqa: B027 - most schedulers do not care
+        """Where the last suggestion came from: ``model``, ``random``, ..."""
 
     def may_start(self) -> bool:
         """May a new trial be started now?"""

@@ -10,6 +10,7 @@ from lightning_hpo.core.schedulers.fifo import Fifo
 from lightning_hpo.core.schedulers.hyperband import AsynchronousHyperband, CostPromotion, PromotionAsha, StoppingAsha
 from lightning_hpo.core.schedulers.median import MedianStopping
 from lightning_hpo.core.schedulers.pasha import Pasha
+from lightning_hpo.core.schedulers.searcher_led import SearcherLedPromotion
 from lightning_hpo.core.schedulers.synchronous import (
     DifferentialEvolutionHyperband,
     SyncHyperband,
@@ -48,7 +49,7 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
     levels = rung_levels(
         options.max_t, options.grace_period, options.reduction_factor, options.rung_increment, options.rung_levels
     )
-    if ALGORITHMS[options.algorithm].searcher == "hypertune" and not levels:
+    if options.searcher_name == "hypertune" and not levels:
         raise OptionError(f"Hyper-Tune needs at least two levels, max_t={options.max_t} gives one. Raise max_t.")
     _check_brackets(options, len(levels) + 1)
     common = (
@@ -61,6 +62,8 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
         options.improvement_probability,
         options.delayed_promotion,
     )
+    if options.promotion_rule == "searcher":
+        return SearcherLedPromotion(*common)
     if options.effective_type == "pasha":
         return Pasha(*common, mode=options.mode)
     return _HYPERBAND[options.effective_type](*common)

@@ -1,0 +1,65 @@
+"""Promotion by the searcher: its model decides which trial goes on, and where it is judged next.
+
+Who may go on is no question of rank here: a model that knows new and paused trials alike says which of them is worth
+more (:mod:`lightning_hpo.searchers.freeze_thaw`; Swersky, Snoek, Adams, arXiv:1406.3896).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning_hpo.core.schedulers.base import Promotion
+from lightning_hpo.core.schedulers.hyperband import PromotionAsha
+
+_PATIENCE = 3
+"""After so many suggestions in a row that were not the model's, the model has failed."""
+
+
+class SearcherLedPromotion(PromotionAsha):
+    """A trial pauses at the milestone the searcher chose, and goes on when the searcher says so.
+
+    The rank of a trial within its rung decides, as in :class:`PromotionAsha`, where no model does: before its first
+    suggestion, if it fails, and once no new trial will be started.
+
+    Args:
+        args, options: as for :class:`PromotionAsha`.
+    """
+
+    is_searcher_led = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._since_model = _PATIENCE
+
+    def follow(self, origin: str) -> None:
+        self._since_model = 0 if origin == "model" else self._since_model + 1
+
+    @property
+    def _is_led(self) -> bool:
+        return self._since_model < _PATIENCE and not self._is_closed
+
+    def aim(self, trial_id: int, milestone: int) -> int:
+        job = self._jobs[trial_id]
+        job.milestone = self._level(milestone)
+        return job.milestone
+
+    def _level(self, milestone: int) -> int:
+        """The milestone itself if it is one, else the next one above it."""
+        return next((level for level in self.levels if level >= milestone), self.max_t)
+
+    def promote(self, bracket: int, is_paused: Callable[[int], bool]) -> Promotion | None:
+        return None if self._is_led else super().promote(bracket, is_paused)
+
+    def resume(self, trial_id: int, milestone: int) -> Promotion | None:
+        rung = self._rung_of(trial_id)
+        if rung is None:
+            return None
+        value = rung.value_of(trial_id)
+        rung.mark_promoted(trial_id)
+        job = self._jobs[trial_id]
+        job.resume_from, job.milestone = rung.level, max(self._level(milestone), rung.next_level)
+        return Promotion(trial_id, rung.level, job.milestone, f"rank {rung.rank(value)} of {len(rung)}")
+
+    def held_back(self, trial_id: int) -> str | None:
+        return None if self._is_led else super().held_back(trial_id)

@@ -1,0 +1,25 @@
+"""New and paused trials under one model: whichever improves most for what it costs goes on.
+
+Swersky, Snoek, Adams, *Freeze-Thaw Bayesian Optimization*, arXiv:1406.3896, choose between new trials and paused ones by
+a model of learning curves. Here the model is one of the rungs (:mod:`lightning_hpo.surrogates.rungs`), and the choice is
+by the expected improvement per unit of resource of trials that may be given up on the way
+(:mod:`lightning_hpo.surrogates.rate`).
+"""
+
+from __future__ import annotations
+
+from lightning_hpo.core.searcher import SearchView, Suggestion, SuggestRequest
+from lightning_hpo.searchers.gp import _PROPOSAL, GaussianProcessSearcher
+
+
+class FreezeThawSearcher(GaussianProcessSearcher):
+    """Random search at first, then the trial with the highest rate of improvement, new or paused."""
+
+    default_model = "gp_rungs"
+
+    def _suggest_by_model(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
+        # Not before the first proposal of a model: torch takes seconds to import.
+        from lightning_hpo.searchers.rate_choice import choose
+
+        model = self._fitted(view, request)
+        return choose(view, self._options, model, self._rng(view, request, _PROPOSAL))

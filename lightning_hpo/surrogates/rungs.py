@@ -1,0 +1,240 @@
+"""A Gaussian process over configurations and rungs, and what it expects of a trial at all its rungs together.
+
+The value of the trial of configuration ``x`` at rung ``j``, whose resource is ``r_j``, is
+
+    y = b_j + s_j (f_j(x) + t_j) + noise
+
+==========  ==========================================================================================================
+``f_j``     a smooth function per rung, autoregressive: ``f_0`` is a Matérn-5/2 process over configurations of variance
+            1, and from rung to rung an independent one is added, of variance ``drift (u_{j+1} - u_j)``
+``t_j``     what the trial owes to itself, to its seed or to what is not smooth: normal with variance ``own``, and from
+            rung to rung an independent part is added, of variance ``own_drift (u_{j+1} - u_j)``
+``u_j``     ``(1 - (r_j / r_0)^-settling) / settling``: values change less and less from rung to rung
+``s_j``     scale of the rung; the variance of the noise is ``noise s_j^2``
+``b_j``     offsets of the rungs: a random walk from rung to rung with variance ``offset``
+==========  ==========================================================================================================
+
+So a rung tells as much about another as the data say, in both directions, and more about the trial itself than about its
+neighbours: that is needed to compare a paused trial that goes on with a new one. With a stationary correlation of the
+rungs, which draws all that is far from the mean back to it, the changes to come are too large for good trials, and as
+large at high rungs as at low ones.
+
+Source: Kennedy, O'Hagan, *Predicting the output from a complex computer code when fast approximations are available*,
+Biometrika 87(1), 2000, for the autoregressive levels (their regression factors are ratios of ``s_j``). That new and paused
+trials come under one model is the idea of Swersky, Snoek, Adams, *Freeze-Thaw Bayesian Optimization*, arXiv:1406.3896.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_hpo.errors import ShapeError
+from lightning_hpo.surrogates import parameters as p
+from lightning_hpo.surrogates.covariances import Gradients, Points, Product, Table
+from lightning_hpo.surrogates.data import Observations
+from lightning_hpo.surrogates.fused import gaussian_nll, matern52
+from lightning_hpo.surrogates.models import Surrogate
+from lightning_hpo.surrogates.posterior import DensePosterior
+
+
+class RungCovariance(Product):
+    """The covariance above; its mean is 0.
+
+    Args:
+        dimension: number of encoded coordinates of a configuration.
+        levels: resource of every rung, increasing, ``max_t`` included.
+        warped, ard, lengthscale_prior: see :func:`~lightning_hpo.surrogates.models.single_fidelity`.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        levels: Sequence[int],
+        warped: tuple[int, ...] = (),
+        ard: bool = True,
+        lengthscale_prior: str = "log_normal",
+    ) -> None:
+        super().__init__(dimension, warped, ard, lengthscale_prior)
+        self.levels = tuple(levels)
+        self.positions = torch.tensor(self.levels, dtype=torch.float64).log() - math.log(self.levels[0])
+        self.parameters = (*self.terms[0].parameters, *rung_parameters(len(self.levels)))
+
+    def place(self, resource: Tensor) -> Tensor:
+        """Logarithm of every resource, in units of the first level: what fidelities are here.
+
+        Raises:
+            ShapeError: if one is not a level.
+        """
+        known = torch.tensor(self.levels, device=resource.device)
+        index = torch.searchsorted(known, resource).clamp_max(len(known) - 1)
+        if not torch.equal(known[index], resource):
+            raise ShapeError(
+                f"Observations at {sorted(set(resource.tolist()) - set(self.levels))} are at none of the levels "
+                f"{list(self.levels)}. Use searcher_data='rungs' with this model."
+            )
+        return self.positions.to(resource.device)[index]
+
+    def index(self, rho: Tensor) -> Tensor:
+        """Number of the rung at every fidelity."""
+        return torch.searchsorted(self.positions.to(rho.device), rho - 1e-9)
+
+    def table(self, natural: p.Natural, rho: Tensor) -> Table:
+        index = self.index(rho)
+        scale = natural["scale"][:, index]
+        both = scale.unsqueeze(-1) * scale.unsqueeze(-2)
+        common = torch.minimum(index[:, None], index)
+        drift, own, own_drift, offset = (
+            natural[name].unsqueeze(-1) for name in ("drift", "own", "own_drift", "offset")
+        )
+        settling = natural["settling"]
+        rest = (-settling * rho).exp()
+        settled = (1.0 - rest) / settling
+        lower = torch.minimum(rho[:, None], rho)
+        at = torch.searchsorted(rho, lower)
+        u = settled[:, at]
+        slope = ((rho * rest - settled) / settling)[:, at]
+        walked, own_walked = 1.0 + drift * u, own + own_drift * u
+        steps = (common + 1).to(rho)
+
+        def pullback(
+            g_mean: Tensor, g_scales: tuple[Tensor, ...], g_shift: Tensor | None, g_own: Tensor | None
+        ) -> Gradients:
+            assert g_shift is not None and g_own is not None
+            (g_smooth,) = g_scales
+
+            def total(t: Tensor) -> Tensor:
+                return t.sum((1, 2)).unsqueeze(-1)
+
+            by_scale = g_smooth * walked + g_own * own_walked
+            g_scale = torch.zeros_like(natural["scale"])
+            g_scale.index_add_(1, index, ((by_scale + by_scale.mT) * scale.unsqueeze(-2)).sum(-1))
+            by_walk, by_own_walk = g_smooth * both, g_own * both
+            return {
+                "scale": g_scale,
+                "drift": total(by_walk * u),
+                "own": total(by_own_walk),
+                "own_drift": total(by_own_walk * u),
+                "settling": total((by_walk * drift + by_own_walk * own_drift) * slope),
+                "offset": total(g_shift * steps),
+            }
+
+        tables = (scale.new_zeros(scale.shape), (both * walked,), pullback)
+        return Table(*tables, shift=offset * steps, own=both * own_walked)
+
+
+def rung_parameters(n_levels: int) -> tuple[p.Parameter, ...]:
+    """``scale`` per rung, and what the changes from rung to rung, the trial itself and the offsets contribute."""
+    return (
+        p.Parameter("scale", 1.0, 0.05, 20.0, prior=p.log_normal_prior(0.2, mode=1.0), size=n_levels),
+        p.Parameter("drift", 0.3, 1e-4, 100.0, prior=p.log_normal_prior(1.0, mode=0.3)),
+        p.Parameter("own", 0.05, 1e-5, 10.0, prior=p.log_normal_prior(1.0, mode=0.05)),
+        p.Parameter("own_drift", 0.1, 1e-5, 100.0, prior=p.log_normal_prior(1.0, mode=0.1)),
+        p.Parameter("settling", 0.5, 0.01, 5.0, prior=p.log_normal_prior(0.5, mode=0.5)),
+        p.Parameter("offset", 0.25, 1e-3, 25.0, prior=p.log_normal_prior(1.0, mode=0.25)),
+    )
+
+
+class RungModel(Surrogate):
+    """The model above.
+
+    Args:
+        dimension, levels, warped, ard, lengthscale_prior: see :class:`RungCovariance`.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        levels: Sequence[int],
+        warped: tuple[int, ...] = (),
+        ard: bool = True,
+        lengthscale_prior: str = "log_normal",
+    ) -> None:
+        self.covariance = RungCovariance(dimension, levels, warped, ard, lengthscale_prior)
+        noise = p.Parameter("noise", 0.01, 1e-6, 10.0, prior=p.log_normal_prior(1.4, mode=0.01))
+        self.space = p.ParameterSpace([noise, *self.covariance.parameters])
+
+    def points(self, data: Observations) -> Points:
+        """The observations as points whose fidelities are the logarithms of their resources."""
+        resources, level = data.levels()
+        return Points(data.x, data.config, self.covariance.place(resources), level)
+
+    def negative_log_likelihood(self, data: Observations) -> Callable[[p.Natural], tuple[Tensor, Gradients]]:
+        points = self.points(data)
+        index = self.covariance.index(points.rho)[points.level]
+
+        def likelihood(natural: p.Natural) -> tuple[Tensor, Gradients]:
+            moments = self.covariance.moments(natural, points)
+            scale = natural["scale"][:, index]
+            variance = scale.square()
+            moments.covariance.diagonal(dim1=-2, dim2=-1).add_(natural["noise"] * variance)
+            terms = gaussian_nll(moments.covariance, data.y - moments.mean)
+            gradients = moments.pullback(-terms.residual, terms.covariance)
+            by_noise = terms.covariance.diagonal(dim1=-2, dim2=-1)
+            gradients["scale"].index_add_(1, index, 2.0 * natural["noise"] * scale * by_noise)
+            gradients["noise"] = (by_noise * variance).sum(-1, keepdim=True)
+            return terms.value, gradients
+
+        return likelihood
+
+    def posterior(self, data: Observations, theta: Tensor) -> RungPosterior:
+        natural = self.space.natural(theta.to(data.y.device)[None])
+        noise = rung_noise(self.covariance, natural, data.resource)
+        y = data.y.unsqueeze(-1)
+        return RungPosterior(self.covariance, natural, self.covariance.levels[-1], data.rows, data.resource, y, noise)
+
+
+def rung_noise(covariance: RungCovariance, natural: p.Natural, resource: Tensor) -> Tensor:
+    """Noise variance of an observation at every resource, for one parameter vector (``S = 1``)."""
+    index = covariance.index(covariance.place(resource))
+    return natural["noise"][0, 0] * natural["scale"][0, index].square()
+
+
+class RungPosterior(DensePosterior):
+    """The posterior of the model above; the latent function is ``b + s (f + t)``, the trial's own part included."""
+
+    covariance: RungCovariance
+
+    def _rho(self, resource: Tensor) -> Tensor:
+        return self.covariance.place(resource)
+
+    def new_noise(self, resource: Tensor) -> Tensor:
+        return rung_noise(self.covariance, self.natural, resource)
+
+    def believe(self, x: Tensor, resource: Tensor) -> RungPosterior:
+        """Condition on the expected values at pending inputs (the kriging believer of Ginsbourger, Le Riche, Carraro,
+        *Kriging is well-suited to parallelize optimization*, 2010): they change no mean, but what is known there.
+
+        Args:
+            x: ``(P, d)``.
+            resource: ``(P,)`` integers.
+        """
+        found = self.fantasize(x, resource, x.new_zeros(len(x), 1))
+        assert isinstance(found, RungPosterior)
+        return found
+
+    def across(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Joint moments at all rungs: what one value would tell about the others.
+
+        Args:
+            x: ``(B, d)`` configurations.
+
+        Returns:
+            mean ``(B, L)`` (of the first column of fantasies) and covariance ``(B, L, L)``.
+        """
+        rho = self.covariance.positions.to(x.device)
+        n_levels, at = len(rho), self.covariance.index(self.points.rho)[self.points.level]
+        table = self.covariance.table(self.natural, rho)
+        assert table.shift is not None and table.own is not None
+        rows = self.points.x[self.points.config]
+        (inputs,) = self.covariance.terms
+        correlation, _ = matern52(inputs.place(self.natural, x)[0], inputs.place(self.natural, rows)[0])
+        same = (x.unsqueeze(1) == rows).all(-1)
+        smooth, shift, own = (t[0] for t in (table.scales[0], table.shift, table.own))
+        cross = torch.stack([correlation * smooth[j, at] + shift[j, at] + same * own[j, at] for j in range(n_levels)], 1)
+        half = torch.linalg.solve_triangular(self.factor, cross.flatten(0, 1).mT, upper=False)
+        half = half.mT.unflatten(0, (len(x), n_levels))
+        return cross @ self.weights[:, 0], smooth + shift + own - half @ half.mT

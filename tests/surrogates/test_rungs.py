@@ -1,0 +1,133 @@
+"""The process over configurations and rungs, and what it expects of trials."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lightning_hpo.errors import ShapeError
+from lightning_hpo.surrogates.data import Observations
+from lightning_hpo.surrogates.kernels import RungKernel, matern_kernel
+from lightning_hpo.surrogates.rungs import RungModel, RungPosterior
+from tests.surrogates.problems import LEVELS, random_theta, rungs
+
+MODELS = {
+    "plain": RungModel(3, LEVELS),
+    "warped, one length scale": RungModel(3, LEVELS, warped=(0, 2), ard=False),
+    "uniform prior of length scales": RungModel(3, LEVELS, lengthscale_prior="uniform"),
+}
+
+
+def kernel_of(model: RungModel, theta: torch.Tensor) -> RungKernel:
+    """The gpytorch kernel with these parameters."""
+    kernel = RungKernel(matern_kernel(model.covariance.terms[0]), model.covariance.positions)
+    for path, parameter in kernel.named_parameters():
+        name = path.rsplit(".", 1)[-1].removeprefix("raw_")
+        parameter.data = theta[model.space.slices[name]].reshape(parameter.shape).clone()
+    return kernel
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_likelihood_and_gradient_are_those_of_the_gpytorch_kernel(name: str, seed: int) -> None:
+    model, data = MODELS[name], rungs()
+    theta = random_theta(model, seed)
+    value, gradients = model.negative_log_likelihood(data)(model.space.natural(theta))
+    kernel = kernel_of(model, theta[0])
+    log_noise = theta[0, model.space.slices["noise"]].clone().requires_grad_()
+    x = torch.cat([data.rows, (data.resource.double() / LEVELS[0]).log().unsqueeze(-1)], -1)
+    scale = kernel.values["scale"][torch.searchsorted(torch.tensor(LEVELS), data.resource)]
+    covariance = kernel(x).to_dense() + (log_noise.exp() * scale.square()).diag()
+    normal = torch.distributions.MultivariateNormal(torch.zeros(len(data)).double(), covariance)
+    theirs = -normal.log_prob(data.y)
+    theirs.backward()
+    torch.testing.assert_close(value[0], theirs.detach(), rtol=1e-10, atol=1e-9)
+    ours = model.space.natural(theta).pull(gradients)[0]
+    found = {path.rsplit(".", 1)[-1].removeprefix("raw_"): parameter for path, parameter in kernel.named_parameters()}
+    found["noise"] = log_noise
+    assert set(found) == set(model.space.slices)
+    for parameter, part in model.space.slices.items():
+        assert found[parameter].grad is not None
+        torch.testing.assert_close(ours[part], found[parameter].grad.reshape(-1), rtol=1e-7, atol=1e-8)
+
+
+def test_covariance_of_two_rungs_is_that_of_the_lower_one_times_the_ratio_of_scales() -> None:
+    """Autoregression by hand: f_1 = f_0 + an independent part, so cov(f_0, f_1) = var(f_0)."""
+    model = RungModel(1, (1, 3))
+    values = {
+        "noise": 0.0, "lengthscale": 0.5, "scale": [1.0, 2.0], "drift": 3.0, "own": 0.5, "own_drift": 0.25,
+        "settling": 1.0, "offset": 0.125,
+    }  # fmt: skip
+    natural = model.space.natural(model.space.theta(values)[None])
+    table = model.covariance.table(natural, model.covariance.positions)
+    u = 1.0 - 1.0 / 3.0
+    assert table.shift is not None and table.own is not None
+    for found, expected in (
+        (table.scales[0], [[1.0, 2.0], [2.0, 4.0 * (1.0 + 3.0 * u)]]),
+        (table.own, [[0.5, 1.0], [1.0, 4.0 * (0.5 + 0.25 * u)]]),
+        (table.shift, [[0.125, 0.125], [0.125, 0.25]]),
+    ):
+        torch.testing.assert_close(found[0], torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_moments_across_rungs_are_those_of_one_rung_after_the_other(name: str) -> None:
+    model, data = MODELS[name], rungs()
+    posterior = model.posterior(data, random_theta(model, 3)[0])
+    x = torch.cat([data.x[:2], torch.rand(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))])
+    mean, covariance = posterior.across(x)
+    for j, level in enumerate(LEVELS):
+        prediction = posterior.predict(x, level)
+        torch.testing.assert_close(mean[:, j], prediction.mean[:, 0])
+        torch.testing.assert_close(covariance[:, j, j], prediction.variance, rtol=1e-8, atol=1e-10)
+    lowest, highest = (torch.tensor([level]).expand(1) for level in (LEVELS[0], LEVELS[-1]))
+    together = posterior._joint(x[2:3].expand(2, -1), torch.cat([lowest, highest]))[1]
+    torch.testing.assert_close(covariance[2, 0, -1], together[0, 1])
+
+
+def test_a_trial_tells_more_about_itself_than_about_the_same_configuration_next_to_it() -> None:
+    model, data = MODELS["plain"], rungs()
+    posterior = model.posterior(data, model.space.initial)
+    own, near = posterior.across(torch.stack([data.x[-1], data.x[-1] + 1e-9]))[1][:, -1, -1]
+    assert own < near
+
+
+def test_believed_values_change_no_mean_and_lower_the_variance() -> None:
+    model, data = MODELS["plain"], rungs()
+    posterior = model.posterior(data, random_theta(model, 4)[0])
+    x = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    believing = posterior.believe(x[:2], torch.tensor([3, 9]))
+    assert isinstance(believing, RungPosterior)
+    before, after = posterior.across(x), believing.across(x)
+    torch.testing.assert_close(before[0], after[0], rtol=1e-7, atol=1e-8)
+    assert (after[1].diagonal(dim1=-2, dim2=-1) < before[1].diagonal(dim1=-2, dim2=-1)).all()
+    noise = posterior.new_noise(torch.tensor([9]))[0]
+    alone = posterior.believe(x[1:2], torch.tensor([9])).across(x)[1][1, -1, -1]
+    prior = before[1][1, -1, -1]
+    torch.testing.assert_close(alone, prior * noise / (prior + noise))
+
+
+def test_observations_between_rungs_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"\[4\] are at none of the levels"):
+        RungModel(3, LEVELS).negative_log_likelihood(Observations.from_rows([[0.1] * 3], [0.0], [4]))
+
+
+def test_good_trials_are_not_drawn_back_to_the_mean() -> None:
+    """One trial far better than the others at the first rung: it stays as far ahead at the next ones."""
+    model = RungModel(1, LEVELS)
+    x = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)[:, None]
+    y = [0.0] * 9
+    y[4] = -3.0
+    theta = model.space.theta(
+        {
+            "noise": 1e-6, "lengthscale": 0.05, "scale": [1.0] * 3, "drift": 0.5, "own": 0.05, "own_drift": 0.1,
+            "settling": 0.5, "offset": 1e-3,
+        }
+    )  # fmt: skip
+    data = Observations.from_rows(x, y)
+    mean, covariance = model.posterior(data, theta).across(x[4:5])
+    torch.testing.assert_close(mean[0], torch.full((3,), float(mean[0, 0]), dtype=torch.float64))
+    spread = covariance[0].diagonal().sqrt()
+    assert spread[0] < spread[1] < spread[2] and float(spread[2]) < math.sqrt(2.0)
