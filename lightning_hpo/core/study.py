@@ -111,8 +111,8 @@ class StudyState(Dispatcher):
 
     def _resume_suggested(self, event: Suggested, trial_id: int) -> Resume | None:
         """The trial the searcher wants to go on; None if it cannot any more, and a free worker is to ask again."""
-        trial = self.trial(trial_id)
-        if not self._is_paused(trial_id) or trial.confirms is not None:
+        trial = self.trials.get(trial_id)
+        if trial is None or trial.status is not TrialStatus.PAUSED or trial.confirms is not None:
             return None
         promotion = self.scheduler.resume(trial_id, event.milestone or trial.milestone + 1)
         if promotion is None:

@@ -114,14 +114,15 @@ def options_for(recorded: StudyOptions, algorithm: str, max_t: int | None, n_wor
         given = {name: value for name, value in given.items() if name not in dropped}
         if algorithm in ALGORITHMS:
             other = ALGORITHMS[algorithm]
-            own = ALGORITHMS[recorded.algorithm].presets
+            own = ALGORITHMS[recorded.algorithm].chosen(recorded.promotion_rule).presets
             for name, off in (("improvement_probability", 0.0), ("delayed_promotion", False)):
                 if given[name] == own.get(name, off) or not other.has_types:
                     del given[name]
             del given["promotion_rule"]  # of the algorithm
             if "type" in other.presets or not other.has_types:
                 del given["type"]
-            if given["brackets"] == own.get("brackets") or other.scheduler != ALGORITHMS[recorded.algorithm].scheduler:
+            is_other_kind = other.scheduler != ALGORITHMS[recorded.algorithm].scheduler
+            if given["brackets"] == own.get("brackets") or is_other_kind or "promotion_rule" in other.presets:
                 del given["brackets"]
         options = StudyOptions.from_mapping({**given, "algorithm": algorithm})
     return dataclasses.replace(options, max_t=max_t, n_workers=n_workers, random_seed=seed)

@@ -506,7 +506,7 @@ class Coordinator:
 
     def _use(self, answer: Answered) -> None:
         for decision in self._handle(suggested(self._now, answer.request.trial_id, answer.suggestion)):
-            if isinstance(decision, Start):
+            if isinstance(decision, (Start, Resume)):
                 self._launch(decision)
 
     def _launch(self, decision: Start | Resume) -> None:

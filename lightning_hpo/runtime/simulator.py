@@ -272,7 +272,7 @@ class _Simulation:
 
         def answer() -> None:
             for decision in self._handle(suggested(self._now, wanted.trial_id, suggestion)):
-                if isinstance(decision, Start):
+                if isinstance(decision, (Start, Resume)):
                     self._begin(decision)
 
         if self.counts_searcher_time:

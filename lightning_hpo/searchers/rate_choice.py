@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +17,20 @@ from lightning_hpo.searchers.proposal import excluded_keys, place
 from lightning_hpo.surrogates.rate import improvement_rates
 from lightning_hpo.surrogates.rungs import RungPosterior
 
+_ROUNDS = 3
+_NEAR = 50
+"""In each round of the local search so many points near the best one are tried."""
 
-class _Best(NamedTuple):
-    """The best of some trials at the same rung."""
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """What a worker could do."""
 
     rate: float
-    number: int
-    """Which of them."""
+    """Expected improvement per unit of resource, in the model's units."""
     milestone: int
-    """Where to look at it again."""
+    resumes: int | None
+    config: dict[str, object]
 
 
 def choose(
@@ -42,90 +46,97 @@ def choose(
     """
     with torch.no_grad():
         outlook = _Outlook.of(view, options, model)
-        best, suggestion = 0.0, None
-        candidates = Candidates.draw(view, options, excluded_keys(view, options), rng)
-        if len(candidates.encoded):
-            rates, milestones = outlook.rates(torch.from_numpy(candidates.encoded).to(model.device), 0)
-            config = candidates.choose(-rates, None)
-            if config is not None:
-                # the chosen one need not be the best: that may be known already
-                found = outlook.best(torch.from_numpy(view.space.encode(config)).to(model.device)[None], 0)
-                best, suggestion = found.rate, Suggestion(config, "", "model", milestone=found.milestone)
-        for trial_id, found in outlook.paused():
-            if suggestion is None or found.rate > best:
-                config = dict(view.configs[trial_id])
-                best = found.rate
-                suggestion = Suggestion(config, "", "model", resumes=trial_id, milestone=found.milestone)
-    if suggestion is None:
+        best = max((*_paused(view, outlook), *_new(view, options, outlook, rng)), key=lambda o: o.rate, default=None)
+    if best is None:
         return None
-    assert suggestion.milestone is not None
     reason = (
-        f"EI {best * model.normalisation.scale:.3g} per unit of resource at max_t, "
-        f"judged next {place(view, suggestion.milestone)}, from {len(model.history)} observations{model.remark}"
+        f"EI {best.rate * model.normalisation.scale:.3g} per unit of resource at max_t, "
+        f"judged next {place(view, best.milestone)}, from {len(model.history)} observations{model.remark}"
     )
-    return dataclasses.replace(suggestion, reason=reason, state=model.state if model.is_refitted else None)
+    state = model.state if model.is_refitted else None
+    return Suggestion(
+        best.config, reason, "model", state=state, resumes=best.resumes, milestone=best.milestone
+    )  # fmt: skip
+
+
+def _new(
+    view: SearchView, options: SearcherOptions, outlook: _Outlook, rng: np.random.Generator
+) -> Iterator[_Option]:
+    """The best new configuration found."""
+    candidates = Candidates.draw(view, options, excluded_keys(view, options), rng)
+    if not len(candidates.encoded):
+        return
+    rates = outlook.rates(candidates.encoded)[0]
+    for _ in range(0 if options.skip_local_optimization else _ROUNDS):
+        near = candidates.around(candidates.encoded[int(np.argmax(rates))], _NEAR, rng)
+        if not len(near.encoded):
+            break
+        candidates = dataclasses.replace(candidates, encoded=np.concatenate([candidates.encoded, near.encoded]))
+        rates = np.concatenate([rates, outlook.rates(near.encoded)[0]])
+    config = candidates.choose(-rates, None)
+    if config is not None:
+        (rate,), (milestone,) = outlook.rates(view.space.encode(config)[None])
+        yield _Option(float(rate), int(milestone), None, config)
+
+
+def _paused(view: SearchView, outlook: _Outlook) -> Iterator[_Option]:
+    """The best paused trial of every rung."""
+    by_rung: dict[int, list[int]] = {}
+    for trial, resource in view.paused.items():
+        passed = sum(level <= resource for level in outlook.levels)
+        if trial in outlook.numbers and passed < len(outlook.levels):
+            by_rung.setdefault(passed, []).append(trial)
+    for passed, trials in sorted(by_rung.items()):
+        rates, milestones = outlook.rates_of(trials, passed)
+        best = int(np.argmax(rates))
+        yield _Option(float(rates[best]), int(milestones[best]), trials[best], dict(view.configs[trials[best]]))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Outlook:
     """What the model expects, once every running trial reports what is expected of it."""
 
-    view: SearchView
     posterior: RungPosterior
     levels: tuple[int, ...]
     noise: Tensor
+    """``(L,)`` of the values at the rungs."""
+    numbers: dict[int, int]
+    """Trial that was observed -> its row in ``mean`` and ``covariance``."""
+    mean: Tensor
+    """``(n, L)``"""
+    covariance: Tensor
+    """``(n, L, L)``"""
     incumbent: Tensor
-    started: list[int]
-    """Trials that are observed or pending."""
-    moments: tuple[Tensor, Tensor]
-    """Theirs, at all rungs."""
+    """Lowest mean where something was observed."""
 
     @classmethod
     def of(cls, view: SearchView, options: SearcherOptions, model: FittedModel) -> _Outlook:
-        posterior, pending = model.posterior, model.history.pending
+        posterior, pending, observed = model.posterior, model.history.pending, model.history.observed
         assert isinstance(posterior, RungPosterior)
         if len(pending) and not options.no_fantasizing:
             inputs = torch.from_numpy(pending.inputs).to(model.device)
-            resources = torch.tensor(pending.resources, dtype=torch.int64, device=model.device)
-            posterior = posterior.believe(inputs, resources)
+            posterior = posterior.believe(inputs, torch.tensor(pending.resources, device=model.device))
         levels = posterior.covariance.levels
-        observed = model.history.observed
         rows = {trial: row for row, trial in enumerate(observed.trial_ids)}
-        started = list(rows)
+        numbers = {trial: number for number, trial in enumerate(rows)}
         mean, covariance = posterior.across(torch.from_numpy(observed.inputs[list(rows.values())]).to(model.device))
-        numbers = {trial: number for number, trial in enumerate(started)}
         where = [levels.index(resource) for resource in observed.resources]
         incumbent = mean[[numbers[trial] for trial in observed.trial_ids], where].min()
         noise = posterior.new_noise(torch.tensor(levels, device=model.device))
-        return cls(view, posterior, levels, noise, incumbent, started, (mean, covariance))
+        return cls(posterior, levels, noise, numbers, mean, covariance, incumbent)
 
-    def rates(self, x: Tensor, passed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of new trials, ``(B,)``, and their first milestones."""
-        return self._rates(*self.posterior.across(x), passed)
+    def rates(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rates and first milestones of new trials, ``(B,)`` each."""
+        mean, covariance = self.posterior.across(torch.from_numpy(encoded).to(self.mean.device))
+        return self._rates(mean[:, -1], covariance, 0)
+
+    def rates_of(self, trials: list[int], passed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of trials that wait at the rung below number ``passed``."""
+        rows = [self.numbers[trial] for trial in trials]
+        return self._rates(self.mean[rows, -1], self.covariance[rows, passed:, passed:], passed)
 
     def _rates(self, mean: Tensor, covariance: Tensor, passed: int) -> tuple[np.ndarray, np.ndarray]:
-        levels = torch.tensor(self.levels, dtype=mean.dtype, device=mean.device)
-        done = levels[passed - 1] if passed else 0.0
-        cost, noise = levels[passed:] - done, self.noise[passed:]
-        rates = improvement_rates(mean[:, -1], covariance[:, passed:, passed:], noise, cost, self.incumbent)
-        return rates.rate.cpu().numpy(), np.array(self.levels)[passed:][rates.rung.cpu().numpy()]
-
-    def best(self, x: Tensor, passed: int) -> _Best:
-        """Of new trials."""
-        rates, milestones = self.rates(x, passed)
-        number = int(np.argmax(rates))
-        return _Best(float(rates[number]), number, int(milestones[number]))
-
-    def paused(self) -> Iterator[tuple[int, _Best]]:
-        """The best paused trial of every rung."""
-        numbers = {trial: number for number, trial in enumerate(self.started)}
-        by_rung: dict[int, list[int]] = {}
-        for trial, resource in self.view.paused.items():
-            passed = sum(level <= resource for level in self.levels)
-            if trial in numbers and passed < len(self.levels):
-                by_rung.setdefault(passed, []).append(numbers[trial])
-        mean, covariance = self.moments
-        for passed, waiting in sorted(by_rung.items()):
-            rates, milestones = self._rates(mean[waiting], covariance[waiting], passed)
-            number = int(np.argmax(rates))
-            yield self.started[waiting[number]], _Best(float(rates[number]), number, int(milestones[number]))
+        cost = torch.tensor(self.levels[passed:], dtype=mean.dtype, device=mean.device)
+        cost -= self.levels[passed - 1] if passed else 0
+        rates = improvement_rates(mean, covariance, self.noise[passed:], cost, self.incumbent)
+        return rates.rate.cpu().numpy(), np.array(self.levels[passed:])[rates.rung.cpu().numpy()]

@@ -61,7 +61,8 @@ def improvement_rates(mean: Tensor, covariance: Tensor, noise: Tensor, cost: Ten
         improvement = _expected_improvement(incumbent - expected, (variance - told).sqrt().unsqueeze(-1))
         kept = improvement.cumsum(-1) / _NODES / (cost[j] + share * (cost[last] - cost[j]))
         found = kept.amax(-1)
-        rung = torch.where(found > rate, j, rung)
+        # where everything goes on the rung is nothing but a detour
+        rung = torch.where(found > rate * (1.0 + 1e-9), j, rung)
         rate = torch.maximum(rate, found)
     return Rates(rate, rung)
 

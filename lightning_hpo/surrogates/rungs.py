@@ -87,16 +87,13 @@ class RungCovariance(Product):
         scale = natural["scale"][:, index]
         both = scale.unsqueeze(-1) * scale.unsqueeze(-2)
         common = torch.minimum(index[:, None], index)
-        drift, own, own_drift, offset = (
-            natural[name].unsqueeze(-1) for name in ("drift", "own", "own_drift", "offset")
+        drift, own, own_drift, offset, settling = (
+            natural[name].unsqueeze(-1) for name in ("drift", "own", "own_drift", "offset", "settling")
         )
-        settling = natural["settling"]
-        rest = (-settling * rho).exp()
-        settled = (1.0 - rest) / settling
         lower = torch.minimum(rho[:, None], rho)
-        at = torch.searchsorted(rho, lower)
-        u = settled[:, at]
-        slope = ((rho * rest - settled) / settling)[:, at]
+        rest = (-settling * lower).exp()
+        u = (1.0 - rest) / settling
+        slope = (lower * rest - u) / settling
         walked, own_walked = 1.0 + drift * u, own + own_drift * u
         steps = (common + 1).to(rho)
 

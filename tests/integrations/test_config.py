@@ -35,7 +35,7 @@ class TestTheNode:
         assert set(node["stop"]) == names(StopCriterion)
         assert not PROMISED - set(node)
         assert (node["mode"], node["resource"], node["max_retries"]) == ("min", "epoch", 2)
-        assert node["searcher"]["opt_maxiter"] == 50
+        assert node["searcher"]["num_candidates"] == 64
 
     def test_left_alone_it_means_the_algorithms_own_options(self):
         for algorithm in ALGORITHMS:

@@ -106,12 +106,18 @@ def test_options_are_the_studys_with_the_other_algorithms_searcher():
 
 
 def test_a_preset_of_the_studys_algorithm_is_not_one_of_the_other():
-    base = Driven(algorithm="default", max_t=9).options
+    base = Driven(algorithm="default", promotion_rule="rank", max_t=9).options
     assert base.improvement_probability == 0.4
     assert options_for(base, "default", 9, 4, 7).improvement_probability == 0.4
     for other in ("asha", "mobster", "random"):
         assert options_for(base, other, 9, 4, 7).improvement_probability == 0
-    assert options_for(Driven(algorithm="asha", max_t=9).options, "default", 9, 4, 7).improvement_probability == 0.4
+    led = Driven(algorithm="default", max_t=9).options
+    assert options_for(led, "default", 9, 4, 7).promotion_rule == "searcher"
+    for other in ("asha", "mobster", "random"):
+        assert options_for(led, other, 9, 4, 7).promotion_rule == "rank"
+    for given in ({"type": "stopping"}, {"type": "promotion", "brackets": 2}):
+        asha = Driven(algorithm="asha", max_t=9, **given).options
+        assert options_for(asha, "default", 9, 4, 7).promotion_rule == "searcher"
 
 
 def test_the_command_compares_with_the_studys_own_algorithm(tmp_path, capsys):

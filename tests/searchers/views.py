@@ -28,6 +28,7 @@ class View:
     state: Mapping[str, Any] | None = None
     curves: dict[int, dict[int, float]] = field(default_factory=dict)
     confirmations: dict[int, list[int]] = field(default_factory=dict)
+    paused: dict[int, int] = field(default_factory=dict)
 
     @property
     def taken(self) -> set[str]:

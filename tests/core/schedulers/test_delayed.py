@@ -83,9 +83,11 @@ def test_holds_at_every_rung_at_any_time(values: list[float], settings: dict[str
                 assert rung.num_promoted <= len(rung) / 3 + 1e-9
 
 
-def test_the_default_algorithm_presets_it() -> None:
-    assert StudyOptions.from_mapping({"metric": "loss"}).delayed_promotion
-    assert not StudyOptions.from_mapping({"metric": "loss", "delayed_promotion": False}).delayed_promotion
+def test_the_default_algorithm_presets_it_by_rank() -> None:
+    by_rank = {"metric": "loss", "promotion_rule": "rank"}
+    assert not StudyOptions.from_mapping({"metric": "loss"}).delayed_promotion
+    assert StudyOptions.from_mapping(by_rank).delayed_promotion
+    assert not StudyOptions.from_mapping({**by_rank, "delayed_promotion": False}).delayed_promotion
     others = ALGORITHMS.keys() - {"default"}
     assert not any(
         StudyOptions.from_mapping({"metric": "loss", "algorithm": name, "max_t": 9}).delayed_promotion
@@ -133,7 +135,8 @@ def test_at_stopping_rank_decides_when_no_new_trial_will_be_started() -> None:
     ],
 )
 def test_the_default_has_a_second_bracket_where_that_has_a_rung(ladder: dict[str, object], brackets: int) -> None:
-    assert StudyOptions.from_mapping({"metric": "loss", **ladder}).brackets == brackets
+    by_rank = {"metric": "loss", "promotion_rule": "rank"}
+    assert StudyOptions.from_mapping({**by_rank, **ladder}).brackets == brackets
 
 
 def test_every_bracket_is_looked_at_before_the_end() -> None:

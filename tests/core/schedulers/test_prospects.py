@@ -263,9 +263,11 @@ class TestPromotion:
             study.tell(int(job[1:]), 1, value)
         assert meanwhile
 
-    def test_the_default_algorithm_presets_it(self):
-        assert StudyOptions.from_mapping({"metric": "loss"}).improvement_probability == 0.4
-        given = {"metric": "loss", "improvement_probability": 0}
+    def test_the_default_algorithm_presets_it_by_rank(self):
+        by_rank = {"metric": "loss", "promotion_rule": "rank"}
+        assert StudyOptions.from_mapping({"metric": "loss"}).improvement_probability == 0
+        assert StudyOptions.from_mapping(by_rank).improvement_probability == 0.4
+        given = {**by_rank, "improvement_probability": 0}
         assert StudyOptions.from_mapping(given).improvement_probability == 0
         assert not any(
             StudyOptions.from_mapping({"metric": "loss", "algorithm": name, "max_t": 9}).improvement_probability
@@ -284,7 +286,7 @@ class TestPromotion:
 
     def test_an_older_study_goes_on_without_it(self):
         """Its header does not name the option, though its algorithm presets it by now."""
-        stored = StudyOptions.from_mapping({"metric": "loss"}).to_json()
+        stored = StudyOptions.from_mapping({"metric": "loss", "promotion_rule": "rank"}).to_json()
         del stored["improvement_probability"]
         assert StudyOptions.from_json(stored).improvement_probability == 0
         assert StudyOptions.from_json(stored).searcher.model == "gp_independent"

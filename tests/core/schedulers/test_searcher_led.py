@@ -1,0 +1,205 @@
+"""Promotion led by the searcher: it says who goes on and where trials are judged."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_hpo.core.events import Idle, Resume, Start, Suggested, SuggestionWanted, Verdict, WorkerReady, from_json
+from lightning_hpo.core.events import to_json as event_to_json
+from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import TrialStatus
+from lightning_hpo.errors import OptionError
+from tests.core.driving import SPACE, Driven
+
+
+class Led(Driven):
+    """A study of rungs 1, 3 and 9, max_t = 27, whose searcher answers as the test says."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**{"algorithm": "default", "max_t": 27, "n_workers": 4, **options})
+
+    def answer(self, **fields):
+        """A free worker gets what the model says."""
+        (wanted,) = self.handle(WorkerReady(self.time))
+        assert isinstance(wanted, SuggestionWanted), wanted
+        config = {"x": (1 + wanted.trial_id) / 10_000}
+        return self.handle(Suggested(self.time, wanted.trial_id, config, "model", "EI", **fields))
+
+    def start(self, milestone=None) -> int:
+        (started,) = self.answer(milestone=milestone)
+        assert isinstance(started, Start)
+        return started.trial_id
+
+
+def test_default_is_led_by_the_searcher_at_promotion_only() -> None:
+    def parsed(**options) -> StudyOptions:
+        return StudyOptions.from_mapping({"metric": "loss", "max_t": 27, **options})
+
+    assert parsed().promotion_rule == parsed(type="promotion").promotion_rule == "searcher"
+    assert parsed().searcher_name == "freeze_thaw"
+    for by_rank in (parsed(type="stopping"), parsed(type="pasha"), parsed(promotion_rule="rank")):
+        assert (by_rank.promotion_rule, by_rank.searcher_name) == ("rank", "bayesopt")
+        assert by_rank.delayed_promotion and by_rank.searcher.model == "gp_independent"
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ({"algorithm": "asha", "type": "promotion"}, "choose algorithm=default"),
+        ({"algorithm": "random"}, "choose algorithm=default"),
+        ({"algorithm": "default", "type": "stopping"}, "Set promotion_rule=rank"),
+        ({"algorithm": "default", "brackets": 2}, "Leave brackets out"),
+        ({"algorithm": "default", "searcher_data": "all"}, "Set searcher_data=rungs"),
+    ],
+)
+def test_what_it_cannot_be_combined_with_is_refused(options, fix) -> None:
+    with pytest.raises(OptionError, match=fix):
+        StudyOptions.from_mapping({"metric": "loss", "max_t": 27, "promotion_rule": "searcher", **options})
+
+
+def test_a_study_of_an_earlier_version_goes_on_by_rank() -> None:
+    stored = StudyOptions.from_mapping({"metric": "loss", "max_t": 27, "promotion_rule": "rank"}).to_json()
+    del stored["promotion_rule"]
+    options = StudyOptions.from_json(stored)
+    assert (options.promotion_rule, options.searcher_name) == ("rank", "bayesopt")
+
+
+def test_a_new_trial_is_judged_first_where_the_searcher_says() -> None:
+    study = Led()
+    trial = study.start(milestone=9)
+    assert study.train(trial, *[0.5] * 8) is Verdict.CONTINUE
+    assert study.train(trial, 0.5) is Verdict.PAUSE
+    assert study[trial].status is TrialStatus.PAUSED
+    # what was reported at the rungs it ran through can be learned from all the same
+    assert [o.resource for o in study.state.view().observations] == [1, 3, 9]
+
+
+@pytest.mark.parametrize(("wanted", "given"), [(None, 1), (2, 3), (27, 27), (99, 27)])
+def test_milestones_are_rungs(wanted, given) -> None:
+    study = Led()
+    assert study[study.start(milestone=wanted)].milestone == given
+
+
+def test_a_paused_trial_goes_on_where_the_searcher_says_whatever_its_rank() -> None:
+    study = Led()
+    good, bad = study.start(milestone=1), study.start(milestone=1)
+    study.train(good, 0.1)
+    study.train(bad, 0.9)
+    (resumed,) = study.answer(resumes=bad, milestone=9)
+    assert isinstance(resumed, Resume)
+    assert (resumed.trial_id, resumed.from_resource, resumed.milestone) == (bad, 1, 9)
+    assert study[bad].reason == "rank 2 of 2; EI"
+    assert study.state.view().pending == [(bad, 9)]
+    assert study.train(bad, *[0.5] * 8) is Verdict.PAUSE
+    assert study[bad].resource == 9
+    assert study.state.view().paused == {good: 1, bad: 9}
+
+
+def test_one_trained_to_the_end_is_complete_and_not_paused() -> None:
+    study = Led()
+    trial = study.start(milestone=1)
+    study.train(trial, 0.1)
+    study.answer(resumes=trial, milestone=27)
+    study.train(trial, *[0.1] * 26)
+    assert study[trial].status is TrialStatus.COMPLETED
+    assert study.state.view().paused == {}
+
+
+def test_rank_promotes_nothing_while_the_model_leads() -> None:
+    study = Led()
+    for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+        study.train(study.start(milestone=1), value)
+    assert isinstance(study.handle(WorkerReady(0.0))[0], SuggestionWanted)
+
+
+def test_before_its_first_suggestion_and_after_three_that_are_not_the_models_rank_decides() -> None:
+    study = Led()
+    for value in (0.3, 0.2, 0.1):
+        study.ready()
+        study.train(len(study.state.trials) - 1, value)
+    assert study.job() == "2->3"
+    study.start(milestone=1)
+    for _ in range(3):
+        assert study.job().startswith("n")
+        study.train(len(study.state.trials) - 1, 0.5)
+    assert study.job() == "1->3"
+
+
+def test_a_trial_that_cannot_go_on_any_more_is_no_answer_and_the_worker_asks_again() -> None:
+    study = Led()
+    trial = study.start(milestone=1)
+    study.train(trial, 0.5)
+    study.answer(resumes=trial, milestone=3)
+    assert study.answer(resumes=trial, milestone=3) == []  # it runs already
+    assert study.state.wanted is None
+    assert isinstance(study.answer(milestone=1)[0], Start)
+
+
+def test_once_no_trial_may_be_started_rank_decides_and_the_study_ends() -> None:
+    study = Led(n_trials=3)
+    for value in (0.3, 0.2, 0.1):
+        study.train(study.start(milestone=1), value)
+    assert study.job() == "2->3"
+    study.train(2, 0.1, 0.1)
+    assert study.job() == "finish"
+
+
+def test_nothing_is_asked_ahead() -> None:
+    """What the next free worker is best used for depends on the report that frees it."""
+    study = Led()
+    study.train(study.start(milestone=1), 0.5)
+    assert study.state.next_request() is None
+
+
+def test_in_synchronous_batches_a_resumed_trial_takes_a_place() -> None:
+    study = Led(asynchronous=False, n_workers=2)
+    trial, other = study.start(milestone=1), study.start(milestone=1)
+    study.train(trial, 0.5)
+    assert study.handle(WorkerReady(0.0)) == [Idle("the batch is not complete")]
+    study.train(other, 0.5)
+    study.answer(resumes=trial, milestone=3)
+    study.start(milestone=1)
+    assert study.handle(WorkerReady(0.0)) == [Idle("the batch is not complete")]
+
+
+def test_confirmations_are_never_resumed_by_the_searcher() -> None:
+    study = Led(n_trials=5, confirm={"top": 1, "seeds": 1})
+    assert study.state.view().paused == {}
+    trial = study.start(milestone=1)
+    study.train(trial, 0.5)
+    study[trial].confirms = 0
+    assert study.answer(resumes=trial, milestone=3) == []
+
+
+@given(st.data())
+def test_whatever_the_searcher_answers_the_study_is_consistent_and_replays(data) -> None:
+    """Invariants hold after every event (``Driven`` checks), and the events, fed again, give the same study."""
+    study = Led(n_trials=data.draw(st.integers(3, 12)))
+    values = st.one_of(st.floats(0.0, 1.0), st.sampled_from([float("nan"), float("inf")]))
+    for _ in range(data.draw(st.integers(1, 25))):
+        (decision,) = study.handle(WorkerReady(study.time))
+        if isinstance(decision, SuggestionWanted):
+            resumes = data.draw(st.one_of(st.none(), st.integers(0, max(len(study.state.trials) - 1, 0))))
+            if resumes is not None and resumes not in study.state.trials:
+                resumes = None
+            milestone = data.draw(st.one_of(st.none(), st.integers(1, 30)))
+            origin = data.draw(st.sampled_from(["model", "model", "random"]))
+            config = {"x": (1 + decision.trial_id) / 10_000}
+            study.handle(
+                Suggested(study.time, decision.trial_id, config, origin, "", None, None, resumes, milestone)
+            )
+        for trial in sorted(study.state.live):
+            if data.draw(st.booleans()):
+                told = study.tell(trial, study[trial].resource + 1, data.draw(values))
+                assert study[trial].resource <= 27
+                if told is Verdict.PAUSE:
+                    assert study[trial].resource in (1, 3, 9)
+    again = StudyState(SPACE, study.options)
+    for event in study.events:
+        again.handle(from_json(event_to_json(event)))
+    assert {i: (t.status, t.milestone, t.resource, t.attempt) for i, t in again.trials.items()} == {
+        i: (t.status, t.milestone, t.resource, t.attempt) for i, t in study.state.trials.items()
+    }

@@ -1,0 +1,151 @@
+"""The searcher that chooses between new and paused trials."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lightning_hpo import Start, Study, choice, lograndint, uniform
+from lightning_hpo.core.searcher_options import SearcherOptions
+from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.trial import TrialStatus
+from lightning_hpo.errors import OptionError
+from lightning_hpo.searchers import make_searcher
+from tests.searchers.views import View
+
+SPACE = SearchSpace({"x": uniform(0.0, 1.0), "y": uniform(0.0, 1.0)})
+
+
+def curve(x: float, length: int, fall: float = 0.5) -> list[float]:
+    """From far to near 0.1 + (x - 0.3)^2."""
+    return [0.1 + (x - 0.3) ** 2 + fall / r for r in range(1, length + 1)]
+
+
+def a_view(**options) -> View:
+    """Eight trials of rungs 1, 3 and 9, the best of them paused early."""
+    view = View(SPACE, max_t=9, rung_levels=(1, 3), **options)
+    lengths = (1, 1, 3, 3, 1, 9, 3, 1)
+    places = ((0.9, 0.1), (0.8, 0.9), (0.7, 0.4), (0.05, 0.7), (0.6, 0.0), (0.5, 0.3), (0.31, 0.5), (1.0, 0.6))
+    for (x, y), length in zip(places, lengths, strict=True):
+        trial = view.add({"x": x, "y": y}, *curve(x, length))
+        if length < 9:
+            view.paused[trial] = length
+    return view
+
+
+def searcher(**options):
+    return make_searcher("freeze_thaw", {"num_init_random": 1, "boxcox_transform": True, **options})
+
+
+def test_a_paused_trial_that_promises_most_goes_on() -> None:
+    suggestion = searcher().suggest(view := a_view(), view.request())
+    assert suggestion is not None and suggestion.origin == "model"
+    assert suggestion.resumes == 6
+    assert suggestion.config == view.configs[6]
+    assert suggestion.milestone == 9
+    assert suggestion.reason.startswith("EI ") and "from 13 observations" in suggestion.reason
+
+
+def test_with_nothing_paused_a_new_configuration_is_proposed_and_where_to_judge_it() -> None:
+    view = a_view()
+    view.paused.clear()
+    suggestion = searcher().suggest(view, view.request())
+    assert suggestion is not None and suggestion.resumes is None
+    assert suggestion.milestone in (1, 3, 9)
+    assert abs(suggestion.config["x"] - 0.3) < 0.25
+
+
+def test_what_runs_already_is_not_expected_to_surprise() -> None:
+    """Four workers are not all sent to the same place."""
+    view = a_view()
+    view.paused.clear()
+    found = []
+    for _ in range(4):
+        suggestion = searcher().suggest(view, view.request())
+        assert suggestion is not None
+        found.append(suggestion.config["x"])
+        view.add(suggestion.config, pending=suggestion.milestone)
+    assert len(set(found)) == 4
+
+
+def test_it_repeats_itself() -> None:
+    first, second = (searcher().suggest(view := a_view(), view.request()) for _ in range(2))
+    assert first == second
+
+
+def test_a_space_that_is_exhausted_leaves_paused_trials_only() -> None:
+    view = View(SearchSpace({"x": choice([0.2, 0.4])}), max_t=9, rung_levels=(1, 3))
+    for x in (0.2, 0.4):
+        view.add({"x": x}, *curve(x, 1))
+    view.paused = {0: 1, 1: 1}
+    suggestion = searcher().suggest(view, view.request())
+    assert suggestion is not None and suggestion.resumes in (0, 1)
+    view.paused = {}
+    suggestion = searcher().suggest(view, view.request())
+    assert suggestion is None
+
+
+def test_reports_are_averaged_over_the_second_half_up_to_a_rung() -> None:
+    from lightning_hpo.searchers.history import rung_means
+
+    view = View(SPACE, max_t=9, rung_levels=(1, 3))
+    view.add({"x": 0.5, "y": 0.5}, 9.0, 6.0, 4.0, 8.0, 5.0, 1.0, 2.0, 3.0, 4.0)
+    history = rung_means(view)
+    assert dict(zip(history.observed.resources, history.values, strict=True)) == {1: 9.0, 3: 5.0, 9: 3.0}
+
+
+@pytest.mark.parametrize(("scale", "mode"), [(1.0, "min"), (1e-9, "max"), (1e9, "min")])
+def test_a_whole_study_finds_the_minimum(scale, mode) -> None:
+    sign = 1.0 if mode == "min" else -1.0
+    space = {"x": uniform(0.0, 1.0), "units": lograndint(4, 64), "act": choice(["relu", "tanh"])}
+    study = Study.create(space, metric="loss", mode=mode, max_t=9, random_seed=3, points_to_evaluate=[])
+    units = 0
+    while units < 120:
+        work = study.ask()
+        assert work is not None
+        config = study.trials[work.trial_id].config
+        bad = (config["x"] - 0.3) ** 2 + 0.02 * abs(math.log(config["units"] / 16)) + 0.1 * (config["act"] == "relu")
+        r = 0 if isinstance(work, Start) else work.from_resource
+        verdict = "continue"
+        while verdict == "continue" and study.trials[work.trial_id].status is TrialStatus.RUNNING:
+            r += 1
+            units += 1
+            verdict = study.tell(work.trial_id, r, sign * scale * (0.1 + bad + 0.5 / r))
+    assert study.best().at_any_resource is not None
+    assert sign * study.best().at_any_resource.value < scale * (0.1 + 0.5 / 9 + 0.02)
+    assert any(trial.reason.startswith("rank") for trial in study.trials.values())
+
+
+def test_diverged_trials_are_left_alone() -> None:
+    study = Study.create({"x": uniform(0.0, 1.0)}, metric="loss", max_t=9, random_seed=0, points_to_evaluate=[])
+    for _ in range(30):
+        work = study.ask()
+        assert work is not None
+        x = study.trials[work.trial_id].config["x"]
+        r = 1 if isinstance(work, Start) else work.from_resource + 1
+        while study.tell(work.trial_id, r, math.nan if x > 0.5 else x + 1.0 / r) == "continue" and r < 9:
+            r += 1
+    stopped = [t for t in study.trials.values() if t.config["x"] > 0.5]
+    assert stopped and all(t.status is TrialStatus.STOPPED and t.attempt == 1 for t in stopped)
+
+
+@pytest.mark.parametrize(("name", "model"), [("bayesopt", "gp_rungs"), ("freeze_thaw", "gp_independent")])
+def test_its_model_belongs_to_it(name, model) -> None:
+    with pytest.raises(OptionError, match=r"Leave searcher\.model out"):
+        make_searcher(name, SearcherOptions(model=model))
+
+
+def test_points_near_one_are_valid_and_differ_from_it_in_some_hyperparameters() -> None:
+    from lightning_hpo.searchers.candidates import Candidates
+
+    space = SearchSpace({"x": uniform(0.0, 1.0), "units": lograndint(4, 64), "act": choice(["a", "b", "c"])})
+    rng = np.random.default_rng(0)
+    point = space.encode({"x": 0.99, "units": 8, "act": "b"})
+    near = Candidates(space, frozenset(), point[None]).around(point, 300, rng)
+    configs = space.decode_many(near.encoded)
+    assert np.array_equal(space.encode_many(configs), near.encoded)
+    changed = {name: np.mean([c[name] != space.decode(point)[name] for c in configs]) for name in space.domains}
+    assert 0.35 < changed["x"] < 0.6 and 0.25 < changed["units"] < 0.6 and 0.05 < changed["act"] < 0.2
+    assert np.abs(near.encoded[:, space.columns("x")] - 0.99).max() < 0.5

@@ -1,0 +1,84 @@
+"""Expected improvement per unit of resource, of trials that may be given up on the way."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lightning_hpo.surrogates.rate import improvement_rates
+
+# E[max(z, 0)] of a standard normal z
+HALF_NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+def rates(covariance, noise, cost, mean=0.0, incumbent=0.0):
+    """Of one trial."""
+    numbers = [torch.tensor(t, dtype=torch.float64) for t in ([mean], [covariance], noise, cost, incumbent)]
+    found = improvement_rates(*numbers)
+    return float(found.rate[0]), int(found.rung[0])
+
+
+def test_at_the_last_rung_it_is_the_expected_improvement_over_its_cost() -> None:
+    assert rates([[1.0]], [0.1], [18.0]) == (pytest.approx(HALF_NORMAL / 18.0), 0)
+    assert rates([[4.0]], [0.1], [2.0], mean=1.0, incumbent=1.0) == (pytest.approx(2.0 * HALF_NORMAL / 2.0), 0)
+
+
+def test_a_rung_that_tells_nothing_is_skipped() -> None:
+    uncorrelated = [[1.0, 0.0], [0.0, 1.0]]
+    assert rates(uncorrelated, [0.0, 0.0], [1.0, 9.0]) == (pytest.approx(HALF_NORMAL / 9.0), 1)
+
+
+def test_a_rung_that_tells_all_is_worth_what_is_kept_of_the_improvement_for_what_it_costs() -> None:
+    """The value at the first rung is that at the last: go on if it is good, else nothing more is paid.
+
+    By quantiles q of the value z: E[max(-z, 0); z in the best q] = phi(z_q) for q <= 1/2, over 1 + 8 q.
+    """
+    same = [[1.0, 1.0], [1.0, 1.0]]
+    rate, rung = rates(same, [0.0, 0.0], [1.0, 9.0])
+    normal = torch.distributions.Normal(0.0, 1.0)
+    shares = torch.linspace(0.001, 0.5, 2000)
+    best = (normal.log_prob(normal.icdf(shares)).exp() / (1.0 + 8.0 * shares)).max()
+    assert rung == 0
+    assert rate == pytest.approx(float(best), rel=0.05)
+
+
+def test_it_is_the_best_ratio_over_the_shares_that_go_on() -> None:
+    """By a simulation of the policy: train to the rung, go on if the value is in the best share, stop otherwise."""
+    covariance, noise, cost = [[1.0, 0.8], [0.8, 1.2]], [0.3, 0.1], [2.0, 18.0]
+    rate, rung = rates(covariance, noise, cost, mean=0.4)
+    g = torch.Generator().manual_seed(0)
+    n = 200_000
+    factor = torch.linalg.cholesky(torch.tensor(covariance, dtype=torch.float64))
+    latent = torch.randn(n, 2, dtype=torch.float64, generator=g) @ factor.mT + torch.tensor([0.0, 0.4])
+    seen = latent[:, 0] + math.sqrt(0.3) * torch.randn(n, dtype=torch.float64, generator=g)
+    gain = (-latent[:, 1]).clamp_min(0.0)[seen.argsort()]
+    kept = gain.cumsum(0) / n
+    shares = torch.arange(1, n + 1) / n
+    ratios = kept / (2.0 + 16.0 * shares)
+    assert rung == 0
+    assert rate == pytest.approx(float(ratios[1000:].max()), rel=0.03)
+
+
+@pytest.mark.parametrize("lower", ["mean", "cost", "variance"])
+def test_better_cheaper_and_less_certain_trials_have_higher_rates(lower) -> None:
+    base = rates([[1.0, 0.5], [0.5, 1.0]], [0.1, 0.1], [1.0, 9.0], mean=1.0)[0]
+    better = {
+        "mean": rates([[1.0, 0.5], [0.5, 1.0]], [0.1, 0.1], [1.0, 9.0], mean=0.5),
+        "cost": rates([[1.0, 0.5], [0.5, 1.0]], [0.1, 0.1], [0.5, 8.0], mean=1.0),
+        "variance": rates([[2.0, 1.0], [1.0, 2.0]], [0.1, 0.1], [1.0, 9.0], mean=1.0),
+    }[lower][0]
+    assert better > base > 0.0
+
+
+def test_hopeless_trials_have_a_rate_of_zero_and_no_nan() -> None:
+    found = improvement_rates(
+        torch.tensor([1e3, 0.0], dtype=torch.float64),
+        torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1e-30, 0.0], [0.0, 1e-30]]], dtype=torch.float64),
+        torch.zeros(2, dtype=torch.float64),
+        torch.tensor([1.0, 2.0], dtype=torch.float64),
+        torch.tensor(0.0, dtype=torch.float64),
+    )
+    assert torch.isfinite(found.rate).all() and (found.rate >= 0.0).all()
+    assert float(found.rate[0]) == 0.0
