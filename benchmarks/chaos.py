@@ -36,10 +36,9 @@ from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.runtime.curves import Curve
 from lightning_hpo.runtime.failpoints import NAMES
 from lightning_hpo.runtime.simulator import Delays, WorkerFailures, simulate
-from lightning_hpo.searchers import make_searcher
 from tests.faults.durable import DurableCluster
 from tests.faults.killing import ENVIRONMENT, KINDS, MARK, KilledStudy
-from tests.faults.virtual import PROBABILITIES, Faults, VirtualCluster
+from tests.faults.virtual import PROBABILITIES, Faults, VirtualCluster, searcher_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = SearchSpace({"x": uniform(0.0, 1.0), "lr": loguniform(1e-4, 1.0), "act": choice(["relu", "gelu", "tanh"])})
@@ -54,6 +53,7 @@ ALGORITHMS: list[dict[str, Any]] = [
     {"algorithm": "asha", "max_t": 9, "type": "promotion", "asynchronous": False},
     {"algorithm": "asha", "max_t": 9, "type": "promotion", "improvement_probability": 0.4},
     {"algorithm": "asha", "max_t": 9, "type": "promotion", "brackets": 2, "delayed_promotion": True},
+    {"algorithm": "default", "max_t": 9},
     {"algorithm": "pasha", "max_t": 27},
     {"algorithm": "bohb", "max_t": 9, "type": "promotion"},
     {"algorithm": "sync_hyperband", "max_t": 9},
@@ -108,7 +108,7 @@ def simulated(rng: random.Random) -> Counter[str]:
         curve,
         n_workers=n_workers,
         max_time=20.0,
-        searcher=make_searcher(NAMED[options.algorithm].searcher, options.searcher),
+        searcher=searcher_of(options),
         delays=Delays(rng.choice([0.0, 0.1]), 0.05, 0.05, 0.1, 0.2),
         has_checkpoints=rng.random() < 0.7,
         failures=WorkerFailures(rng.choice([0.01, 0.1, 0.4]), rng.randrange(10**9)),

@@ -130,8 +130,7 @@ class StudyOptions:
             raise OptionError("metric is not set. Set metric to a name your LightningModule logs, such as val_loss.")
         algorithm = ALGORITHMS.get(str(values.get("algorithm", "default")))
         if algorithm is not None and algorithm.by_rank is not None:
-            is_led = values.get("type") in (None, "promotion") and values.get("promotion_rule") in (None, "searcher")
-            algorithm = algorithm if is_led else algorithm.by_rank
+            algorithm = algorithm if _is_led(values) else algorithm.by_rank
         search = values.get("searcher")
         search = {} if search is None else search
         if algorithm is not None:
@@ -222,6 +221,11 @@ class StudyOptions:
             )
         if self.promotion_rule == "searcher":
             self._check_searcher_led()
+        elif self.searcher.model == "gp_rungs":
+            raise OptionError(
+                "searcher.model=gp_rungs compares new and paused trials, which promotion by rank does not ask for. "
+                "Leave searcher.model out, or set promotion_rule=searcher."
+            )
         for name in ("improvement_probability", "delayed_promotion"):
             if getattr(self, name) and not ALGORITHMS[self.algorithm].has_types:
                 raise OptionError(
@@ -239,6 +243,11 @@ class StudyOptions:
             raise OptionError(
                 f"promotion_rule=searcher contradicts type={self.effective_type}: nothing is paused there, or by rank "
                 "only. Set promotion_rule=rank, or type=promotion."
+            )
+        if self.searcher.model not in (None, "gp_rungs") or self.searcher.approximation != "none":
+            raise OptionError(
+                "promotion_rule=searcher has a model of its own, gp_rungs, without approximation. "
+                "Leave searcher.model and searcher.approximation out, or set promotion_rule=rank."
             )
         if (self.brackets or 1) > 1:
             raise OptionError(
@@ -267,6 +276,15 @@ class StudyOptions:
         """JSON data; :meth:`from_json` reads it."""
         data: dict[str, Any] = portable(dataclasses.asdict(self))
         return data
+
+
+def _is_led(given: Mapping[str, Any]) -> bool:
+    """Does the searcher lead, unless the user says or needs something else?"""
+    if given.get("promotion_rule") is not None:
+        return bool(given["promotion_rule"] == "searcher")
+    search = given.get("searcher")
+    model = search.get("model") if isinstance(search, Mapping) else getattr(search, "model", None)
+    return given.get("type") in (None, "promotion") and model in (None, "gp_rungs")
 
 
 def _presets(algorithm: Algorithm, given: Mapping[str, Any]) -> dict[str, Any]:

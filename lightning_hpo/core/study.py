@@ -112,7 +112,8 @@ class StudyState(Dispatcher):
     def _resume_suggested(self, event: Suggested, trial_id: int) -> Resume | None:
         """The trial the searcher wants to go on; None if it cannot any more, and a free worker is to ask again."""
         trial = self.trials.get(trial_id)
-        if trial is None or trial.status is not TrialStatus.PAUSED or trial.confirms is not None:
+        is_paused = trial is not None and trial.status is TrialStatus.PAUSED and trial.confirms is None
+        if trial is None or not is_paused or not self.scheduler.is_searcher_led:
             return None
         promotion = self.scheduler.resume(trial_id, event.milestone or trial.milestone + 1)
         if promotion is None:

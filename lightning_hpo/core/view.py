@@ -60,7 +60,7 @@ class StudyView:
         return {
             i: trial.resource
             for i, trial in state.trials.items()
-            if trial.status is TrialStatus.PAUSED and state.scheduler.may_promote(i)
+            if trial.status is TrialStatus.PAUSED and trial.confirms is None and state.scheduler.may_promote(i)
         }
 
     @property

@@ -102,7 +102,10 @@ class Tally:
 
 
 def is_rung(state: StudyState, trial: Trial, resource: int) -> bool:
-    """Is the trial judged at this resource? One of a higher bracket is not, at the levels below it."""
+    """Is the trial judged at this resource? One of a higher bracket is not, at the levels below it, nor one that the
+    searcher lets run through."""
+    if state.scheduler.is_searcher_led and resource < trial.milestone:
+        return False
     return resource in state.scheduler.levels[trial.bracket :] or resource == state.scheduler.max_t
 
 

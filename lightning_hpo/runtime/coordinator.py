@@ -218,9 +218,13 @@ class Coordinator:
         if problem is not None:
             self._warn(str(problem))
 
+    @property
+    def _is_ending(self) -> bool:
+        """Nothing is to be started any more."""
+        return bool(self._interrupts.count) or self._problem is not None or self._finish is not None
+
     def _is_done(self) -> bool:
-        ending = self._interrupts.count or self._problem is not None or self._finish is not None
-        return bool(ending) and not self._attempts and not self._batch.events
+        return self._is_ending and not self._attempts and not self._batch.events
 
     def _turn(self) -> None:
         failpoint("coordinator.turn")
@@ -233,7 +237,8 @@ class Coordinator:
             self._interrupts.drain()
         self._receive([r for r in ready if self._server.owns(r)])
         self._follow_backend()
-        if answer := self._proposals.take():
+        answer = self._proposals.take()
+        if answer is not None and not self._is_ending:
             self._use(answer)
         if self._finish is None:
             # Also while all workers are busy.
@@ -478,7 +483,7 @@ class Coordinator:
     # ----------------------------------------------------------------------------------------- work
 
     def _fill_workers(self) -> None:
-        if self._interrupts.count or self._problem is not None or self._finish is not None or self._without_room:
+        if self._is_ending or self._without_room:
             return
         # The slot for which a suggestion is being computed is taken; others may resume trials meanwhile.
         while self._backend.free_slots > self._starting + self._proposals.is_wanted:

@@ -9,6 +9,8 @@ by the expected improvement per unit of resource of trials that may be given up 
 from __future__ import annotations
 
 from lightning_hpo.core.searcher import SearchView, Suggestion, SuggestRequest
+from lightning_hpo.core.seeds import Stream, generator
+from lightning_hpo.searchers.base import random_suggestion
 from lightning_hpo.searchers.gp import _PROPOSAL, GaussianProcessSearcher
 
 
@@ -22,4 +24,9 @@ class FreezeThawSearcher(GaussianProcessSearcher):
         from lightning_hpo.searchers.rate_choice import choose
 
         model = self._fitted(view, request)
-        return choose(view, self._options, model, self._rng(view, request, _PROPOSAL))
+        # A resumed trial does not use up the request's: its candidates are not to come again and again.
+        rng = generator(view.seed, Stream.SURROGATE, request.trial_id, _PROPOSAL, len(model.history))
+        found = choose(view, self._options, model, rng)
+        if found is None:
+            return random_suggestion(view, request, self._options, "random: every candidate is known already")
+        return found

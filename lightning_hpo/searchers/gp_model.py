@@ -23,7 +23,7 @@ from lightning_hpo.searchers.history import (
     limit_outliers,
     multi_fidelity,
     needs_refit,
-    rung_means,
+    rung_medians,
     single_fidelity,
 )
 from lightning_hpo.surrogates.additive import ExponentialDecayModel, InnovationModel
@@ -56,7 +56,7 @@ def history_of(view: SearchView, name: str) -> History:
     if name in ADDITIVE:
         return learning_curves(view)
     if name == RUNGS:
-        return rung_means(view)
+        return rung_medians(view)
     return multi_fidelity(view, at_levels_only=name == "gp_independent")
 
 

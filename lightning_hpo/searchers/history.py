@@ -92,15 +92,15 @@ def multi_fidelity(view: SearchView, at_levels_only: bool) -> History:
     return _history(view, values, [place for place in places if place not in values])
 
 
-def rung_means(view: SearchView) -> History:
-    """Per trial and rung the mean of the reports in the second half up to there: single epochs are noisy."""
+def rung_medians(view: SearchView) -> History:
+    """Per trial and rung the median of the reports in the second half up to there: single epochs are noisy."""
     history = multi_fidelity(view, at_levels_only=True)
     curves = {trial: view.curve(trial) for trial in dict.fromkeys(history.observed.trial_ids)}
     values = history.values.copy()
     for i, (trial, level) in enumerate(zip(history.observed.trial_ids, history.observed.resources, strict=True)):
         late = [value for resource, value in curves[trial].items() if level // 2 < resource <= level]
         if late:  # a trial that ended by itself may have ended before
-            values[i] = math.fsum(late) / len(late)
+            values[i] = float(np.median(late))
     return dataclasses.replace(history, values=values)
 
 

@@ -39,7 +39,7 @@ def choose(
     """The paused trial or the new configuration with the highest expected improvement per unit of resource.
 
     Returns:
-        None if no trial is paused and no configuration is left.
+        None if no trial is paused and every candidate is known already.
 
     Raises:
         SurrogateError: if the model cannot be computed.
@@ -54,14 +54,10 @@ def choose(
         f"judged next {place(view, best.milestone)}, from {len(model.history)} observations{model.remark}"
     )
     state = model.state if model.is_refitted else None
-    return Suggestion(
-        best.config, reason, "model", state=state, resumes=best.resumes, milestone=best.milestone
-    )  # fmt: skip
+    return Suggestion(best.config, reason, "model", state=state, resumes=best.resumes, milestone=best.milestone)
 
 
-def _new(
-    view: SearchView, options: SearcherOptions, outlook: _Outlook, rng: np.random.Generator
-) -> Iterator[_Option]:
+def _new(view: SearchView, options: SearcherOptions, outlook: _Outlook, rng: np.random.Generator) -> Iterator[_Option]:
     """The best new configuration found."""
     candidates = Candidates.draw(view, options, excluded_keys(view, options), rng)
     if not len(candidates.encoded):
@@ -107,7 +103,7 @@ class _Outlook:
     covariance: Tensor
     """``(n, L, L)``"""
     incumbent: Tensor
-    """Lowest mean where something was observed."""
+    """Lowest mean at the last rung: where values rise with the resource, those of low rungs are out of reach."""
 
     @classmethod
     def of(cls, view: SearchView, options: SearcherOptions, model: FittedModel) -> _Outlook:
@@ -120,10 +116,8 @@ class _Outlook:
         rows = {trial: row for row, trial in enumerate(observed.trial_ids)}
         numbers = {trial: number for number, trial in enumerate(rows)}
         mean, covariance = posterior.across(torch.from_numpy(observed.inputs[list(rows.values())]).to(model.device))
-        where = [levels.index(resource) for resource in observed.resources]
-        incumbent = mean[[numbers[trial] for trial in observed.trial_ids], where].min()
         noise = posterior.new_noise(torch.tensor(levels, device=model.device))
-        return cls(posterior, levels, noise, numbers, mean, covariance, incumbent)
+        return cls(posterior, levels, noise, numbers, mean, covariance, mean[:, -1].min())
 
     def rates(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rates and first milestones of new trials, ``(B,)`` each."""

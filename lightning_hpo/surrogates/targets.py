@@ -12,6 +12,8 @@ from scipy.special import boxcox
 
 from lightning_hpo.errors import ShapeError
 
+_LARGEST_LOGARITHM = 100.0
+
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -61,16 +63,18 @@ def box_cox_lambda(y: Floats) -> float:
     It maximises the profile log likelihood (Box and Cox 1964) plus the log density of its prior, normal with mean 0.5
     and standard deviation 0.75.
     """
-    if y.max() <= y.min():
-        return 0.5
-
-    # Beside their geometric mean, so that no power overflows; that changes the likelihood by a constant only.
+    # Beside their geometric mean, which changes the likelihood by a constant only.
     logarithms = np.log(y)
     logarithms -= logarithms.mean()
+    if not logarithms.var() > 0.0:
+        return 0.5
+    if np.abs(logarithms).max() > _LARGEST_LOGARITHM:
+        return 0.0  # other powers overflow
 
     def negative(power: float) -> float:
         transformed = logarithms if power == 0.0 else np.expm1(power * logarithms) / power
-        return 0.5 * len(y) * math.log(transformed.var()) + 0.5 * ((power - 0.5) / 0.75) ** 2
+        # rounding may make equal what differs by its last digit
+        return 0.5 * len(y) * math.log(max(transformed.var(), 1e-300)) + 0.5 * ((power - 0.5) / 0.75) ** 2
 
     return float(minimize_scalar(negative, bounds=(-1.0, 2.0), method="bounded").x)
 

@@ -21,6 +21,8 @@ ALGORITHMS = {
     "sync_hyperband": {"algorithm": "sync_hyperband", "max_t": 9},
     "dehb": {"algorithm": "dehb", "max_t": 4, "reduction_factor": 2},
     "bohb": {"algorithm": "bohb", "type": "promotion", "max_t": 9},
+    "led": {"algorithm": "default", "max_t": 9},
+    "led in batches": {"algorithm": "default", "max_t": 9, "asynchronous": False},
     "batches": {"algorithm": "asha", "type": "promotion", "max_t": 9, "asynchronous": False},
 }
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.events import Event, Finish, Outcome, WorkerReady, from_json, to_json
 from lightning_hpo.core.options import StudyOptions
-from lightning_hpo.core.searcher import SuggestRequest
+from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, SuggestRequest
+from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, TrialStatus
@@ -189,13 +189,32 @@ class Disk(CheckpointStore):
         return self.files.pop(checkpoint.path, None) is not None
 
 
+class LedByLot:
+    """Leads the study in place of a model: any paused trial goes on to any rung, any new one begins at any."""
+
+    def suggest(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
+        lot = generator(view.seed, Stream.CONFIGURATION, request.trial_id, len(view.observations))
+        milestone = int(lot.choice([*view.rung_levels, view.max_t]))
+        if view.paused and lot.uniform() < 0.6:
+            trial = int(lot.choice(list(view.paused)))
+            return Suggestion(dict(view.configs[trial]), "EI by lot", "model", resumes=trial, milestone=milestone)
+        config = view.space.draw(lot, view.taken)
+        return None if config is None else Suggestion(config, "EI by lot", "model", milestone=milestone)
+
+
+def searcher_of(options: StudyOptions) -> Searcher:
+    """The searcher of a study; where a model leads, one that needs no torch."""
+    led = options.promotion_rule == "searcher"
+    return LedByLot() if led else make_searcher(options.searcher_name, options.searcher)
+
+
 class Host:
     """A searcher that takes its time, and may fail."""
 
-    def __init__(self, cluster: VirtualCluster, state: StudyState, searcher: str, *, may_fail: bool) -> None:
+    def __init__(self, cluster: VirtualCluster, state: StudyState, searcher: Searcher, *, may_fail: bool) -> None:
         self._cluster = cluster
         self._state = state
-        self._searcher = make_searcher(searcher, state.options.searcher)
+        self._searcher = searcher
         self._may_fail = may_fail
         self._request: SuggestRequest | None = None
         self._answer: Answered | None = None
@@ -368,14 +387,13 @@ class VirtualCluster:
     def _launch(self) -> RunResult:
         state, _ = continued_state(self.journal, self.options)  # type: ignore[arg-type]
         self.sweep(state)
-        searcher = ALGORITHMS[self.options.algorithm].searcher
         parts = {
             "state": state,
             "journal": self.journal,
             "backend": self,
             "server": Server(self),
-            "host": Host(self, state, searcher, may_fail=True),
-            "fallback": lambda: Host(self, state, "random", may_fail=False),
+            "host": Host(self, state, searcher_of(self.options), may_fail=True),
+            "fallback": lambda: Host(self, state, make_searcher("random"), may_fail=False),
             "store": self.disk,
             "jobs": self.jobs,
             "observer": self,

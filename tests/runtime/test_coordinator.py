@@ -17,6 +17,8 @@ from lightning_hpo.core.events import (
     Reported,
     Resume,
     Start,
+    StudyContinued,
+    Suggested,
     SuggestionWanted,
 )
 from lightning_hpo.core.options import StudyOptions
@@ -61,6 +63,27 @@ class Recorded(VirtualCluster):
 
     def logged(self, kind: type) -> list[Any]:
         return [event for event in self.journal.events() if isinstance(event, kind)]
+
+
+class TestLedBySearcher:
+    def test_a_trial_that_the_searcher_resumes_is_started_from_its_checkpoint(self):
+        """Trials go on that no rank would send on: most of all that are paused, to any rung."""
+        made = Recorded(algorithm="default", type=None, n_trials=12, n_workers=2)
+        assert made.run().reason == "all 12 trials are done"
+        resumed = [event for event in made.logged(Suggested) if event.resumes is not None]
+        assert len(resumed) > 3
+        again = [w for event in resumed for w in made.welcomes(event.resumes)[1:]]
+        assert all(w.from_resource in (1, 3) and w.checkpoint_path for w in again) and len(again) >= len(resumed)
+
+    def test_a_suggestion_that_comes_after_an_interrupt_starts_nothing(self):
+        made = Recorded(algorithm="default", type=None, n_trials=12, n_workers=1)
+        made.thinking_s = (5.0, 5.0)
+        made.after(2.0, 2.0, lambda: made.last_coordinator.interrupt())
+        result = made.run()
+        launches = made.counts["launches"]
+        assert launches > 1 or result.is_interrupted
+        continued = next(i for i, e in enumerate(made.journal.events()) if isinstance(e, StudyContinued))
+        assert not any(isinstance(e, Suggested) for e in list(made.journal.events())[:continued])
 
 
 class TestConversation:

@@ -24,6 +24,7 @@ from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.simulator import Delays, WorkerFailures, simulate
 from lightning_hpo.searchers import make_searcher
 from tests.core.driving import snapshot
+from tests.faults.virtual import searcher_of
 
 SPACE = SearchSpace({"x": uniform(0.0, 1.0)})
 
@@ -55,6 +56,30 @@ def run(*values: float, benchmark=curve, n_workers=1, max_time=math.inf, study=N
     return simulate(
         SPACE, study or options(), benchmark, n_workers=n_workers, max_time=max_time, searcher=Listed(*values), **more
     )
+
+
+class Leading:
+    """Starts three trials, then sends them on in turn, as far as the next one says."""
+
+    def suggest(self, view, request):
+        if request.trial_id < 3:
+            return Suggestion({"x": 0.1 * (1 + request.trial_id)}, "a new one", "model", milestone=1)
+        trial = min(view.paused, key=lambda i: (view.paused[i], i), default=None)
+        if trial is None:
+            return None
+        return Suggestion(view.configs[trial], "one more time", "model", resumes=trial, milestone=3)
+
+
+def test_a_searcher_that_leads_has_its_trials_resumed():
+    result = run(study=options(algorithm="default", max_t=9), n_workers=2, benchmark=lambda c: Curve([c["x"]] * 9, 1.0))
+    assert result.reason == "every configuration has been tried"
+    led = simulate(
+        SPACE, options(algorithm="default", max_t=9), lambda c: Curve([c["x"]] * 9, 1.0), n_workers=1, max_time=9.5,
+        searcher=Leading(),
+    )  # fmt: skip
+    # three epochs for the first rung, then two more for each trial, one after the other
+    assert times(led, Reported) == [(float(t), i) for t, i in enumerate([0, 1, 2, 0, 0, 1, 1, 2, 2], start=1)]
+    assert led.state.trials[2].reason == "rank 3 of 3 at rung 1; one more time"
 
 
 class Noisy:
@@ -257,7 +282,7 @@ class TestFailures:
             lambda config: Curve([config["x"] + 1 / r for r in range(1, 10)], 1.0 + config["x"]),
             n_workers=n_workers,
             max_time=60.0,
-            searcher=make_searcher(ALGORITHMS[algorithm].searcher, study.searcher),
+            searcher=searcher_of(study),
             delays=Delays(0.1, 0.05, 0.05, 0.1, 0.2),
             has_checkpoints=has_checkpoints,
             failures=WorkerFailures(probability, seed),

@@ -107,3 +107,13 @@ def test_the_limit_is_used_exactly(n: int, limit: int, seed: int) -> None:
     pairs = np.unique(np.stack([trial, resource], 1), axis=0)
     kept = subsample_levels(pairs[:, 0], pairs[:, 1], limit, rng)
     assert len(kept) == len(set(kept.tolist())) == min(limit, len(pairs))
+
+
+@pytest.mark.parametrize("value", [3.0, 100.0, 1e10, 1e100])
+def test_values_that_differ_by_their_last_digit_only_have_a_power_all_the_same(value):
+    assert -1.0 <= box_cox_lambda(np.array([value, np.nextafter(value, np.inf), value])) <= 2.0
+
+
+def test_no_power_overflows():
+    with np.errstate(all="raise"):
+        assert box_cox_lambda(np.array([1e-300, 1.0, 1e300])) == 0.0

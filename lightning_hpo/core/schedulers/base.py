@@ -80,7 +80,7 @@ class Scheduler(ABC):
 
     def resume(self, trial_id: int, milestone: int) -> Promotion | None:
         """The searcher wants this paused trial to go on; None if it cannot (``is_searcher_led``)."""
-        return None
+        raise AssertionError("this scheduler decides itself who goes on")
 
     def follow(self, origin: str) -> None:  # noqa: B027 - most schedulers do not care
         """Where the last suggestion came from: ``model``, ``random``, ..."""

@@ -6,10 +6,11 @@ more (:mod:`lightning_hpo.searchers.freeze_thaw`; Swersky, Snoek, Adams, arXiv:1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from lightning_hpo.core.schedulers.base import Promotion
+from lightning_hpo.core.schedulers.base import Promotion, Ruling
 from lightning_hpo.core.schedulers.hyperband import PromotionAsha
 
 _PATIENCE = 3
@@ -59,7 +60,14 @@ class SearcherLedPromotion(PromotionAsha):
         rung.mark_promoted(trial_id)
         job = self._jobs[trial_id]
         job.resume_from, job.milestone = rung.level, max(self._level(milestone), rung.next_level)
-        return Promotion(trial_id, rung.level, job.milestone, f"rank {rung.rank(value)} of {len(rung)}")
+        reason = f"rank {rung.rank(value)} of {len(rung)} at rung {rung.level}"
+        return Promotion(trial_id, rung.level, job.milestone, reason)
+
+    def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
+        job = self._jobs[trial_id]
+        if not math.isfinite(value) and job.resume_from < resource < job.milestone and resource in self.levels:
+            job.milestone = resource  # a rung that it was to run through; nothing better is to come
+        return super().report(trial_id, resource, value, cost)
 
     def held_back(self, trial_id: int) -> str | None:
         return None if self._is_led else super().held_back(trial_id)

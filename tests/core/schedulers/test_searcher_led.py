@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,7 @@ def test_default_is_led_by_the_searcher_at_promotion_only() -> None:
 
     assert parsed().promotion_rule == parsed(type="promotion").promotion_rule == "searcher"
     assert parsed().searcher_name == "freeze_thaw"
+    assert parsed(searcher={"model": "gp_multitask"}).searcher_name == "bayesopt"
     for by_rank in (parsed(type="stopping"), parsed(type="pasha"), parsed(promotion_rule="rank")):
         assert (by_rank.promotion_rule, by_rank.searcher_name) == ("rank", "bayesopt")
         assert by_rank.delayed_promotion and by_rank.searcher.model == "gp_independent"
@@ -52,6 +55,9 @@ def test_default_is_led_by_the_searcher_at_promotion_only() -> None:
         ({"algorithm": "random"}, "choose algorithm=default"),
         ({"algorithm": "default", "type": "stopping"}, "Set promotion_rule=rank"),
         ({"algorithm": "default", "brackets": 2}, "Leave brackets out"),
+        ({"algorithm": "default", "searcher": {"model": "gp_multitask"}}, "Leave searcher.model"),
+        ({"algorithm": "default", "searcher": {"max_size_data_for_model": None, "approximation": "inducing"}}, "or set"),
+        ({"algorithm": "default", "promotion_rule": "rank", "searcher": {"model": "gp_rungs"}}, "Leave searcher.model"),
         ({"algorithm": "default", "searcher_data": "all"}, "Set searcher_data=rungs"),
     ],
 )
@@ -91,11 +97,19 @@ def test_a_paused_trial_goes_on_where_the_searcher_says_whatever_its_rank() -> N
     (resumed,) = study.answer(resumes=bad, milestone=9)
     assert isinstance(resumed, Resume)
     assert (resumed.trial_id, resumed.from_resource, resumed.milestone) == (bad, 1, 9)
-    assert study[bad].reason == "rank 2 of 2; EI"
+    assert study[bad].reason == "rank 2 of 2 at rung 1; EI"
     assert study.state.view().pending == [(bad, 9)]
     assert study.train(bad, *[0.5] * 8) is Verdict.PAUSE
     assert study[bad].resource == 9
     assert study.state.view().paused == {good: 1, bad: 9}
+
+
+def test_a_diverged_trial_is_stopped_at_the_first_rung_it_was_to_run_through() -> None:
+    study = Led()
+    trial = study.start(milestone=27)
+    assert study.train(trial, 0.5, math.nan) is Verdict.CONTINUE
+    assert study.train(trial, math.nan) is Verdict.STOP
+    assert study[trial].status is TrialStatus.STOPPED
 
 
 def test_one_trained_to_the_end_is_complete_and_not_paused() -> None:
@@ -167,10 +181,11 @@ def test_in_synchronous_batches_a_resumed_trial_takes_a_place() -> None:
 
 def test_confirmations_are_never_resumed_by_the_searcher() -> None:
     study = Led(n_trials=5, confirm={"top": 1, "seeds": 1})
-    assert study.state.view().paused == {}
     trial = study.start(milestone=1)
     study.train(trial, 0.5)
+    assert study.state.view().paused == {trial: 1}
     study[trial].confirms = 0
+    assert study.state.view().paused == {}
     assert study.answer(resumes=trial, milestone=3) == []
 
 
