@@ -29,7 +29,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lightning_hpo.core.algorithms import ALGORITHMS as NAMED
 from lightning_hpo.core.domains import choice, loguniform, uniform
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace

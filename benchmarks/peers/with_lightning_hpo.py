@@ -64,18 +64,21 @@ def _method(algorithm: str, is_model: bool = False, **options: Any) -> type[Tune
     return type(f"LightningHpo_{algorithm}", (LightningHpo,), attributes)
 
 
+def _by_rank(**options: Any) -> type[Tuner]:
+    """The default where ranks decide who goes on."""
+    return _method("default", is_model=True, promotion_rule="rank", **options)
+
+
 METHODS: dict[str, type[Tuner]] = {
     "default": _method("default", is_model=True),
-    "default-rank": _method("default", is_model=True, promotion_rule="rank"),
-    "default-unweighted": _method("default", is_model=True, searcher={"weigh_promotion": False}),
-    "default-one-bracket": _method("default", is_model=True, brackets=1),
-    "default-undelayed": _method("default", is_model=True, delayed_promotion=False),
-    "default-uniform": _method("default", is_model=True, searcher={"gp_lengthscale_prior": "uniform"}),
+    "default-rank": _by_rank(),
+    "default-unweighted": _by_rank(searcher={"weigh_promotion": False}),
+    "default-one-bracket": _by_rank(brackets=1),
+    "default-undelayed": _by_rank(delayed_promotion=False),
+    "default-uniform": _by_rank(searcher={"gp_lengthscale_prior": "uniform"}),
     "asha-delayed": _method("asha", type="promotion", delayed_promotion=True),
-    "default-by-rank": _method("default", is_model=True, improvement_probability=0),
-    "default-local": _method(
-        "default", is_model=True, searcher={"input_warping": False, "skip_local_optimization": False}
-    ),
+    "default-by-rank": _by_rank(improvement_probability=0),
+    "default-local": _by_rank(searcher={"input_warping": False, "skip_local_optimization": False}),
     "default-stopping": _method("default", is_model=True, type="stopping"),
     "random": _method("random"),
     "asha-promotion": _method("asha", type="promotion"),

@@ -45,8 +45,8 @@ class Candidates:
     def around(self, point: np.ndarray, number: int, rng: np.random.Generator) -> Candidates:
         """Points near one, none of a set of restricted configurations.
 
-        About half of the hyperparameters differ: numbers by a normal step of a tenth of their range, choices, one in three
-        of these, by a random draw.
+        About half of the hyperparameters differ: numbers by a normal step of a tenth of their range, and one in three
+        of the choices by a random draw.
 
         Args:
             point: (width,)

@@ -1,7 +1,7 @@
 """New and paused trials under one model: whichever improves most for what it costs goes on.
 
-Swersky, Snoek, Adams, *Freeze-Thaw Bayesian Optimization*, arXiv:1406.3896, choose between new trials and paused ones by
-a model of learning curves. Here the model is one of the rungs (:mod:`lightning_hpo.surrogates.rungs`), and the choice is
+Swersky, Snoek, Adams, *Freeze-Thaw Bayesian Optimization*, arXiv:1406.3896, choose between new and paused trials by a
+model of learning curves. Here the model is one of the rungs (:mod:`lightning_hpo.surrogates.rungs`), and the choice is
 by the expected improvement per unit of resource of trials that may be given up on the way
 (:mod:`lightning_hpo.surrogates.rate`).
 """

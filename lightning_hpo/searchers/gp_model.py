@@ -33,7 +33,7 @@ from lightning_hpo.surrogates.inducing import InducingModel
 from lightning_hpo.surrogates.models import IndependentModel, JointModel, Surrogate, multitask
 from lightning_hpo.surrogates.models import single_fidelity as single_fidelity_model
 from lightning_hpo.surrogates.posterior import Posterior
-from lightning_hpo.surrogates.rungs import RungModel
+from lightning_hpo.surrogates.rungs import RungCovariance, RungModel
 from lightning_hpo.surrogates.targets import Normalisation, subsample, subsample_levels
 
 _LARGE = 1000
@@ -72,7 +72,7 @@ def make_surrogate(view: SearchView, name: str, options: SearcherOptions) -> Sur
             levels = (*view.rung_levels, max_t)
             return IndependentModel(width, levels, warped, ard, prior, options.separate_noise_variances)
         case "gp_rungs":
-            return RungModel(width, (*view.rung_levels, max_t), warped, ard, prior)
+            return RungModel(RungCovariance(width, (*view.rung_levels, max_t), warped, ard, prior))
         case "gp_expdecay":
             return ExponentialDecayModel(width, max_t, warped, ard, prior, options.expdecay_normalize_inputs)
         case "gp_issm":

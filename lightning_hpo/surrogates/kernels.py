@@ -222,8 +222,9 @@ class CrossValidationKernel(Kernel):
 
 
 class RungKernel(Kernel):
-    """Configurations and rungs; see :mod:`lightning_hpo.surrogates.rungs`. The last column of the inputs is the logarithm
-    of the resource, in units of the first rung's.
+    """Configurations and rungs; see :mod:`lightning_hpo.surrogates.rungs`.
+
+    The last column of the inputs is the logarithm of the resource, in units of the first rung's.
 
     Args:
         smooth: kernel over configurations.

@@ -14,14 +14,15 @@ The value of the trial of configuration ``x`` at rung ``j``, whose resource is `
 ``b_j``     offsets of the rungs: a random walk from rung to rung with variance ``offset``
 ==========  ==========================================================================================================
 
-So a rung tells as much about another as the data say, in both directions, and more about the trial itself than about its
-neighbours: that is needed to compare a paused trial that goes on with a new one. With a stationary correlation of the
-rungs, which draws all that is far from the mean back to it, the changes to come are too large for good trials, and as
-large at high rungs as at low ones.
+So a rung tells as much about another as the data say, in both directions, and more about the trial itself than about
+its neighbours: that is needed to compare a paused trial that goes on with a new one. With a stationary correlation of
+the rungs, which draws all that is far from the mean back to it, the changes to come are too large for good trials, and
+as large at high rungs as at low ones.
 
 Source: Kennedy, O'Hagan, *Predicting the output from a complex computer code when fast approximations are available*,
-Biometrika 87(1), 2000, for the autoregressive levels (their regression factors are ratios of ``s_j``). That new and paused
-trials come under one model is the idea of Swersky, Snoek, Adams, *Freeze-Thaw Bayesian Optimization*, arXiv:1406.3896.
+Biometrika 87(1), 2000, for the autoregressive levels (their regression factors are ratios of ``s_j``). That new and
+paused trials come under one model is the idea of Swersky, Snoek, Adams, *Freeze-Thaw Bayesian Optimization*,
+arXiv:1406.3896.
 """
 
 from __future__ import annotations
@@ -136,21 +137,10 @@ def rung_parameters(n_levels: int) -> tuple[p.Parameter, ...]:
 
 
 class RungModel(Surrogate):
-    """The model above.
+    """The model above."""
 
-    Args:
-        dimension, levels, warped, ard, lengthscale_prior: see :class:`RungCovariance`.
-    """
-
-    def __init__(
-        self,
-        dimension: int,
-        levels: Sequence[int],
-        warped: tuple[int, ...] = (),
-        ard: bool = True,
-        lengthscale_prior: str = "log_normal",
-    ) -> None:
-        self.covariance = RungCovariance(dimension, levels, warped, ard, lengthscale_prior)
+    def __init__(self, covariance: RungCovariance) -> None:
+        self.covariance = covariance
         noise = p.Parameter("noise", 0.01, 1e-6, 10.0, prior=p.log_normal_prior(1.4, mode=0.01))
         self.space = p.ParameterSpace([noise, *self.covariance.parameters])
 
@@ -231,7 +221,8 @@ class RungPosterior(DensePosterior):
         correlation, _ = matern52(inputs.place(self.natural, x)[0], inputs.place(self.natural, rows)[0])
         same = (x.unsqueeze(1) == rows).all(-1)
         smooth, shift, own = (t[0] for t in (table.scales[0], table.shift, table.own))
-        cross = torch.stack([correlation * smooth[j, at] + shift[j, at] + same * own[j, at] for j in range(n_levels)], 1)
+        at_rungs = [correlation * smooth[j, at] + shift[j, at] + same * own[j, at] for j in range(n_levels)]
+        cross = torch.stack(at_rungs, 1)
         half = torch.linalg.solve_triangular(self.factor, cross.flatten(0, 1).mT, upper=False)
         half = half.mT.unflatten(0, (len(x), n_levels))
         return cross @ self.weights[:, 0], smooth + shift + own - half @ half.mT

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.domains import choice, loguniform, randint, uniform
 from lightning_hpo.core.events import AttemptEnded, Outcome, Reported, Resume, Start, Suggested, from_json, to_json
 from lightning_hpo.core.options import StudyOptions

@@ -129,7 +129,7 @@ def test_diverged_trials_are_left_alone() -> None:
             r += 1
     stopped = [t for t in study.trials.values() if t.config["x"] > 0.5]
     assert stopped and all(t.status is TrialStatus.STOPPED and t.attempt == 1 for t in stopped)
-    assert any("EI" in t.reason for t in stopped + [*study.trials.values()])
+    assert any("EI" in t.reason for t in [*stopped, *study.trials.values()])
 
 
 @pytest.mark.parametrize("rises", [True, False])

@@ -10,13 +10,13 @@ import torch
 from lightning_hpo.errors import ShapeError
 from lightning_hpo.surrogates.data import Observations
 from lightning_hpo.surrogates.kernels import RungKernel, matern_kernel
-from lightning_hpo.surrogates.rungs import RungModel, RungPosterior
+from lightning_hpo.surrogates.rungs import RungCovariance, RungModel, RungPosterior
 from tests.surrogates.problems import LEVELS, random_theta, rungs
 
 MODELS = {
-    "plain": RungModel(3, LEVELS),
-    "warped, one length scale": RungModel(3, LEVELS, warped=(0, 2), ard=False),
-    "uniform prior of length scales": RungModel(3, LEVELS, lengthscale_prior="uniform"),
+    "plain": RungModel(RungCovariance(3, LEVELS)),
+    "warped, one length scale": RungModel(RungCovariance(3, LEVELS, warped=(0, 2), ard=False)),
+    "uniform prior of length scales": RungModel(RungCovariance(3, LEVELS, lengthscale_prior="uniform")),
 }
 
 
@@ -55,7 +55,7 @@ def test_likelihood_and_gradient_are_those_of_the_gpytorch_kernel(name: str, see
 
 def test_covariance_of_two_rungs_is_that_of_the_lower_one_times_the_ratio_of_scales() -> None:
     """Autoregression by hand: f_1 = f_0 + an independent part, so cov(f_0, f_1) = var(f_0)."""
-    model = RungModel(1, (1, 3))
+    model = RungModel(RungCovariance(1, (1, 3)))
     values = {
         "noise": 0.0, "lengthscale": 0.5, "scale": [1.0, 2.0], "drift": 3.0, "own": 0.5, "own_drift": 0.25,
         "settling": 1.0, "offset": 0.125,
@@ -111,12 +111,12 @@ def test_believed_values_change_no_mean_and_lower_the_variance() -> None:
 
 def test_observations_between_rungs_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"\[4\] are at none of the levels"):
-        RungModel(3, LEVELS).negative_log_likelihood(Observations.from_rows([[0.1] * 3], [0.0], [4]))
+        RungModel(RungCovariance(3, LEVELS)).negative_log_likelihood(Observations.from_rows([[0.1] * 3], [0.0], [4]))
 
 
 def test_good_trials_are_not_drawn_back_to_the_mean() -> None:
     """One trial far better than the others at the first rung: it stays as far ahead at the next ones."""
-    model = RungModel(1, LEVELS)
+    model = RungModel(RungCovariance(1, LEVELS))
     x = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)[:, None]
     y = [0.0] * 9
     y[4] = -3.0

@@ -56,7 +56,10 @@ def test_default_is_led_by_the_searcher_at_promotion_only() -> None:
         ({"algorithm": "default", "type": "stopping"}, "Set promotion_rule=rank"),
         ({"algorithm": "default", "brackets": 2}, "Leave brackets out"),
         ({"algorithm": "default", "searcher": {"model": "gp_multitask"}}, "Leave searcher.model"),
-        ({"algorithm": "default", "searcher": {"max_size_data_for_model": None, "approximation": "inducing"}}, "or set"),
+        (
+            {"algorithm": "default", "searcher": {"max_size_data_for_model": None, "approximation": "inducing"}},
+            "or set",
+        ),
         ({"algorithm": "default", "promotion_rule": "rank", "searcher": {"model": "gp_rungs"}}, "Leave searcher.model"),
         ({"algorithm": "default", "searcher_data": "all"}, "Set searcher_data=rungs"),
     ],
@@ -203,9 +206,7 @@ def test_whatever_the_searcher_answers_the_study_is_consistent_and_replays(data)
             milestone = data.draw(st.one_of(st.none(), st.integers(1, 30)))
             origin = data.draw(st.sampled_from(["model", "model", "random"]))
             config = {"x": (1 + decision.trial_id) / 10_000}
-            study.handle(
-                Suggested(study.time, decision.trial_id, config, origin, "", None, None, resumes, milestone)
-            )
+            study.handle(Suggested(study.time, decision.trial_id, config, origin, "", None, None, resumes, milestone))
         for trial in sorted(study.state.live):
             if data.draw(st.booleans()):
                 told = study.tell(trial, study[trial].resource + 1, data.draw(values))
