@@ -15,11 +15,16 @@ from lightning_hpo.searchers.gp import _PROPOSAL, GaussianProcessSearcher
 
 
 class FreezeThawSearcher(GaussianProcessSearcher):
-    """Random search at first, then the trial with the highest rate of improvement, new or paused."""
+    """Random search at first, then the trial with the highest rate of improvement, new or paused.
+
+    Without rungs it is plain Bayesian optimisation.
+    """
 
     default_model = "gp_rungs"
 
     def _suggest_by_model(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
+        if not view.rung_levels:
+            return super()._suggest_by_model(view, request)
         # Not before the first proposal of a model: torch takes seconds to import.
         from lightning_hpo.searchers.rate_choice import choose
 
