@@ -112,9 +112,15 @@ def _candidates(view: SearchView) -> _Candidates:
     curves = {trial: dict(curve) for trial in view.configs if (curve := view.curve(trial))}
     if not curves:
         raise ReportError("No trial has reported a finite value yet. Tell the study some results first.")
-    trials = furthest(curves, view.rung_levels, view.max_t)
     width = window(view.max_t)
-    values = limit_outliers(np.array([min(moving_average(curves[trial], width)) for trial in trials]))
+    lowest = {trial: min(moving_average(curve, width)) for trial, curve in curves.items()}
+    trials = furthest(curves, view.rung_levels, view.max_t)
+    # Values of different levels do not compare: many that are worse for being trained less would make the best of those
+    # that were trained further look like noise. What is as good already stays.
+    most = max(max(curves[trial]) for trial in trials)
+    best = min(lowest[trial] for trial in trials if max(curves[trial]) == most)
+    trials = [trial for trial in trials if max(curves[trial]) == most or lowest[trial] <= best]
+    values = limit_outliers(np.array([lowest[trial] for trial in trials]))
     noise = report_noise([np.array([curves[trial][r] for r in sorted(curves[trial])]) for trial in trials])
     if noise is not None:
         noise *= float(np.mean([1.0 / min(width, len(curves[trial])) for trial in trials]))

@@ -251,3 +251,15 @@ class TestConfirmed:
         assert (found.trial_id, found.mean, found.std, found.confirmations) == (1, 0.4, math.inf, 1)
         view.confirmations = {0: [1000 + 3]}
         assert recommend(view, OPTIONS).confirmations == 0
+
+
+def test_many_trials_that_were_trained_less_do_not_hide_the_one_that_is_complete() -> None:
+    """Their values are higher because they were trained less; beside thirty of them a low one looks like noise."""
+    view = View(SearchSpace({"x": uniform(0.0, 1.0)}), max_t=9, rung_levels=(1, 3))
+    view.state = {"parameters": {}}
+    xs = [0.285, *np.linspace(0.05, 0.6, 30)]
+    for x, length in zip(xs, [9] + [3] * 30, strict=True):
+        view.add({"x": float(x)}, *[(x - 0.3) ** 2 + 1.0 / r for r in range(1, length + 1)])
+    found = recommend(view, SearcherOptions())
+    assert found.trial_id == 0
+    assert found.mean < 0.3
