@@ -9,15 +9,12 @@ import numpy as np
 
 from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.searcher_options import SearcherOptions
-from lightning_hpo.core.space import Choice, SearchSpace
+from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import Config
 from lightning_hpo.searchers.base import allowed_configs
 
 _REFINED = 5
 """At most so many of the best candidates are refined: where five refined ones are known already, another is no help."""
-_STEP = 0.1
-_VARIED = 0.5
-_REDRAWN = 1.0 / 3.0
 
 
 @dataclass(frozen=True)
@@ -41,36 +38,6 @@ class Candidates:
             return cls(view.space, excluded, view.space.sample_encoded(rng, options.num_init_candidates))
         chosen = [allowed[i] for i in rng.permutation(len(allowed))[: options.num_init_candidates]]
         return cls(view.space, excluded, view.space.encode_many(chosen), chosen)
-
-    def around(self, point: np.ndarray, number: int, rng: np.random.Generator) -> Candidates:
-        """Points near one, none of a set of restricted configurations.
-
-        About half of the hyperparameters differ: numbers by a normal step of a tenth of their range, and one in three
-        of the choices by a random draw.
-
-        Args:
-            point: (width,)
-            number: of points.
-        """
-        if self.configs is not None:
-            return Candidates(self.space, self.excluded, np.empty((0, self.space.width)))
-        others = self.space.sample_encoded(rng, number)
-        steps = _STEP * rng.standard_normal(others.shape)
-        varied = rng.uniform(size=(number, len(self.space.encoded_names)))
-        near = np.tile(point, (number, 1))
-        for name, chance in zip(self.space.encoded_names, varied.T, strict=True):
-            columns = self.space.columns(name)
-            if isinstance(self.space.domains[name], Choice):
-                changed = chance < _VARIED * _REDRAWN
-                near[changed, columns] = others[changed, columns]
-            else:
-                changed = chance < _VARIED
-                near[changed, columns] += steps[changed, columns]
-        low, high = self.space.bounds.T
-        # What is proposed is what was judged: integers and ordinals at their own places.
-        return Candidates(
-            self.space, self.excluded, self.space.encode_many(self.space.decode_many(near.clip(low, high)))
-        )
 
     def choose(self, scores: np.ndarray, refine: Callable[[np.ndarray], np.ndarray] | None) -> Config | None:
         """The first configuration that is not excluded, by increasing score.

@@ -18,6 +18,7 @@ from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import Choice, SearchSpace
 from lightning_hpo.errors import OptionError
 from lightning_hpo.searchers.history import (
+    FAR,
     History,
     learning_curves,
     limit_outliers,
@@ -38,6 +39,9 @@ from lightning_hpo.surrogates.targets import Normalisation, subsample, subsample
 
 _LARGE = 1000
 """From so many observations on a GPU, where there is one, is faster than one CPU thread."""
+
+_FAR_OF_RUNGS = 3.0
+"""Of one model of all rungs the worst must not fill the scale either: the order of the best is what it is asked for."""
 
 SINGLE_FIDELITY = "single_fidelity"
 ADDITIVE = ("gp_expdecay", "gp_issm")
@@ -131,8 +135,9 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
     """
     history = history_of(view, name)
     if options.limit_outliers:
+        far = _FAR_OF_RUNGS if name == RUNGS else FAR
         history = dataclasses.replace(
-            history, values=limit_outliers(history.values, np.array(history.observed.resources))
+            history, values=limit_outliers(history.values, np.array(history.observed.resources), far)
         )
     surrogate = make_surrogate(view, name, options)
     normalisation = normalise(history.values, options, options.reward_offset(view.mode))

@@ -15,7 +15,7 @@ import numpy as np
 from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.searcher_options import SearcherOptions
 
-_FAR = 10.0
+FAR = 10.0
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,16 @@ def _history(view: SearchView, values: dict[tuple[int, int], float], pending: li
     return History(Points.of(view, list(values)), numbers, Points.of(view, pending))
 
 
-def limit_outliers(y: np.ndarray, resource: np.ndarray | None = None) -> np.ndarray:
+def limit_outliers(y: np.ndarray, resource: np.ndarray | None = None, far: float = FAR) -> np.ndarray:
     """Targets, the worst brought near: beside one that diverged, all others would look alike to a model.
 
-    At every resource the limit is above the median by ten times a spread: what the best is below the median, there or
-    among all targets, whichever is more. Where the spread is 0 there is no limit.
+    At every resource the limit is above the median by ``far`` times a spread: what the best is below the median, there
+    or among all targets, whichever is more. Where the spread is 0 there is no limit.
 
     Args:
         y: ``(n,)`` targets.
         resource: ``(n,)``; None: of one resource.
+        far: spreads.
     """
     limited = np.array(y, dtype=np.float64)
     if not len(limited):
@@ -147,7 +148,7 @@ def limit_outliers(y: np.ndarray, resource: np.ndarray | None = None) -> np.ndar
         middle = float(np.median(limited[here]))
         spread = max(in_all, middle - float(limited[here].min()))
         if spread > 0.0:
-            limited[here] = np.minimum(limited[here], middle + _FAR * spread)
+            limited[here] = np.minimum(limited[here], middle + far * spread)
     return limited
 
 

@@ -17,10 +17,6 @@ from lightning_hpo.searchers.proposal import excluded_keys, place
 from lightning_hpo.surrogates.rate import improvement_rates
 from lightning_hpo.surrogates.rungs import RungPosterior
 
-_ROUNDS = 3
-_NEAR = 50
-"""In each round of the local search so many points near the best one are tried."""
-
 
 @dataclasses.dataclass(frozen=True)
 class _Option:
@@ -58,17 +54,13 @@ def choose(
 
 
 def _new(view: SearchView, options: SearcherOptions, outlook: _Outlook, rng: np.random.Generator) -> Iterator[_Option]:
-    """The best new configuration found."""
+    """The best of some random configurations."""
     candidates = Candidates.draw(view, options, excluded_keys(view, options), rng)
     if not len(candidates.encoded):
         return
+    # No local search from here: the rate is highest where the model knows least, at the bounds of the space, and among
+    # thousands of new configurations there is always one that promises more than every paused trial.
     rates = outlook.rates(candidates.encoded)[0]
-    for _ in range(0 if options.skip_local_optimization else _ROUNDS):
-        near = candidates.around(candidates.encoded[int(np.argmax(rates))], _NEAR, rng)
-        if not len(near.encoded):
-            break
-        candidates = dataclasses.replace(candidates, encoded=np.concatenate([candidates.encoded, near.encoded]))
-        rates = np.concatenate([rates, outlook.rates(near.encoded)[0]])
     config = candidates.choose(-rates, None)
     if config is not None:
         (rate,), (milestone,) = outlook.rates(view.space.encode(config)[None])

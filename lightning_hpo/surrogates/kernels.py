@@ -245,11 +245,14 @@ class RungKernel(Kernel):
             over_x = self.smooth(c1, c2).to_dense()
             same = (c1.unsqueeze(-2) == c2.unsqueeze(-3)).all(-1).to(x1)
             u1, u2, rung1, rung2 = u1.unsqueeze(-1), u2.unsqueeze(-2), rung1.unsqueeze(-1), rung2.unsqueeze(-2)
-        value, lower = self.values, torch.minimum(u1, u2)
-        u = (1.0 - torch.exp(-value["settling"] * lower)) / value["settling"]
-        walks = over_x * (1.0 + value["drift"] * u) + same * (value["own"] + value["own_drift"] * u)
+        value = self.values
+        at1, at2, at_lower = (
+            (1.0 - torch.exp(-value["settling"] * u)) / value["settling"] for u in (u1, u2, torch.minimum(u1, u2))
+        )
+        walks = over_x * (1.0 + value["drift"] * at_lower) + same * (value["own"] + value["own_drift"] * at_lower)
+        variances = (1.0 + value["drift"] * at1) * (1.0 + value["drift"] * at2)
         offsets = value["offset"] * (torch.minimum(rung1, rung2) + 1)
-        return value["scale"][rung1] * value["scale"][rung2] * walks + offsets
+        return value["scale"][rung1] * value["scale"][rung2] * walks / variances.sqrt() + offsets
 
 
 class GaussianProcess(gpytorch.models.ExactGP):

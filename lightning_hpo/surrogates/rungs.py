@@ -2,7 +2,7 @@
 
 The value of the trial of configuration ``x`` at rung ``j``, whose resource is ``r_j``, is
 
-    y = b_j + s_j (f_j(x) + t_j) + noise
+    y = b_j + s_j (f_j(x) + t_j) / sqrt(1 + drift u_j) + noise
 
 ==========  ==========================================================================================================
 ``f_j``     a smooth function per rung, autoregressive: ``f_0`` is a Matérn-5/2 process over configurations of variance
@@ -10,14 +10,15 @@ The value of the trial of configuration ``x`` at rung ``j``, whose resource is `
 ``t_j``     what the trial owes to itself, to its seed or to what is not smooth: normal with variance ``own``, and from
             rung to rung an independent part is added, of variance ``own_drift (u_{j+1} - u_j)``
 ``u_j``     ``(1 - (r_j / r_0)^-settling) / settling``: values change less and less from rung to rung
-``s_j``     scale of the rung; the variance of the noise is ``noise s_j^2``
+``s_j``     scale of the rung: ``s_j^2`` is the variance of its smooth part, ``noise s_j^2`` that of the noise
 ``b_j``     offsets of the rungs: a random walk from rung to rung with variance ``offset``
 ==========  ==========================================================================================================
 
 So a rung tells as much about another as the data say, in both directions, and more about the trial itself than about
-its neighbours: that is needed to compare a paused trial that goes on with a new one. With a stationary correlation of
-the rungs, which draws all that is far from the mean back to it, the changes to come are too large for good trials, and
-as large at high rungs as at low ones.
+its neighbours: that is needed to compare a paused trial that goes on with a new one. The correlation of the smooth
+parts of rungs ``j < k`` is ``sqrt((1 + drift u_j) / (1 + drift u_k))``: the larger the rung, the more alike are it and
+the next. It says nothing of their spreads, which are those of the scales: were they to grow with the drift, a model
+would have to choose between the spread that it sees and the changes of order that it sees.
 
 Source: Kennedy, O'Hagan, *Predicting the output from a complex computer code when fast approximations are available*,
 Biometrika 87(1), 2000, for the autoregressive levels (their regression factors are ratios of ``s_j``). That new and
@@ -85,16 +86,23 @@ class RungCovariance(Product):
 
     def table(self, natural: p.Natural, rho: Tensor) -> Table:
         index = self.index(rho)
-        scale = natural["scale"][:, index]
-        both = scale.unsqueeze(-1) * scale.unsqueeze(-2)
         common = torch.minimum(index[:, None], index)
+        lower = torch.minimum(rho[:, None], rho)
         drift, own, own_drift, offset, settling = (
             natural[name].unsqueeze(-1) for name in ("drift", "own", "own_drift", "offset", "settling")
         )
-        lower = torch.minimum(rho[:, None], rho)
-        rest = (-settling * lower).exp()
-        u = (1.0 - rest) / settling
-        slope = (lower * rest - u) / settling
+
+        def walk(place: Tensor) -> tuple[Tensor, Tensor]:
+            """``u`` and its derivative by ``settling``."""
+            rest = (-settling * place).exp()
+            u = (1.0 - rest) / settling
+            return u, (place * rest - u) / settling
+
+        u, slope = walk(lower)
+        u_here, slope_here = (t.squeeze(1) for t in walk(rho[None]))
+        shrink = (1.0 + natural["drift"] * u_here).rsqrt()
+        scale = natural["scale"][:, index] * shrink
+        both = scale.unsqueeze(-1) * scale.unsqueeze(-2)
         walked, own_walked = 1.0 + drift * u, own + own_drift * u
         steps = (common + 1).to(rho)
 
@@ -107,16 +115,18 @@ class RungCovariance(Product):
             def total(t: Tensor) -> Tensor:
                 return t.sum((1, 2)).unsqueeze(-1)
 
-            by_scale = g_smooth * walked + g_own * own_walked
-            g_scale = torch.zeros_like(natural["scale"])
-            g_scale.index_add_(1, index, ((by_scale + by_scale.mT) * scale.unsqueeze(-2)).sum(-1))
+            by_both = g_smooth * walked + g_own * own_walked
+            by_scale = ((by_both + by_both.mT) * scale.unsqueeze(-2)).sum(-1)
+            g_scale = torch.zeros_like(natural["scale"]).index_add_(1, index, by_scale * shrink)
+            by_shrunk = -0.5 * by_scale * scale * shrink.square()  # by drift * u_here
             by_walk, by_own_walk = g_smooth * both, g_own * both
             return {
                 "scale": g_scale,
-                "drift": total(by_walk * u),
+                "drift": total(by_walk * u) + (by_shrunk * u_here).sum(-1, keepdim=True),
                 "own": total(by_own_walk),
                 "own_drift": total(by_own_walk * u),
-                "settling": total((by_walk * drift + by_own_walk * own_drift) * slope),
+                "settling": total((by_walk * drift + by_own_walk * own_drift) * slope)
+                + (by_shrunk * natural["drift"] * slope_here).sum(-1, keepdim=True),
                 "offset": total(g_shift * steps),
             }
 
@@ -128,10 +138,10 @@ def rung_parameters(n_levels: int) -> tuple[p.Parameter, ...]:
     """``scale`` per rung, and what the changes from rung to rung, the trial itself and the offsets contribute."""
     return (
         p.Parameter("scale", 1.0, 0.05, 20.0, prior=p.log_normal_prior(0.2, mode=1.0), size=n_levels),
-        p.Parameter("drift", 0.3, 1e-4, 100.0, prior=p.log_normal_prior(1.0, mode=0.3)),
+        p.Parameter("drift", 10.0, 1e-4, 1e4, prior=p.log_normal_prior(1.0, mode=10.0)),
         p.Parameter("own", 0.05, 1e-5, 10.0, prior=p.log_normal_prior(1.0, mode=0.05)),
         p.Parameter("own_drift", 0.1, 1e-5, 100.0, prior=p.log_normal_prior(1.0, mode=0.1)),
-        p.Parameter("settling", 0.5, 0.01, 5.0, prior=p.log_normal_prior(0.5, mode=0.5)),
+        p.Parameter("settling", 0.1, 0.002, 5.0, prior=p.log_normal_prior(0.5, mode=0.1)),
         p.Parameter("offset", 0.25, 1e-3, 25.0, prior=p.log_normal_prior(1.0, mode=0.25)),
     )
 

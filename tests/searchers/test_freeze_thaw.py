@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from lightning_hpo import Start, Study, choice, lograndint, uniform
@@ -155,17 +154,3 @@ def test_values_that_rise_with_the_resource_are_no_reason_to_train_everything_to
 def test_its_model_belongs_to_it(name, model) -> None:
     with pytest.raises(OptionError, match=r"Leave searcher\.model out"):
         make_searcher(name, SearcherOptions(model=model))
-
-
-def test_points_near_one_are_valid_and_differ_from_it_in_some_hyperparameters() -> None:
-    from lightning_hpo.searchers.candidates import Candidates
-
-    space = SearchSpace({"x": uniform(0.0, 1.0), "units": lograndint(4, 64), "act": choice(["a", "b", "c"])})
-    rng = np.random.default_rng(0)
-    point = space.encode({"x": 0.99, "units": 8, "act": "b"})
-    near = Candidates(space, frozenset(), point[None]).around(point, 300, rng)
-    configs = space.decode_many(near.encoded)
-    assert np.array_equal(space.encode_many(configs), near.encoded)
-    changed = {name: np.mean([c[name] != space.decode(point)[name] for c in configs]) for name in space.domains}
-    assert 0.35 < changed["x"] < 0.6 and 0.25 < changed["units"] < 0.6 and 0.05 < changed["act"] < 0.2
-    assert np.abs(near.encoded[:, space.columns("x")] - 0.99).max() < 0.5

@@ -53,8 +53,8 @@ def test_likelihood_and_gradient_are_those_of_the_gpytorch_kernel(name: str, see
         torch.testing.assert_close(ours[part], found[parameter].grad.reshape(-1), rtol=1e-7, atol=1e-8)
 
 
-def test_covariance_of_two_rungs_is_that_of_the_lower_one_times_the_ratio_of_scales() -> None:
-    """Autoregression by hand: f_1 = f_0 + an independent part, so cov(f_0, f_1) = var(f_0)."""
+def test_smooth_parts_have_the_variances_of_their_scales_and_the_correlation_of_autoregression() -> None:
+    """By hand: f_1 = f_0 + an independent part of variance 3 u, so var f_1 = 1 + 3 u and cov(f_0, f_1) = 1."""
     model = RungModel(RungCovariance(1, (1, 3)))
     values = {
         "noise": 0.0, "lengthscale": 0.5, "scale": [1.0, 2.0], "drift": 3.0, "own": 0.5, "own_drift": 0.25,
@@ -63,10 +63,11 @@ def test_covariance_of_two_rungs_is_that_of_the_lower_one_times_the_ratio_of_sca
     natural = model.space.natural(model.space.theta(values)[None])
     table = model.covariance.table(natural, model.covariance.positions)
     u = 1.0 - 1.0 / 3.0
+    root = math.sqrt(1.0 + 3.0 * u)
     assert table.shift is not None and table.own is not None
     for found, expected in (
-        (table.scales[0], [[1.0, 2.0], [2.0, 4.0 * (1.0 + 3.0 * u)]]),
-        (table.own, [[0.5, 1.0], [1.0, 4.0 * (0.5 + 0.25 * u)]]),
+        (table.scales[0], [[1.0, 2.0 / root], [2.0 / root, 4.0]]),
+        (table.own, [[0.5, 1.0 / root], [1.0 / root, 4.0 * (0.5 + 0.25 * u) / root**2]]),
         (table.shift, [[0.125, 0.125], [0.125, 0.25]]),
     ):
         torch.testing.assert_close(found[0], torch.tensor(expected, dtype=torch.float64))
@@ -114,20 +115,11 @@ def test_observations_between_rungs_are_refused() -> None:
         RungModel(RungCovariance(3, LEVELS)).negative_log_likelihood(Observations.from_rows([[0.1] * 3], [0.0], [4]))
 
 
-def test_good_trials_are_not_drawn_back_to_the_mean() -> None:
-    """One trial far better than the others at the first rung: it stays as far ahead at the next ones."""
-    model = RungModel(RungCovariance(1, LEVELS))
-    x = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)[:, None]
-    y = [0.0] * 9
-    y[4] = -3.0
-    theta = model.space.theta(
-        {
-            "noise": 1e-6, "lengthscale": 0.05, "scale": [1.0] * 3, "drift": 0.5, "own": 0.05, "own_drift": 0.1,
-            "settling": 0.5, "offset": 1e-3,
-        }
-    )  # fmt: skip
-    data = Observations.from_rows(x, y)
-    mean, covariance = model.posterior(data, theta).across(x[4:5])
-    torch.testing.assert_close(mean[0], torch.full((3,), float(mean[0, 0]), dtype=torch.float64))
-    spread = covariance[0].diagonal().sqrt()
-    assert spread[0] < spread[1] < spread[2] and float(spread[2]) < math.sqrt(2.0)
+def test_the_larger_a_rung_the_more_it_tells_of_the_next_one() -> None:
+    covariance = RungCovariance(1, (1, 3, 9, 27))
+    model = RungModel(covariance)
+    table = covariance.table(model.space.natural(model.space.initial[None]), covariance.positions)
+    smooth = table.scales[0][0]
+    correlation = smooth / (smooth.diagonal()[:, None] * smooth.diagonal()).sqrt()
+    told = [float(correlation[j, j + 1]) for j in range(3)]
+    assert told == sorted(told) and told[0] < 0.5 < 0.7 < told[-1] < 1.0
