@@ -138,10 +138,10 @@ def rung_parameters(n_levels: int) -> tuple[p.Parameter, ...]:
     """``scale`` per rung, and what the changes from rung to rung, the trial itself and the offsets contribute."""
     return (
         p.Parameter("scale", 1.0, 0.05, 20.0, prior=p.log_normal_prior(0.2, mode=1.0), size=n_levels),
-        p.Parameter("drift", 10.0, 1e-4, 1e4, prior=p.log_normal_prior(1.0, mode=10.0)),
+        p.Parameter("drift", 1.0, 1e-4, 1e4, prior=p.log_normal_prior(1.0, mode=1.0)),
         p.Parameter("own", 0.05, 1e-5, 10.0, prior=p.log_normal_prior(1.0, mode=0.05)),
         p.Parameter("own_drift", 0.1, 1e-5, 100.0, prior=p.log_normal_prior(1.0, mode=0.1)),
-        p.Parameter("settling", 0.1, 0.002, 5.0, prior=p.log_normal_prior(0.5, mode=0.1)),
+        p.Parameter("settling", 0.25, 0.002, 5.0, prior=p.log_normal_prior(0.5, mode=0.25)),
         p.Parameter("offset", 0.25, 1e-3, 25.0, prior=p.log_normal_prior(1.0, mode=0.25)),
     )
 

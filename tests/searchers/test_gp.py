@@ -454,6 +454,16 @@ def test_beside_a_diverged_trial_the_model_tells_the_others_apart():
     assert spread(True) > 0.1
 
 
+def test_a_model_of_all_rungs_sees_the_worst_at_three_spreads() -> None:
+    view = View(SearchSpace({"x": uniform(0.0, 1.0)}), max_t=3, rung_levels=(1,))
+    for value in (0.1, 0.2, 0.3, 0.4, 50.0):  # median 0.3, the best 0.2 below it
+        view.add({"x": value / 100}, value)
+    for name, highest in (("gp_rungs", 0.3 + 3 * 0.2), ("gp_independent", 0.3 + 10 * 0.2)):
+        options = SearcherOptions(model=name, limit_outliers=True)
+        model = fit_model(view, options, name, np.random.default_rng(0))
+        assert model.history.values.max() == pytest.approx(highest)
+
+
 def test_a_gpu_that_is_not_there_is_refused_with_the_fix() -> None:
     with pytest.raises(OptionError, match=r"Set searcher\.device to auto or cpu\.$"):
         choose_device(SearcherOptions(device="cuda:99"), 10)

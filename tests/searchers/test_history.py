@@ -195,6 +195,7 @@ def test_a_diverged_value_is_brought_near_the_others_of_its_level() -> None:
     # Medians 0.4 and 8.5, of all 8; the best are 0.2 and 5, of all 0.2: limits 0.4 + 10 * 7.8 and 8.5 + 10 * 7.8.
     np.testing.assert_allclose(limit_outliers(y, resource), [0.2, 0.4, 78.4, 5.0, 8.0, 86.5, 9.0])
     assert y[2] == 1e6  # the study's own data stay
+    np.testing.assert_allclose(limit_outliers(y, resource, far=3.0)[[2, 5]], [0.4 + 3 * 7.8, 8.5 + 3 * 7.8])
 
 
 def test_a_level_that_is_worse_as_a_whole_is_left_as_it_is() -> None:
