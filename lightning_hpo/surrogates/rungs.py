@@ -17,8 +17,9 @@ The value of the trial of configuration ``x`` at rung ``j``, whose resource is `
 So a rung tells as much about another as the data say, in both directions, and more about the trial itself than about
 its neighbours: that is needed to compare a paused trial that goes on with a new one. The correlation of the smooth
 parts of rungs ``j < k`` is ``sqrt((1 + drift u_j) / (1 + drift u_k))``: the larger the rung, the more alike are it and
-the next. It says nothing of their spreads, which are those of the scales: were they to grow with the drift, a model
-would have to choose between the spread that it sees and the changes of order that it sees.
+the next. Their spreads are those of the scales: were they to grow with the drift, a model would have to choose between
+the spread that it sees and the changes of order that it sees. Of the trial's own part the share falls where the drift
+is larger than ``own_drift``.
 
 Source: Kennedy, O'Hagan, *Predicting the output from a complex computer code when fast approximations are available*,
 Biometrika 87(1), 2000, for the autoregressive levels (their regression factors are ratios of ``s_j``). That new and
@@ -191,7 +192,8 @@ def rung_noise(covariance: RungCovariance, natural: p.Natural, resource: Tensor)
 
 
 class RungPosterior(DensePosterior):
-    """The posterior of the model above; the latent function is ``b + s (f + t)``, the trial's own part included."""
+    """The posterior of the model above; the latent function is ``b + s (f + t) / sqrt(1 + drift u)``, the trial's
+    own part included."""
 
     covariance: RungCovariance
 
