@@ -99,6 +99,20 @@ def damage(connection: sqlite3.Connection) -> str | None:
     return f"it holds {odd[0]!r}, which is no plain table" if odd else None
 
 
+def is_altered(connection: sqlite3.Connection) -> bool:
+    """Whether a table is not defined as in :data:`TABLES`.
+
+    The definition is text in the file, and no checksum of SQLite guards it. With one byte of it changed, ``number`` may
+    be no key any more, and every event would have the number NULL: a journal without events, to all appearances.
+    """
+    with contextlib.closing(sqlite3.connect(":memory:")) as ours:
+        for statement in TABLES.values():
+            ours.execute(statement)
+        # What they mean, not how they are written: tools that recover a database may write the same in other words.
+        columns = [f"PRAGMA table_info({name})" for name in TABLES]
+        return any(connection.execute(c).fetchall() != ours.execute(c).fetchall() for c in columns)
+
+
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All or nothing; durable when it is left without an exception."""

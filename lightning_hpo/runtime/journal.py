@@ -33,6 +33,7 @@ from lightning_hpo.runtime.database import (
     corrupt,
     damage,
     events_lost,
+    is_altered,
     new_file,
     publish,
     transaction,
@@ -355,6 +356,8 @@ def _check(folder: Path, connection: sqlite3.Connection) -> None:
             f"The study in {folder} was written by a newer version (schema {schema}, this one knows {SCHEMA}). "
             "Upgrade hydra-lightning-hpo to open it."
         )
+    if is_altered(connection):
+        raise corrupt(folder, "the definition of its tables is damaged")
 
 
 def _require(folder: Path) -> None:

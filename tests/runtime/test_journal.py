@@ -209,6 +209,18 @@ class TestDamage:
         else:
             assert found == ({**HEADER, "schema": 1}, [str(e) for e in EVENTS * 40])
 
+    @pytest.mark.parametrize("word", ["number", "INTEGER", "PRIMARY", "kind", "data", "crc"])
+    def test_a_damaged_definition_of_the_events_is_noticed_without_the_mark(self, tmp_path, word):
+        """Without its key the table would seem to hold no events."""
+        make(tmp_path)
+        (tmp_path / MARK_NAME).unlink()
+        content = (tmp_path / FILE_NAME).read_bytes()
+        end = content.index(word.encode(), content.index(b"CREATE TABLE event")) + len(word)
+        assert content[end : end + 1] == b" "
+        (tmp_path / FILE_NAME).write_bytes(content[:end] + b"A" + content[end + 1 :])
+        with pytest.raises(StudyCorrupt), Journal.open(tmp_path) as journal:
+            list(journal.events())
+
     @pytest.mark.parametrize("sixteenth", range(16))
     def test_a_truncated_file_is_refused(self, tmp_path, sixteenth):
         make_once(tmp_path)
