@@ -16,6 +16,7 @@ from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.searcher_options import SearcherOptions
 
 FAR = 10.0
+"""Spreads above the median from which on a value is an outlier."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def limit_outliers(y: np.ndarray, resource: np.ndarray | None = None, far: float
     Args:
         y: ``(n,)`` targets.
         resource: ``(n,)``; None: of one resource.
-        far: spreads.
+        far: distance of the limit from the median, in spreads.
     """
     limited = np.array(y, dtype=np.float64)
     if not len(limited):

@@ -22,9 +22,9 @@ the spread that it sees and the changes of order that it sees. Of the trial's ow
 is larger than ``own_drift``.
 
 Source: Kennedy, O'Hagan, *Predicting the output from a complex computer code when fast approximations are available*,
-Biometrika 87(1), 2000, for the autoregressive levels (their regression factors are ratios of ``s_j``). That new and
-paused trials come under one model is the idea of Swersky, Snoek, Adams, *Freeze-Thaw Bayesian Optimization*,
-arXiv:1406.3896.
+Biometrika 87(1), 2000, for the autoregressive levels (their regression factors are ratios of
+``s_j / sqrt(1 + drift u_j)``). That new and paused trials come under one model is the idea of Swersky, Snoek, Adams,
+*Freeze-Thaw Bayesian Optimization*, arXiv:1406.3896.
 """
 
 from __future__ import annotations
