@@ -139,6 +139,10 @@ class SearchView(Protocol):
     def failed(self) -> Set[int]: ...
 
     @property
+    def diverged(self) -> Mapping[int, int]:
+        """Trials that ended with a report that is not finite -> the resource of that report; no confirmations."""
+
+    @property
     def configs(self) -> Mapping[int, Config]:
         """Searched values of every trial but confirmations, by trial id."""
 

@@ -90,3 +90,8 @@ class Trial:
     def resource(self) -> int:
         """Largest resource reported so far, 0 before the first report."""
         return next(reversed(self.curve), 0)
+
+    @property
+    def last_value(self) -> float | None:
+        """The value of the last report, None before the first one."""
+        return next(reversed(self.curve.values()), None)

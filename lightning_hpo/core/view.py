@@ -68,6 +68,14 @@ class StudyView:
         return self._state.failed
 
     @property
+    def diverged(self) -> Mapping[int, int]:
+        return {
+            i: trial.resource
+            for i, trial in self._state.trials.items()
+            if trial.status.is_final and trial.confirms is None and not math.isfinite(trial.last_value or 0.0)
+        }
+
+    @property
     def configs(self) -> Mapping[int, Config]:
         return self._state.configs
 

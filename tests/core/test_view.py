@@ -19,6 +19,21 @@ class TestView:
         study.train(0, 0.5, math.nan, 0.7)
         assert study.state.view().curve(0) == {1: -0.5, 3: -0.7}
 
+    def test_what_ended_with_a_report_that_is_not_finite_has_diverged(self):
+        study = Driven(algorithm="random", max_t=3, confirm={"top": 1, "seeds": 1}, n_trials=5)
+        for trial, curve in enumerate([(0.5, math.nan, 0.4), (0.5, 0.4, math.inf), (0.5, -math.inf)]):
+            study.ready()
+            study.train(trial, *curve)
+        assert study.state.view().diverged == {1: 3}  # the last one still runs
+        study.fail(2)
+        assert study.state.view().diverged == {1: 3, 2: 2}
+        study.ready()
+        study.train(3, 0.3, 0.3, 0.3)
+        study.ready()  # a confirmation
+        assert study[4].confirms is not None
+        study.train(4, 0.5, 0.5, math.nan)
+        assert study.state.view().diverged == {1: 3, 2: 2}
+
     def test_epoch_cost_is_time_trained_without_pauses(self):
         study = promotion(max_t=9)
         study.time = 10.0

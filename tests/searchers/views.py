@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ class View:
     observations: list[Observation] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
+    diverged: dict[int, int] = field(default_factory=dict)
     configs: dict[int, dict[str, Any]] = field(default_factory=dict)
     initial_configs: list[dict[str, Any]] = field(default_factory=list)
     state: Mapping[str, Any] | None = None
@@ -47,9 +49,15 @@ class View:
     # -- telling the story of a study
 
     def add(self, config: dict[str, Any], *curve: float, failed: bool = False, pending: int | None = None) -> int:
-        """A trial with this configuration, the values it reported after 1, 2, .. units, and what it runs towards."""
+        """A trial with this configuration, the values it reported after 1, 2, .. units, and what it runs towards.
+
+        With a last value that is not finite it has diverged.
+        """
         trial_id = len(self.configs)
         self.configs[trial_id] = config
+        if curve and not math.isfinite(curve[-1]):
+            self.diverged[trial_id] = len(curve)
+            curve = curve[:-1]
         self.curves[trial_id] = dict(enumerate(curve, 1))
         if self.rung_levels:
             for resource in (*self.rung_levels, self.max_t):
