@@ -139,8 +139,12 @@ class SearchView(Protocol):
     def failed(self) -> Set[int]: ...
 
     @property
-    def diverged(self) -> Mapping[int, int]:
-        """Trials that ended with a report that is not finite -> the resource of that report; no confirmations."""
+    def infeasible(self) -> Mapping[int, int]:
+        """Trials whose configurations cannot be trained -> the resource of which that is known; no confirmations.
+
+        They ended with a report that is not finite, or failed before the first one (it is the first milestone then).
+        A trial that failed later could be trained: that tells of the machine, not of the configuration.
+        """
 
     @property
     def configs(self) -> Mapping[int, Config]:

@@ -66,7 +66,7 @@ class SearcherOptions:
     normalize_targets: bool = True
     """Standardise the targets."""
     limit_outliers: bool = False
-    """Bring targets near that are far worse than the median of their level, as of trials that diverged; NaN counts as the worst."""
+    """Bring targets near that are far worse than the median of their level, as of trials that diverged or failed."""
     separate_noise_variances: bool = False
     """gp_independent: one noise variance per level."""
     expdecay_normalize_inputs: bool = False

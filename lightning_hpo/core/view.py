@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_hpo.core.observations import bounded
 from lightning_hpo.core.searcher import Observation, Pending
-from lightning_hpo.core.trial import Config, TrialStatus
+from lightning_hpo.core.trial import Config, Trial, TrialStatus
 
 if TYPE_CHECKING:
     from lightning_hpo.core.record import StudyRecord
@@ -68,11 +68,11 @@ class StudyView:
         return self._state.failed
 
     @property
-    def diverged(self) -> Mapping[int, int]:
+    def infeasible(self) -> Mapping[int, int]:
         return {
-            i: trial.resource
+            i: trial.resource or trial.milestone
             for i, trial in self._state.trials.items()
-            if trial.status.is_final and trial.confirms is None and not math.isfinite(trial.last_value or 0.0)
+            if trial.status.is_final and trial.confirms is None and _is_infeasible(trial)
         }
 
     @property
@@ -116,3 +116,9 @@ class StudyView:
             return None
         spent = state.trials[trial_id].cost or state.busy_seconds(trial_id)
         return spent / resource if spent > 0 else None
+
+
+def _is_infeasible(trial: Trial) -> bool:
+    if trial.last_value is None:
+        return trial.status is TrialStatus.FAILED
+    return not math.isfinite(trial.last_value)

@@ -27,7 +27,7 @@ from lightning_hpo.searchers.history import (
     needs_refit,
     rung_medians,
     single_fidelity,
-    with_diverged,
+    with_infeasible,
 )
 from lightning_hpo.surrogates.additive import ExponentialDecayModel, InnovationModel
 from lightning_hpo.surrogates.data import Observations
@@ -66,12 +66,13 @@ def history_of(view: SearchView, name: str) -> History:
     return multi_fidelity(view, at_levels_only=name == "gp_independent")
 
 
-def _diverged_at(view: SearchView, name: str, observed: Container[int]) -> list[tuple[int, int]]:
-    """Where a model is told of the trials that diverged: ``(trial, resource)``.
+def _infeasible_at(view: SearchView, name: str, observed: Container[int]) -> list[tuple[int, int]]:
+    """Where a model is told of infeasible configurations: ``(trial, resource)``.
 
-    A model of all rungs is told at every rung where something was observed: what diverged is as bad at all of them, and
-    it would not believe that of the next rung because it is so at this one. Of a model per rung this would have the
-    highest ones judge by little else, so it is told at the first rung alone, as of a trial that was not promoted.
+    A model of all rungs is told at every rung beyond the last report that was finite, where others were observed: they
+    are as bad at all of them, and it would not believe that of the next rung because it is so at this one. Of a model
+    per rung this would have the highest ones judge by little else, so it is told at the rung where it showed, as of a
+    trial that was not promoted.
 
     Args:
         observed: resources with observations.
@@ -79,12 +80,14 @@ def _diverged_at(view: SearchView, name: str, observed: Container[int]) -> list[
     if name in ADDITIVE:
         return []  # a value that no curve goes through would be taken for the course of one
     if name == SINGLE_FIDELITY:
-        return [(trial, 1) for trial in view.diverged]
+        return [(trial, 1) for trial in view.infeasible]
     levels = (*view.rung_levels, view.max_t)
     places = []
-    for trial, last in view.diverged.items():
-        first, *above = (level for level in levels if level >= min(last, view.max_t))
-        places += [(trial, first), *((trial, level) for level in above if name == RUNGS and level in observed)]
+    for trial, known_at in view.infeasible.items():
+        showed = next(level for level in levels if level >= min(known_at, view.max_t))
+        last = max(view.curve(trial), default=0)
+        more = (level for level in levels if name == RUNGS and level > last and level in observed)
+        places += [(trial, level) for level in dict.fromkeys([showed, *more])]
     return places
 
 
@@ -163,7 +166,7 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
         history = dataclasses.replace(
             history, values=limit_outliers(history.values, np.array(history.observed.resources), far)
         )
-        history = with_diverged(history, view, _diverged_at(view, name, history.counts()))
+        history = with_infeasible(history, view, _infeasible_at(view, name, history.counts()))
     surrogate = make_surrogate(view, name, options)
     normalisation = normalise(history.values, options, options.reward_offset(view.mode))
     data = _observations(history, normalisation, name, options, rng)

@@ -17,9 +17,9 @@ from lightning_hpo.core.searcher_options import SearcherOptions
 
 FAR = 10.0
 """Spreads above the median from which on a value is an outlier."""
-_DIVERGED = 3.0
-"""Spreads above the median at which a diverged trial is placed. Whole regions may diverge: so that the others can still
-be told apart, it is not placed as far as one outlier may lie."""
+_INFEASIBLE = 3.0
+"""Spreads above the median at which infeasible configurations are placed: not as far as one outlier may lie, since it
+may be so in half of the space, and the other trials must still be told apart."""
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,14 @@ def _middle_and_spread(here: np.ndarray, everywhere: np.ndarray) -> tuple[float,
     return middle, max(middle - float(here.min()), float(np.median(everywhere) - everywhere.min()))
 
 
-def with_diverged(history: History, view: SearchView, places: Sequence[tuple[int, int]]) -> History:
-    """The history, and trials that diverged as the worst of their levels.
+def with_infeasible(history: History, view: SearchView, places: Sequence[tuple[int, int]]) -> History:
+    """The history, and infeasible configurations as the worst of their levels.
 
     Their value is the worst observed at the level, or three spreads (see :func:`limit_outliers`) above the median if
     that is more; of a level where nothing is observed, median and worst are those of all.
 
     Args:
-        places: the trials, and levels that they did not reach because they diverged.
+        places: trials, and levels at which they are added.
     """
     observed, values = history.observed, history.values
     resources = np.array(observed.resources)
@@ -179,8 +179,8 @@ def with_diverged(history: History, view: SearchView, places: Sequence[tuple[int
     for level in {level for _, level in added}:
         here = values[resources == level] if level in observed.resources else values
         middle, spread = _middle_and_spread(here, values)
-        # Where all are equal, what diverged is to be worse all the same.
-        worst[level] = max(float(here.max()), middle + (_DIVERGED * spread or abs(middle) or 1.0))
+        # Where all are equal, these are to be worse all the same.
+        worst[level] = max(float(here.max()), middle + (_INFEASIBLE * spread or abs(middle) or 1.0))
     return History(
         Points.of(view, [*known, *added]),
         np.append(values, [worst[level] for _, level in added]),

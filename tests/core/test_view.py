@@ -9,6 +9,7 @@ import pytest
 from lightning_hpo.core.events import (
     WorkerReady,
 )
+from lightning_hpo.core.trial import TrialStatus
 from tests.core.driving import Driven, promotion
 
 
@@ -19,20 +20,37 @@ class TestView:
         study.train(0, 0.5, math.nan, 0.7)
         assert study.state.view().curve(0) == {1: -0.5, 3: -0.7}
 
-    def test_what_ended_with_a_report_that_is_not_finite_has_diverged(self):
+    def test_what_ended_with_a_report_that_is_not_finite_or_failed_without_any_is_infeasible(self):
         study = Driven(algorithm="random", max_t=3, confirm={"top": 1, "seeds": 1}, n_trials=5)
         for trial, curve in enumerate([(0.5, math.nan, 0.4), (0.5, 0.4, math.inf), (0.5, -math.inf)]):
             study.ready()
             study.train(trial, *curve)
-        assert study.state.view().diverged == {1: 3}  # the last one still runs
+        assert study.state.view().infeasible == {1: 3}  # the last one still runs
         study.fail(2)
-        assert study.state.view().diverged == {1: 3, 2: 2}
+        assert study.state.view().infeasible == {1: 3, 2: 2}
         study.ready()
         study.train(3, 0.3, 0.3, 0.3)
         study.ready()  # a confirmation
         assert study[4].confirms is not None
         study.train(4, 0.5, 0.5, math.nan)
-        assert study.state.view().diverged == {1: 3, 2: 2}
+        assert study.state.view().infeasible == {1: 3, 2: 2}
+
+    def test_what_failed_before_its_first_report_is_infeasible_at_its_first_milestone(self):
+        study = promotion(max_t=9, brackets=2, random_seed=1, max_failures_in_a_row=100)
+        for trial in range(12):
+            study.ready()
+            study.fail(trial)
+        milestones = {trial: (1, 3)[study[trial].bracket] for trial in range(12)}
+        assert set(milestones.values()) == {1, 3}
+        assert study.state.view().infeasible == milestones
+
+    def test_what_failed_after_a_finite_report_is_not(self):
+        study = Driven(algorithm="random", max_t=3)
+        study.ready()
+        study.train(0, 0.5)
+        study.fail(0)
+        assert study[0].status is TrialStatus.FAILED
+        assert study.state.view().infeasible == {}
 
     def test_epoch_cost_is_time_trained_without_pauses(self):
         study = promotion(max_t=9)

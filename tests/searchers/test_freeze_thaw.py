@@ -118,9 +118,9 @@ def test_a_whole_study_finds_the_minimum(scale, mode) -> None:
 
 
 @pytest.mark.parametrize("rule", ["searcher", "rank"])
-@pytest.mark.parametrize("odd", [math.nan, math.inf])
-def test_where_trials_diverge_at_once_the_default_looks_no_longer(rule, odd) -> None:
-    """Whatever is in the upper half of ``x`` diverges: a few of its trials are enough to know."""
+@pytest.mark.parametrize("odd", [math.nan, math.inf, None])
+def test_where_trials_diverge_or_fail_at_once_the_default_looks_no_longer(rule, odd) -> None:
+    """Whatever is in the upper half of ``x`` diverges or (None) fails: a few of its trials are enough to know."""
     study = Study.create(
         {"x": uniform(0.0, 1.0), "y": uniform(0.0, 1.0)},
         metric="loss",
@@ -134,6 +134,9 @@ def test_where_trials_diverge_at_once_the_default_looks_no_longer(rule, odd) -> 
         config = study.trials[work.trial_id].config
         r = 1 if isinstance(work, Start) else work.from_resource + 1
         value = (config["x"] - 0.2) ** 2 + (config["y"] - 0.7) ** 2
+        if config["x"] > 0.5 and odd is None:
+            study.fail(work.trial_id, f"CUDA out of memory at {config['x']}")
+            continue
         while study.tell(work.trial_id, r, value + 0.5 / r if config["x"] < 0.5 else odd) == "continue" and r < 9:
             r += 1
     diverged = [t for t in study.trials.values() if t.config["x"] > 0.5]

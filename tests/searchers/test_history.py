@@ -18,7 +18,7 @@ from lightning_hpo.searchers.history import (
     promotion_cuts,
     single_fidelity,
     too_early,
-    with_diverged,
+    with_infeasible,
 )
 from tests.searchers.views import View
 
@@ -217,7 +217,7 @@ def test_what_diverged_is_the_worst_of_its_level() -> None:
         view.add({"x": value}, value)
     view.add({"x": 1.0}, 5.0, 4.0, 0.4)
     diverged = view.add({"x": 9.0}, math.nan)
-    history = with_diverged(multi_fidelity(view, True), view, [(diverged, 1), (diverged, 3), (diverged, 9)])
+    history = with_infeasible(multi_fidelity(view, True), view, [(diverged, 1), (diverged, 3), (diverged, 9)])
     assert history.observed.trial_ids[-3:] == (diverged,) * 3
     assert history.observed.resources[-3:] == (1, 3, 9)
     np.testing.assert_allclose(history.observed.inputs[-3:], 0.9)
@@ -230,9 +230,9 @@ def test_what_diverged_is_the_worst_of_its_level() -> None:
 def test_what_diverged_is_worse_than_equal_values_and_nothing_without_any() -> None:
     view = View(LINE, rung_levels=(1, 3))
     diverged = view.add({"x": 9.0}, math.inf)
-    assert len(with_diverged(multi_fidelity(view, True), view, [(diverged, 1)])) == 0
+    assert len(with_infeasible(multi_fidelity(view, True), view, [(diverged, 1)])) == 0
     view.add({"x": 1.0}, 0.25)
-    assert with_diverged(multi_fidelity(view, True), view, [(diverged, 1)]).values.tolist() == [0.25, 0.5]
+    assert with_infeasible(multi_fidelity(view, True), view, [(diverged, 1)]).values.tolist() == [0.25, 0.5]
 
 
 @given(
@@ -244,7 +244,7 @@ def test_what_diverged_is_never_better_than_what_did_not(values: list[float], le
     for value in values:
         view.add({"x": 1.0}, value)
     diverged = view.add({"x": 9.0}, math.nan)
-    told = with_diverged(multi_fidelity(view, True), view, [(diverged, level) for level in levels])
+    told = with_infeasible(multi_fidelity(view, True), view, [(diverged, level) for level in levels])
     assert len(told) == len(values) + len(levels)
     assert (told.values[len(values) :] >= max(values)).all()
     assert np.isfinite(told.values).all()

@@ -24,7 +24,7 @@ class View:
     observations: list[Observation] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
-    diverged: dict[int, int] = field(default_factory=dict)
+    infeasible: dict[int, int] = field(default_factory=dict)
     configs: dict[int, dict[str, Any]] = field(default_factory=dict)
     initial_configs: list[dict[str, Any]] = field(default_factory=list)
     state: Mapping[str, Any] | None = None
@@ -51,12 +51,12 @@ class View:
     def add(self, config: dict[str, Any], *curve: float, failed: bool = False, pending: int | None = None) -> int:
         """A trial with this configuration, the values it reported after 1, 2, .. units, and what it runs towards.
 
-        With a last value that is not finite it has diverged.
+        It is infeasible with a last value that is not finite, and if it failed without any.
         """
         trial_id = len(self.configs)
         self.configs[trial_id] = config
         if curve and not math.isfinite(curve[-1]):
-            self.diverged[trial_id] = len(curve)
+            self.infeasible[trial_id] = len(curve)
             curve = curve[:-1]
         self.curves[trial_id] = dict(enumerate(curve, 1))
         if self.rung_levels:
@@ -69,6 +69,8 @@ class View:
             self.pending.append(Pending(trial_id, pending))
         if failed:
             self.failed.add(trial_id)
+            if not curve:
+                self.infeasible[trial_id] = self.request().milestone
         return trial_id
 
     def confirm(self, trial_id: int, *curves: Sequence[float]) -> None:
