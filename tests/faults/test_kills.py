@@ -207,12 +207,12 @@ def test_a_trial_that_hangs_leaves_its_stacks_and_is_tried_again(killed_study):
 
 def test_a_launcher_that_was_stopped_for_a_while_takes_no_trial_for_hung(killed_study):
     """Ctrl-Z and ``fg``, or a machine that was frozen."""
-    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "sleep=0.2", "hydra.launcher.epoch_timeout=2.5"]
+    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "sleep=0.2", "hydra.launcher.epoch_timeout=6"]
     killed_study.ensure_launched()
     killed_study.wait_for(lambda: len(killed_study.trials()) == 2, "two trials run")
     time.sleep(0.3)
     os.kill(killed_study.running.pid, signal.SIGSTOP)
-    time.sleep(4.0)
+    time.sleep(8.0)  # longer than the timeout, which no epoch of a busy machine takes
     os.kill(killed_study.running.pid, signal.SIGCONT)
     killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
     killed_study.check_end()
