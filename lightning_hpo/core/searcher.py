@@ -140,10 +140,10 @@ class SearchView(Protocol):
 
     @property
     def infeasible(self) -> Mapping[int, int]:
-        """Trials whose configurations cannot be trained -> the resource of which that is known; no confirmations.
+        """Trials that came to nothing -> the resource at which that showed; no confirmations.
 
-        They ended with a report that is not finite, or failed before the first one (it is the first milestone then).
-        A trial that failed later could be trained: that tells of the machine, not of the configuration.
+        They ended with a report that is not finite, or with an error before the first one (resource 1). What failed
+        later could be trained, and what was lost with its process or machine says nothing of its configuration.
         """
 
     @property

@@ -66,7 +66,9 @@ class SearcherOptions:
     normalize_targets: bool = True
     """Standardise the targets."""
     limit_outliers: bool = False
-    """Bring targets near that are far worse than the median of their level, as of trials that diverged or failed."""
+    """Bring targets near that are far worse than the median of their level, as of trials that diverged."""
+    avoid_infeasible: bool = False
+    """Propose nothing where the nearest trials diverged or failed."""
     separate_noise_variances: bool = False
     """gp_independent: one noise variance per level."""
     expdecay_normalize_inputs: bool = False

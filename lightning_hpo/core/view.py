@@ -70,7 +70,7 @@ class StudyView:
     @property
     def infeasible(self) -> Mapping[int, int]:
         return {
-            i: trial.resource or trial.milestone
+            i: trial.resource or 1
             for i, trial in self._state.trials.items()
             if trial.status.is_final and trial.confirms is None and _is_infeasible(trial)
         }
@@ -120,5 +120,5 @@ class StudyView:
 
 def _is_infeasible(trial: Trial) -> bool:
     if trial.last_value is None:
-        return trial.status is TrialStatus.FAILED
+        return trial.status is TrialStatus.FAILED and not trial.failures
     return not math.isfinite(trial.last_value)

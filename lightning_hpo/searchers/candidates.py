@@ -12,6 +12,7 @@ from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import Config
 from lightning_hpo.searchers.base import allowed_configs
+from lightning_hpo.searchers.feasibility import Feasibility
 
 _REFINED = 5
 """At most so many of the best candidates are refined: where five refined ones are known already, another is no help."""
@@ -32,12 +33,21 @@ class Candidates:
     def draw(
         cls, view: SearchView, options: SearcherOptions, excluded: Set[str], rng: np.random.Generator
     ) -> Candidates:
-        """``num_init_candidates`` draws; known ones among them are sorted out when they would be chosen."""
+        """``num_init_candidates`` draws; known ones among them are sorted out when they would be chosen.
+
+        With ``avoid_infeasible`` those are left out where trials come to nothing.
+        """
         allowed = allowed_configs(view, options, excluded)
         if allowed is None:
-            return cls(view.space, excluded, view.space.sample_encoded(rng, options.num_init_candidates))
-        chosen = [allowed[i] for i in rng.permutation(len(allowed))[: options.num_init_candidates]]
-        return cls(view.space, excluded, view.space.encode_many(chosen), chosen)
+            encoded = view.space.sample_encoded(rng, options.num_init_candidates)
+            chosen = None
+        else:
+            chosen = [allowed[i] for i in rng.permutation(len(allowed))[: options.num_init_candidates]]
+            encoded = view.space.encode_many(chosen)
+        if options.avoid_infeasible:
+            kept = np.flatnonzero(Feasibility.of(view).allows(encoded, rng))
+            encoded, chosen = encoded[kept], chosen and [chosen[i] for i in kept]
+        return cls(view.space, excluded, encoded, chosen)
 
     def choose(self, scores: np.ndarray, refine: Callable[[np.ndarray], np.ndarray] | None) -> Config | None:
         """The first configuration that is not excluded, by increasing score.

@@ -7,7 +7,6 @@ again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,6 @@ from lightning_hpo.searchers.history import (
     needs_refit,
     rung_medians,
     single_fidelity,
-    with_infeasible,
 )
 from lightning_hpo.surrogates.additive import ExponentialDecayModel, InnovationModel
 from lightning_hpo.surrogates.data import Observations
@@ -64,31 +62,6 @@ def history_of(view: SearchView, name: str) -> History:
     if name == RUNGS:
         return rung_medians(view)
     return multi_fidelity(view, at_levels_only=name == "gp_independent")
-
-
-def _infeasible_at(view: SearchView, name: str, observed: Container[int]) -> list[tuple[int, int]]:
-    """Where a model is told of infeasible configurations: ``(trial, resource)``.
-
-    A model of all rungs is told at every rung beyond the last report that was finite, where others were observed: they
-    are as bad at all of them, and it would not believe that of the next rung because it is so at this one. Of a model
-    per rung this would have the highest ones judge by little else, so it is told at the rung where it showed, as of a
-    trial that was not promoted.
-
-    Args:
-        observed: resources with observations.
-    """
-    if name in ADDITIVE:
-        return []  # a value that no curve goes through would be taken for the course of one
-    if name == SINGLE_FIDELITY:
-        return [(trial, 1) for trial in view.infeasible]
-    levels = (*view.rung_levels, view.max_t)
-    places = []
-    for trial, known_at in view.infeasible.items():
-        showed = next(level for level in levels if level >= min(known_at, view.max_t))
-        last = max(view.curve(trial), default=0)
-        more = (level for level in levels if name == RUNGS and level > last and level in observed)
-        places += [(trial, level) for level in dict.fromkeys([showed, *more])]
-    return places
 
 
 def make_surrogate(view: SearchView, name: str, options: SearcherOptions) -> Surrogate:
@@ -166,7 +139,6 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
         history = dataclasses.replace(
             history, values=limit_outliers(history.values, np.array(history.observed.resources), far)
         )
-        history = with_infeasible(history, view, _infeasible_at(view, name, history.counts()))
     surrogate = make_surrogate(view, name, options)
     normalisation = normalise(history.values, options, options.reward_offset(view.mode))
     data = _observations(history, normalisation, name, options, rng)

@@ -17,9 +17,6 @@ from lightning_hpo.core.searcher_options import SearcherOptions
 
 FAR = 10.0
 """Spreads above the median from which on a value is an outlier."""
-_INFEASIBLE = 3.0
-"""Spreads above the median at which infeasible configurations are placed: not as far as one outlier may lie, since it
-may be so in half of the space, and the other trials must still be told apart."""
 
 
 @dataclass(frozen=True)
@@ -146,46 +143,14 @@ def limit_outliers(y: np.ndarray, resource: np.ndarray | None = None, far: float
     if not len(limited):
         return limited
     resource = np.zeros(len(limited), dtype=np.int64) if resource is None else resource
+    in_all = float(np.median(limited) - limited.min())
     for level in np.unique(resource):
         here = resource == level
-        middle, spread = _middle_and_spread(y[here], y)
+        middle = float(np.median(limited[here]))
+        spread = max(in_all, middle - float(limited[here].min()))
         if spread > 0.0:
             limited[here] = np.minimum(limited[here], middle + far * spread)
     return limited
-
-
-def _middle_and_spread(here: np.ndarray, everywhere: np.ndarray) -> tuple[float, float]:
-    """Median of a level's targets, and what the best is below it, there or among all targets, whichever is more."""
-    middle = float(np.median(here))
-    return middle, max(middle - float(here.min()), float(np.median(everywhere) - everywhere.min()))
-
-
-def with_infeasible(history: History, view: SearchView, places: Sequence[tuple[int, int]]) -> History:
-    """The history, and infeasible configurations as the worst of their levels.
-
-    Their value is the worst observed at the level, or three spreads (see :func:`limit_outliers`) above the median if
-    that is more; of a level where nothing is observed, median and worst are those of all.
-
-    Args:
-        places: trials, and levels at which they are added.
-    """
-    observed, values = history.observed, history.values
-    resources = np.array(observed.resources)
-    known = [*zip(observed.trial_ids, observed.resources, strict=True)]
-    added = [place for place in places if place not in set(known)]
-    if not added or not known:
-        return history
-    worst = {}
-    for level in {level for _, level in added}:
-        here = values[resources == level] if level in observed.resources else values
-        middle, spread = _middle_and_spread(here, values)
-        # Where all are equal, these are to be worse all the same.
-        worst[level] = max(float(here.max()), middle + (_INFEASIBLE * spread or abs(middle) or 1.0))
-    return History(
-        Points.of(view, [*known, *added]),
-        np.append(values, [worst[level] for _, level in added]),
-        history.pending,
-    )
 
 
 def too_early(view: SearchView, options: SearcherOptions) -> str | None:

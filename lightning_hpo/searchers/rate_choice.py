@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_hpo.core.searcher import SearchView, Suggestion
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.searchers.candidates import Candidates
+from lightning_hpo.searchers.feasibility import Feasibility
 from lightning_hpo.searchers.gp_model import FittedModel
 from lightning_hpo.searchers.proposal import excluded_keys, place
 from lightning_hpo.surrogates.rate import improvement_rates
@@ -42,7 +43,9 @@ def choose(
     """
     with torch.no_grad():
         outlook = _Outlook.of(view, options, model)
-        best = max((*_paused(view, outlook), *_new(view, options, outlook, rng)), key=lambda o: o.rate, default=None)
+        best = max(
+            (*_paused(view, options, outlook), *_new(view, options, outlook, rng)), key=lambda o: o.rate, default=None
+        )
     if best is None:
         return None
     reason = (
@@ -67,12 +70,13 @@ def _new(view: SearchView, options: SearcherOptions, outlook: _Outlook, rng: np.
         yield _Option(float(rate), int(milestone), None, config)
 
 
-def _paused(view: SearchView, outlook: _Outlook) -> Iterator[_Option]:
+def _paused(view: SearchView, options: SearcherOptions, outlook: _Outlook) -> Iterator[_Option]:
     """The best paused trial of every rung."""
     by_rung: dict[int, list[int]] = {}
+    in_vain = Feasibility.of(view).waiting_in_vain if options.avoid_infeasible else frozenset()
     for trial, resource in view.paused.items():
         passed = sum(level <= resource for level in outlook.levels)
-        if trial in outlook.numbers and passed < len(outlook.levels):
+        if trial in outlook.numbers and passed < len(outlook.levels) and trial not in in_vain:
             by_rung.setdefault(passed, []).append(trial)
     for passed, trials in sorted(by_rung.items()):
         rates, milestones = outlook.rates_of(trials, passed)

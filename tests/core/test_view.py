@@ -35,14 +35,14 @@ class TestView:
         study.train(4, 0.5, 0.5, math.nan)
         assert study.state.view().infeasible == {1: 3, 2: 2}
 
-    def test_what_failed_before_its_first_report_is_infeasible_at_its_first_milestone(self):
-        study = promotion(max_t=9, brackets=2, random_seed=1, max_failures_in_a_row=100)
-        for trial in range(12):
-            study.ready()
-            study.fail(trial)
-        milestones = {trial: (1, 3)[study[trial].bracket] for trial in range(12)}
-        assert set(milestones.values()) == {1, 3}
-        assert study.state.view().infeasible == milestones
+    def test_what_failed_before_its_first_report_is_infeasible_but_not_what_was_lost(self):
+        study = Driven(algorithm="random", max_t=3, max_retries=0, max_failures_in_a_row=100)
+        study.ready()
+        study.fail(0)
+        study.ready()
+        study.lose(1)
+        assert [study[i].status for i in (0, 1)] == [TrialStatus.FAILED] * 2
+        assert study.state.view().infeasible == {0: 1}
 
     def test_what_failed_after_a_finite_report_is_not(self):
         study = Driven(algorithm="random", max_t=3)

@@ -57,7 +57,7 @@ def test_what_is_not_finite_at_a_rung_ends_the_trial(name, odd):
 @pytest.mark.parametrize("odd", ODD, ids=str)
 @pytest.mark.parametrize("searcher", ["random", "kde", "bayesopt", "hypertune"])
 def test_no_searcher_learns_from_what_is_not_finite(searcher, odd):
-    """Its proposal is the same as if the reports had not come, unless ``limit_outliers`` says otherwise."""
+    """Its proposal is the same as if the reports had not come, unless ``avoid_infeasible`` says otherwise."""
     name = next(n for n, a in ALGORITHMS.items() if a.searcher == searcher and n != "default")
     proposals = []
     for bad in (odd, None):

@@ -117,57 +117,6 @@ def test_a_whole_study_finds_the_minimum(scale, mode) -> None:
     assert any("; EI" in trial.reason for trial in study.trials.values())
 
 
-@pytest.mark.parametrize("rule", ["searcher", "rank"])
-@pytest.mark.parametrize("odd", [math.nan, math.inf, None])
-def test_where_trials_diverge_or_fail_at_once_the_default_looks_no_longer(rule, odd) -> None:
-    """Whatever is in the upper half of ``x`` diverges or (None) fails: a few of its trials are enough to know."""
-    study = Study.create(
-        {"x": uniform(0.0, 1.0), "y": uniform(0.0, 1.0)},
-        metric="loss",
-        max_t=9,
-        random_seed=0,
-        points_to_evaluate=[],
-        promotion_rule=rule,
-        n_trials=40,
-    )
-    while len(study.trials) < 40 and (work := study.ask()) is not None:
-        config = study.trials[work.trial_id].config
-        r = 1 if isinstance(work, Start) else work.from_resource + 1
-        value = (config["x"] - 0.2) ** 2 + (config["y"] - 0.7) ** 2
-        if config["x"] > 0.5 and odd is None:
-            study.fail(work.trial_id, f"CUDA out of memory at {config['x']}")
-            continue
-        while study.tell(work.trial_id, r, value + 0.5 / r if config["x"] < 0.5 else odd) == "continue" and r < 9:
-            r += 1
-    diverged = [t for t in study.trials.values() if t.config["x"] > 0.5]
-    assert diverged and all(t.status.is_final and t.attempt == 1 for t in diverged)
-    assert sum(t.config["x"] > 0.5 for t in list(study.trials.values())[10:]) <= 6  # 15 would be by chance
-    assert any("EI" in t.reason for t in study.trials.values())
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_where_the_best_diverge_later_the_default_trains_others_to_the_end(seed) -> None:
-    """The minimum at ``x = 0.6`` cannot be had: beyond the rung at 3 all that is above ``x = 0.5`` diverges."""
-    study = Study.create(
-        {"x": uniform(0.0, 1.0), "y": uniform(0.0, 1.0)},
-        metric="loss",
-        max_t=9,
-        random_seed=seed,
-        points_to_evaluate=[],
-    )
-    trained = 0
-    while trained < 300 and (work := study.ask()) is not None:
-        config = study.trials[work.trial_id].config
-        r = 0 if isinstance(work, Start) else work.from_resource
-        verdict = "continue"
-        while verdict == "continue" and r < 9:
-            r, trained = r + 1, trained + 1
-            value = (config["x"] - 0.6) ** 2 + (config["y"] - 0.7) ** 2 + 0.5 / r
-            verdict = study.tell(work.trial_id, r, math.nan if config["x"] > 0.5 and r > 3 else value)
-    complete = [t for t in study.trials.values() if t.resource == 9]
-    assert sum(math.isfinite(t.last_value or 0.0) for t in complete) >= len(complete) / 2
-
-
 @pytest.mark.parametrize("rises", [True, False])
 def test_values_that_rise_with_the_resource_are_no_reason_to_train_everything_to_the_end(rises) -> None:
     """The low values of low rungs are out of reach at max_t: they are not what is to be improved on."""

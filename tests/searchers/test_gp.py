@@ -464,48 +464,6 @@ def test_a_model_of_all_rungs_sees_the_worst_at_three_spreads() -> None:
         assert model.history.values.max() == pytest.approx(highest)
 
 
-def test_which_rungs_a_model_is_told_of_a_trial_that_diverged() -> None:
-    """One model of all rungs: every observed one from there on. A model per rung: where it showed. Of curves: none."""
-    view = parabola(9, reports=(9, 3, 1), rung_levels=(1, 3))
-    view.observations = [o for o in view.observations if o.resource < 9]
-    diverged = view.add({"x": 0.95}, 0.4, math.nan)
-    told = {"gp_rungs": [1, 3], "gp_independent": [1, 3], "gp_multitask": [1, 3], "gp_expdecay": [1], "gp_issm": [1]}
-    early = view.add({"x": 0.9}, -math.inf)
-    told_early = {"gp_rungs": [1, 3], "gp_independent": [1], "gp_multitask": [1], "gp_expdecay": [], "gp_issm": []}
-    for name, resources in told.items():
-        options = SearcherOptions(model=name, limit_outliers=True, opt_maxiter=1, opt_nstarts=1)
-        observed = fit_model(view, options, name, np.random.default_rng(0)).history.observed
-        places = list(zip(observed.trial_ids, observed.resources, strict=True))
-        assert [r for trial, r in places if trial == diverged] == resources, name
-        assert [r for trial, r in places if trial == early] == told_early[name], name
-
-
-def test_without_the_option_a_model_is_told_nothing_of_what_diverged_or_failed() -> None:
-    for rung_levels in ((), (1, 3)):
-        view = parabola(9, rung_levels=rung_levels)
-        view.add({"x": 0.95}, math.nan)
-        view.add({"x": 0.97}, failed=True)
-        name = "gp_independent" if rung_levels else "single_fidelity"
-        for limited in (False, True):
-            options = SearcherOptions(limit_outliers=limited, opt_maxiter=1, opt_nstarts=1)
-            observed = fit_model(view, options, name, np.random.default_rng(0)).history.observed
-            assert (9 in observed.trial_ids) is limited
-            assert (10 in observed.trial_ids) is limited
-
-
-def test_what_failed_after_its_first_report_is_no_worse_than_that() -> None:
-    view = parabola(9, rung_levels=(1, 3))
-    view.add({"x": 0.95}, 0.4, failed=True)
-    options = SearcherOptions(model="gp_rungs", limit_outliers=True, opt_maxiter=1, opt_nstarts=1)
-    history = fit_model(view, options, "gp_rungs", np.random.default_rng(0)).history
-    found = [
-        (r, v)
-        for i, r, v in zip(history.observed.trial_ids, history.observed.resources, history.values, strict=True)
-        if i == 9
-    ]
-    assert found == [(1, 0.4)]
-
-
 def test_a_gpu_that_is_not_there_is_refused_with_the_fix() -> None:
     with pytest.raises(OptionError, match=r"Set searcher\.device to auto or cpu\.$"):
         choose_device(SearcherOptions(device="cuda:99"), 10)

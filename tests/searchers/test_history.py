@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +16,6 @@ from lightning_hpo.searchers.history import (
     promotion_cuts,
     single_fidelity,
     too_early,
-    with_infeasible,
 )
 from tests.searchers.views import View
 
@@ -209,45 +206,6 @@ def test_a_level_that_is_worse_as_a_whole_is_left_as_it_is() -> None:
 
 def test_where_most_values_are_equal_no_other_is_moved() -> None:
     np.testing.assert_array_equal(limit_outliers(np.array([0.9, 0.3, 0.3, 0.3])), [0.9, 0.3, 0.3, 0.3])
-
-
-def test_what_diverged_is_the_worst_of_its_level() -> None:
-    view = View(LINE, rung_levels=(1, 3))
-    for value in (0.5, 0.6, 0.7):
-        view.add({"x": value}, value)
-    view.add({"x": 1.0}, 5.0, 4.0, 0.4)
-    diverged = view.add({"x": 9.0}, math.nan)
-    history = with_infeasible(multi_fidelity(view, True), view, [(diverged, 1), (diverged, 3), (diverged, 9)])
-    assert history.observed.trial_ids[-3:] == (diverged,) * 3
-    assert history.observed.resources[-3:] == (1, 3, 9)
-    np.testing.assert_allclose(history.observed.inputs[-3:], 0.9)
-    # At 1 the worst is 5, above 0.65 + 3 * 0.2. At 3 there is 0.4 alone, 0.2 below the median of all, 0.6; so the
-    # limit is 0.4 + 3 * 0.2. At 9 there is nothing: of all, the worst is 5.
-    np.testing.assert_allclose(history.values[-3:], [5.0, 1.0, 5.0])
-    np.testing.assert_array_equal(history.values[:-3], [0.5, 0.6, 0.7, 5.0, 0.4])
-
-
-def test_what_diverged_is_worse_than_equal_values_and_nothing_without_any() -> None:
-    view = View(LINE, rung_levels=(1, 3))
-    diverged = view.add({"x": 9.0}, math.inf)
-    assert len(with_infeasible(multi_fidelity(view, True), view, [(diverged, 1)])) == 0
-    view.add({"x": 1.0}, 0.25)
-    assert with_infeasible(multi_fidelity(view, True), view, [(diverged, 1)]).values.tolist() == [0.25, 0.5]
-
-
-@given(
-    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20),
-    st.lists(st.sampled_from([1, 3, 9]), min_size=1, max_size=5, unique=True),
-)
-def test_what_diverged_is_never_better_than_what_did_not(values: list[float], levels: list[int]) -> None:
-    view = View(LINE, rung_levels=(1, 3))
-    for value in values:
-        view.add({"x": 1.0}, value)
-    diverged = view.add({"x": 9.0}, math.nan)
-    told = with_infeasible(multi_fidelity(view, True), view, [(diverged, level) for level in levels])
-    assert len(told) == len(values) + len(levels)
-    assert (told.values[len(values) :] >= max(values)).all()
-    assert np.isfinite(told.values).all()
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))

@@ -1,0 +1,183 @@
+"""Where trials diverge or fail, nothing is proposed; where one fails now and then, everything is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lightning_hpo import Start, Study, uniform
+from lightning_hpo.core.searcher_options import SearcherOptions
+from lightning_hpo.core.space import SearchSpace, choice
+from lightning_hpo.searchers.candidates import Candidates
+from lightning_hpo.searchers.feasibility import Feasibility
+from lightning_hpo.searchers.proposal import excluded_keys
+from tests.searchers.views import View
+
+LINE = SearchSpace({"x": uniform(0.0, 1.0)})
+PLACES = np.linspace(0.0, 1.0, 101)[:, None]
+
+
+class Heeding:
+    """Random numbers with which the rule is heeded (or not)."""
+
+    def __init__(self, is_heeded: bool = True) -> None:
+        self.value = 0.5 if is_heeded else 0.01
+
+    def uniform(self) -> float:
+        return self.value
+
+
+def line(good: tuple[float, ...], bad: tuple[float, ...], **options) -> View:
+    view = View(LINE, rung_levels=(1, 3), **options)
+    for x in good:
+        view.add({"x": x}, 0.5)
+    for x in bad:
+        view.add({"x": x}, math.nan)
+    return view
+
+
+def allowed(view: View, is_heeded: bool = True) -> list[float]:
+    mask = Feasibility.of(view).allows(PLACES, Heeding(is_heeded))
+    return [round(float(x), 2) for x in PLACES[mask, 0]]
+
+
+def test_a_place_is_barred_if_the_nearest_trial_and_one_of_the_next_two_came_to_nothing() -> None:
+    # The nearest is bad above 0.5. From 0.45 on, two of the three nearest are: 0.6 and 0.8 are nearer than 0.1 is.
+    view = line(good=(0.1, 0.4), bad=(0.6, 0.8, 0.9))
+    assert allowed(view) == [round(0.01 * i, 2) for i in range(51)]
+
+
+def test_single_bad_trials_among_good_ones_bar_nothing() -> None:
+    view = line(good=(0.0, 0.15, 0.25, 0.45, 0.55, 0.85, 1.0), bad=(0.2, 0.5, 0.9))
+    assert len(allowed(view)) == len(PLACES)
+
+
+def test_a_tenth_that_fails_at_random_bars_little() -> None:
+    """Two places in a hundred: 0.1 times 1 - 0.9^2."""
+    rng = np.random.default_rng(0)
+    view = View(SearchSpace({name: uniform(0.0, 1.0) for name in "abc"}), rung_levels=(1, 3))
+    for i in range(1000):
+        config = view.space.decode(rng.uniform(size=3))
+        view.add(config, failed=True) if i % 10 == 0 else view.add(config, 0.5)
+    barred = ~Feasibility.of(view).allows(rng.uniform(size=(2000, 3)), Heeding())
+    assert 0.005 < barred.mean() < 0.04
+
+
+def test_two_bad_trials_are_no_region_and_no_random_number_is_used() -> None:
+    view = line(good=(0.1,), bad=(0.6, 0.8))
+    rng = np.random.default_rng(0)
+    assert Feasibility.of(view).allows(PLACES, rng).all()
+    assert rng.uniform() == np.random.default_rng(0).uniform()
+
+
+def test_where_everything_is_barred_and_now_and_then_nothing_is() -> None:
+    assert len(allowed(line(good=(), bad=(0.2, 0.5, 0.8)))) == len(PLACES)
+    assert len(allowed(line(good=(0.1, 0.4), bad=(0.6, 0.8, 0.9)), is_heeded=False)) == len(PLACES)
+
+
+def test_a_paused_trial_waits_in_vain_where_those_that_went_on_diverged() -> None:
+    view = View(LINE, rung_levels=(1, 3))
+    for x in (0.7, 0.8, 0.9):
+        view.add({"x": x}, 0.5, 0.4, 0.3, math.nan)  # beyond rung 3
+    for x in (0.1, 0.2):
+        view.add({"x": x}, *[0.5] * 9)
+    waiting = {view.add({"x": x}, *[0.5] * length): length for x, length in ((0.75, 3), (0.15, 3), (0.85, 1))}
+    view.paused = waiting
+    high, low, early = waiting
+    # The one at rung 1 has good ones before it, up to rung 3, but they are those that diverged.
+    assert Feasibility.of(view).waiting_in_vain == {high, early}
+    # New ones are barred there as well: all there came to nothing or wait in vain.
+    assert max(allowed(view)) < 0.5
+    assert low not in Feasibility.of(view).waiting_in_vain
+
+
+def test_only_the_option_bars_and_restricted_configurations_are_barred_too() -> None:
+    view = line(good=(0.1, 0.4), bad=(0.6, 0.8, 0.9))
+    seen = {}
+    for name, options in {
+        "off": SearcherOptions(),
+        "on": SearcherOptions(avoid_infeasible=True),
+        "restricted": SearcherOptions(
+            avoid_infeasible=True, restrict_configurations=tuple({"x": x} for x in (0.05, 0.3, 0.7, 0.95))
+        ),
+    }.items():
+        drawn = Candidates.draw(view, options, excluded_keys(view, options), np.random.default_rng(1))
+        seen[name] = drawn.encoded[:, 0]
+        assert drawn.configs is None or [c["x"] for c in drawn.configs] == pytest.approx(drawn.encoded[:, 0])
+    assert seen["off"].max() > 0.9
+    assert seen["on"].max() <= 0.5
+    assert sorted(seen["restricted"]) == pytest.approx([0.05, 0.3])
+
+
+def a_study(rule: str, value, seed: int = 0, budget: int = 10**9, **options) -> Study:
+    """Trains what is asked for; ``value(config, resource)`` None: it fails."""
+    space = {"x": uniform(0.0, 1.0), "y": uniform(0.0, 1.0)}
+    given = {"max_t": 9, "random_seed": seed, "points_to_evaluate": [], "promotion_rule": rule, **options}
+    study = Study.create(space, metric="loss", **given)
+    trained = 0
+    while trained < budget and (work := study.ask()) is not None:
+        config = study.trials[work.trial_id].config
+        r = 0 if isinstance(work, Start) else work.from_resource
+        verdict = "continue"
+        while verdict == "continue" and r < 9:
+            r, trained = r + 1, trained + 1
+            told = value(config, r)
+            if told is None:
+                study.fail(work.trial_id, f"CUDA out of memory at {config['x']}")
+                break
+            verdict = study.tell(work.trial_id, r, told)
+    return study
+
+
+@pytest.mark.parametrize("rule", ["searcher", "rank"])
+@pytest.mark.parametrize("odd", [math.nan, math.inf, None])
+def test_where_trials_diverge_or_fail_at_once_the_default_looks_less(rule, odd) -> None:
+    """Whatever is in the upper half of ``x`` diverges or (None) fails. Of 30 trials 15 would lie there by chance."""
+
+    def value(config, r):
+        return (config["x"] - 0.2) ** 2 + (config["y"] - 0.7) ** 2 + 0.5 / r if config["x"] < 0.5 else odd
+
+    study = a_study(rule, value, n_trials=40)
+    assert any("EI" in trial.reason for trial in study.trials.values())
+    assert sum(trial.config["x"] > 0.5 for trial in list(study.trials.values())[10:]) <= 10
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_where_the_best_diverge_later_the_default_trains_others_to_the_end(seed) -> None:
+    """The minimum at ``x = 0.6`` cannot be had: beyond the rung at 3 all that is above ``x = 0.5`` diverges."""
+
+    def value(config, r):
+        is_good = config["x"] < 0.5 or r <= 3
+        return (config["x"] - 0.6) ** 2 + (config["y"] - 0.7) ** 2 + 0.5 / r if is_good else math.nan
+
+    study = a_study("searcher", value, seed, budget=300)
+    assert any(trial.resource == 9 and math.isfinite(trial.last_value) for trial in study.trials.values())
+
+
+def test_where_one_in_ten_fails_for_no_reason_the_search_is_as_good() -> None:
+    """Within what another seed changes: the best of 60 trials is near the minimum all the same."""
+
+    def value(config, r):
+        if int(config["x"] * 1e6) % 10 == 0 and r == 1:
+            return None
+        return (config["x"] - 0.2) ** 2 + (config["y"] - 0.7) ** 2 + 0.5 / r
+
+    for seed in range(3):
+        study = a_study("searcher", value, seed, budget=150)
+        best = study.best().at_full_resource
+        assert best is not None and best.value < 0.5 / 9 + 0.02
+
+
+def test_a_choice_that_fails_is_left() -> None:
+    space = SearchSpace({"optimizer": choice(["adam", "sgd", "lbfgs"]), "x": uniform(0.0, 1.0)})
+    view = View(space, rung_levels=(1, 3))
+    for i in range(4):
+        x = 0.1 + 0.25 * i
+        view.add({"optimizer": "adam", "x": x}, 0.5)
+        view.add({"optimizer": "sgd", "x": x}, 0.4)
+        view.add({"optimizer": "lbfgs", "x": x}, failed=True)
+    asked = [{"optimizer": name, "x": 0.3} for name in ("adam", "sgd", "lbfgs")]
+    mask = Feasibility.of(view).allows(space.encode_many(asked), Heeding())
+    assert mask.tolist() == [True, True, False]
