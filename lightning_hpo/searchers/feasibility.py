@@ -72,7 +72,10 @@ def _are_bad(known: np.ndarray, is_bad: np.ndarray, places: np.ndarray) -> np.nd
     """Of every place, whether the nearest of what is known is bad, and another of the nearest; no, if few are known."""
     if len(known) < _NEIGHBOURS:
         return np.zeros(len(places), dtype=bool)
-    squares = ((places[:, None] - known) ** 2).sum(-1)
-    nearest = np.argpartition(squares, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
-    bad: np.ndarray = is_bad[squares.argmin(1)] & (is_bad[nearest].sum(1) > 1)
-    return bad
+    # Imported here: most studies have nothing that is infeasible.
+    from scipy.spatial import KDTree
+
+    _, nearest = KDTree(known).query(places, _NEIGHBOURS)
+    bad = is_bad[nearest]
+    barred: np.ndarray = bad[:, 0] & (bad.sum(1) > 1)
+    return barred
