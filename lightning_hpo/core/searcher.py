@@ -143,7 +143,8 @@ class SearchView(Protocol):
         """Trials that came to nothing -> the resource at which that showed; no confirmations.
 
         They ended with a report that is not finite, or with an error before the first one (resource 1). What failed
-        later could be trained, and what was lost with its process or machine says nothing of its configuration.
+        later could be trained, and where an attempt was lost with its process or machine, that says nothing of the
+        configuration.
         """
 
     @property

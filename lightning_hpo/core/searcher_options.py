@@ -68,7 +68,7 @@ class SearcherOptions:
     limit_outliers: bool = False
     """Bring targets near that are far worse than the median of their level, as of trials that diverged."""
     avoid_infeasible: bool = False
-    """Propose nothing where the nearest trials diverged or failed."""
+    """Propose last what lies where the nearest trials diverged or failed."""
     separate_noise_variances: bool = False
     """gp_independent: one noise variance per level."""
     expdecay_normalize_inputs: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import numpy as np
 import torch
@@ -43,9 +43,12 @@ def choose(
     """
     with torch.no_grad():
         outlook = _Outlook.of(view, options, model)
-        best = max(
-            (*_paused(view, options, outlook), *_new(view, options, outlook, rng)), key=lambda o: o.rate, default=None
+        feasibility = Feasibility.of(view, options)
+        could_be_done = (
+            *_paused(view, outlook, feasibility.waiting_in_vain),
+            *_new(view, options, outlook, feasibility, rng),
         )
+        best = max(could_be_done, key=lambda o: o.rate, default=None)
     if best is None:
         return None
     reason = (
@@ -56,9 +59,11 @@ def choose(
     return Suggestion(best.config, reason, "model", state=state, resumes=best.resumes, milestone=best.milestone)
 
 
-def _new(view: SearchView, options: SearcherOptions, outlook: _Outlook, rng: np.random.Generator) -> Iterator[_Option]:
+def _new(
+    view: SearchView, options: SearcherOptions, outlook: _Outlook, feasibility: Feasibility, rng: np.random.Generator
+) -> Iterator[_Option]:
     """The best of some random configurations."""
-    candidates = Candidates.draw(view, options, excluded_keys(view, options), rng)
+    candidates = Candidates.draw(view, options, excluded_keys(view, options), rng, feasibility)
     if not len(candidates.encoded):
         return
     # No local search from here: the rate is highest where the model knows least, at the bounds of the space, and among
@@ -70,10 +75,9 @@ def _new(view: SearchView, options: SearcherOptions, outlook: _Outlook, rng: np.
         yield _Option(float(rate), int(milestone), None, config)
 
 
-def _paused(view: SearchView, options: SearcherOptions, outlook: _Outlook) -> Iterator[_Option]:
-    """The best paused trial of every rung."""
+def _paused(view: SearchView, outlook: _Outlook, in_vain: Set[int]) -> Iterator[_Option]:
+    """The best paused trial of every rung, but for those that wait in vain."""
     by_rung: dict[int, list[int]] = {}
-    in_vain = Feasibility.of(view).waiting_in_vain if options.avoid_infeasible else frozenset()
     for trial, resource in view.paused.items():
         passed = sum(level <= resource for level in outlook.levels)
         if trial in outlook.numbers and passed < len(outlook.levels) and trial not in in_vain:

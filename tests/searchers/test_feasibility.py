@@ -1,4 +1,4 @@
-"""Where trials diverge or fail, nothing is proposed; where one fails now and then, everything is."""
+"""Where trials diverge or fail, little is proposed; where one fails now and then, everything is."""
 
 from __future__ import annotations
 
@@ -16,17 +16,8 @@ from lightning_hpo.searchers.proposal import excluded_keys
 from tests.searchers.views import View
 
 LINE = SearchSpace({"x": uniform(0.0, 1.0)})
+ON = SearcherOptions(avoid_infeasible=True)
 PLACES = np.linspace(0.0, 1.0, 101)[:, None]
-
-
-class Heeding:
-    """Random numbers with which the rule is heeded (or not)."""
-
-    def __init__(self, is_heeded: bool = True) -> None:
-        self.value = 0.5 if is_heeded else 0.01
-
-    def uniform(self) -> float:
-        return self.value
 
 
 def line(good: tuple[float, ...], bad: tuple[float, ...], **options) -> View:
@@ -38,15 +29,16 @@ def line(good: tuple[float, ...], bad: tuple[float, ...], **options) -> View:
     return view
 
 
-def allowed(view: View, is_heeded: bool = True) -> list[float]:
-    mask = Feasibility.of(view).allows(PLACES, Heeding(is_heeded))
-    return [round(float(x), 2) for x in PLACES[mask, 0]]
+def allowed(view: View) -> list[float]:
+    barred = Feasibility.of(view, ON).bars(PLACES)
+    return [round(float(x), 2) for x in PLACES[~barred, 0]]
 
 
 def test_a_place_is_barred_if_the_nearest_trial_and_one_of_the_next_two_came_to_nothing() -> None:
     # The nearest is bad above 0.5. From 0.45 on, two of the three nearest are: 0.6 and 0.8 are nearer than 0.1 is.
     view = line(good=(0.1, 0.4), bad=(0.6, 0.8, 0.9))
     assert allowed(view) == [round(0.01 * i, 2) for i in range(51)]
+    assert len(allowed(line(good=(), bad=(0.2, 0.5, 0.8)))) == 0
 
 
 def test_single_bad_trials_among_good_ones_bar_nothing() -> None:
@@ -61,20 +53,34 @@ def test_a_tenth_that_fails_at_random_bars_little() -> None:
     for i in range(1000):
         config = view.space.decode(rng.uniform(size=3))
         view.add(config, failed=True) if i % 10 == 0 else view.add(config, 0.5)
-    barred = ~Feasibility.of(view).allows(rng.uniform(size=(2000, 3)), Heeding())
+    barred = Feasibility.of(view, ON).bars(rng.uniform(size=(2000, 3)))
     assert 0.005 < barred.mean() < 0.04
 
 
 def test_two_bad_trials_are_no_region_and_no_random_number_is_used() -> None:
     view = line(good=(0.1,), bad=(0.6, 0.8))
     rng = np.random.default_rng(0)
-    assert Feasibility.of(view).allows(PLACES, rng).all()
+    found = Feasibility.of(view, ON)
+    assert not found.bars(PLACES).any()
+    assert found.heeded(rng) is None
     assert rng.uniform() == np.random.default_rng(0).uniform()
 
 
-def test_where_everything_is_barred_and_now_and_then_nothing_is() -> None:
-    assert len(allowed(line(good=(), bad=(0.2, 0.5, 0.8)))) == len(PLACES)
-    assert len(allowed(line(good=(0.1, 0.4), bad=(0.6, 0.8, 0.9)), is_heeded=False)) == len(PLACES)
+def test_for_one_proposal_in_ten_nothing_is_barred() -> None:
+    found = Feasibility.of(line(good=(0.1, 0.4), bad=(0.6, 0.8, 0.9)), ON)
+    rng = np.random.default_rng(0)
+    assert 0.07 < np.mean([found.heeded(rng) is None for _ in range(2000)]) < 0.13
+
+
+def test_what_is_as_near_to_a_good_trial_as_to_a_bad_one_is_not_barred() -> None:
+    """All values of a choice are equally far from each other, and equal configurations from everything."""
+    space = SearchSpace({"k": choice([str(i) for i in range(12)])})
+    view = View(space, rung_levels=(1, 3))
+    for i in range(6):
+        view.add({"k": str(i)}, failed=i < 4)
+        view.add({"k": str(i)}, *([0.5] if i >= 4 else []), failed=i < 4)
+    barred = Feasibility.of(view, ON).bars(space.encode_many([{"k": str(i)} for i in range(12)]))
+    assert barred.tolist() == [True] * 4 + [False] * 8
 
 
 def test_a_paused_trial_waits_in_vain_where_those_that_went_on_diverged() -> None:
@@ -87,28 +93,60 @@ def test_a_paused_trial_waits_in_vain_where_those_that_went_on_diverged() -> Non
     view.paused = waiting
     high, low, early = waiting
     # The one at rung 1 has good ones before it, up to rung 3, but they are those that diverged.
-    assert Feasibility.of(view).waiting_in_vain == {high, early}
+    assert Feasibility.of(view, ON).waiting_in_vain == {high, early}
     # New ones are barred there as well: all there came to nothing or wait in vain.
     assert max(allowed(view)) < 0.5
-    assert low not in Feasibility.of(view).waiting_in_vain
+    assert low not in Feasibility.of(view, ON).waiting_in_vain
 
 
-def test_only_the_option_bars_and_restricted_configurations_are_barred_too() -> None:
+def chosen(view: View, options: SearcherOptions, score, refine=None) -> list[float]:
+    """What is chosen with 40 streams of random numbers, if the lowest score is the best."""
+    found = []
+    for stream in range(40):
+        drawn = Candidates.draw(view, options, excluded_keys(view, options), np.random.default_rng(stream))
+        config = drawn.choose(np.array([score(x) for x in drawn.encoded[:, 0]]), refine)
+        found.append(math.nan if config is None else config["x"])
+    return found
+
+
+def test_only_with_the_option_what_is_barred_comes_last() -> None:
     view = line(good=(0.1, 0.4), bad=(0.6, 0.8, 0.9))
-    seen = {}
-    for name, options in {
-        "off": SearcherOptions(),
-        "on": SearcherOptions(avoid_infeasible=True),
-        "restricted": SearcherOptions(
-            avoid_infeasible=True, restrict_configurations=tuple({"x": x} for x in (0.05, 0.3, 0.7, 0.95))
-        ),
-    }.items():
-        drawn = Candidates.draw(view, options, excluded_keys(view, options), np.random.default_rng(1))
-        seen[name] = drawn.encoded[:, 0]
-        assert drawn.configs is None or [c["x"] for c in drawn.configs] == pytest.approx(drawn.encoded[:, 0])
-    assert seen["off"].max() > 0.9
-    assert seen["on"].max() <= 0.5
-    assert sorted(seen["restricted"]) == pytest.approx([0.05, 0.3])
+    assert min(chosen(view, SearcherOptions(), lambda x: -x)) > 0.9
+    assert np.mean(np.array(chosen(view, ON, lambda x: -x)) < 0.51) > 0.8  # one in ten does not heed it
+    grid = tuple({"x": x} for x in (0.1, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9))
+    restricted = SearcherOptions(avoid_infeasible=True, restrict_configurations=grid)
+    assert np.mean(np.array(chosen(view, restricted, lambda x: -x)) == 0.3) > 0.8
+    view.add({"x": 0.3}, 0.5)  # nothing else is left
+    assert set(chosen(view, restricted, lambda x: -x)) == {0.7}
+
+
+def test_what_is_refined_into_a_barred_place_stays_where_it_was() -> None:
+    view = line(good=(0.1, 0.4), bad=(0.6, 0.8, 0.9))
+
+    def refine(point):
+        return np.array([0.95])
+
+    assert np.mean(np.array(chosen(view, ON, lambda x: -x, refine)) < 0.51) > 0.8
+    assert set(chosen(view, SearcherOptions(), lambda x: -x, refine)) == {0.95}
+
+
+def test_it_asks_a_study_for_its_trials_once_however_many_there_are(monkeypatch) -> None:
+    """What a study says of all its trials is gathered anew at every question."""
+    from lightning_hpo.core.view import StudyView
+
+    asked: dict[str, int] = {}
+    for name in ("paused", "infeasible"):
+        original = getattr(StudyView, name).fget
+
+        def counted(self, name=name, original=original):
+            asked[name] = asked.get(name, 0) + 1
+            return original(self)
+
+        monkeypatch.setattr(StudyView, name, property(counted))
+    study = a_study("rank", lambda config, r: math.nan if config["x"] > 0.5 else config["y"], n_trials=30)
+    asked.clear()
+    Feasibility.of(study._state.view(), ON)
+    assert asked == {"paused": 1, "infeasible": 1}
 
 
 def a_study(rule: str, value, seed: int = 0, budget: int = 10**9, **options) -> Study:
@@ -179,5 +217,4 @@ def test_a_choice_that_fails_is_left() -> None:
         view.add({"optimizer": "sgd", "x": x}, 0.4)
         view.add({"optimizer": "lbfgs", "x": x}, failed=True)
     asked = [{"optimizer": name, "x": 0.3} for name in ("adam", "sgd", "lbfgs")]
-    mask = Feasibility.of(view).allows(space.encode_many(asked), Heeding())
-    assert mask.tolist() == [True, True, False]
+    assert Feasibility.of(view, ON).bars(space.encode_many(asked)).tolist() == [False, False, True]

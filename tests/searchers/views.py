@@ -70,7 +70,7 @@ class View:
         if failed:
             self.failed.add(trial_id)
             if not curve:
-                self.infeasible[trial_id] = self.request().milestone
+                self.infeasible[trial_id] = 1
         return trial_id
 
     def confirm(self, trial_id: int, *curves: Sequence[float]) -> None:
