@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from lightning_hpo import Start, Study, uniform
 from lightning_hpo.core.searcher_options import SearcherOptions
@@ -18,6 +19,11 @@ from tests.searchers.views import View
 LINE = SearchSpace({"x": uniform(0.0, 1.0)})
 ON = SearcherOptions(avoid_infeasible=True)
 PLACES = np.linspace(0.0, 1.0, 101)[:, None]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
 
 
 def line(good: tuple[float, ...], bad: tuple[float, ...], **options) -> View:
