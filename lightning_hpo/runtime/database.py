@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import shlex
 import socket
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -27,6 +29,10 @@ LOCK_NAME = "study.lock"
 MARK_NAME = "study.mark"
 BUSY_S = 60.0
 """How long to wait for another program that has locked the file."""
+_LOOKS_S = 5.0
+"""How long a launcher waits for those who look whether there is one: microseconds, unless they are stopped."""
+_RETRY_S = 0.005
+"""Longest pause between two tries."""
 
 TABLES = {
     "header": "CREATE TABLE header (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID",
@@ -162,18 +168,32 @@ class Lock:
         except OSError as problem:
             raise unwritable(folder, problem) from problem
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(self._fd, 500, 0).decode(errors="replace").strip() or "an unknown process"
+            self._acquire(folder)
+        except BaseException:
             os.close(self._fd)
-            raise StudyLocked(
-                f"The study in {folder} is being worked on by {holder}. "
-                "Wait until it ends or stop it, or look at the study with: "
-                f"lightning-hpo status {shlex.quote(str(folder))}"
-            ) from None
+            raise
         since = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+
+    def _acquire(self, folder: Path) -> None:
+        """Who looks for a holder has the lock, too, but shared and for an instant: that is waited for."""
+        deadline = time.monotonic() + _LOOKS_S
+        while not _flock(self._fd, fcntl.LOCK_EX):
+            if not _flock(self._fd, fcntl.LOCK_SH):
+                raise StudyLocked(
+                    f"The study in {folder} is being worked on by {_holder(self._fd)}. "
+                    "Wait until it ends or stop it, or look at the study with: "
+                    f"lightning-hpo status {shlex.quote(str(folder))}"
+                )
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            if time.monotonic() > deadline:
+                raise StudyLocked(
+                    f"The study in {folder} cannot be locked: nobody works on it, but a program that looks at it has "
+                    f"not let go of its {LOCK_NAME} for {_LOOKS_S:g} s. End that program, or let it go on."
+                )
+            # Of different length, as two launchers that start together are in each other's way here.
+            time.sleep(random.uniform(0.0, _RETRY_S))
 
     def release(self) -> None:
         if self._fd >= 0:
@@ -188,12 +208,26 @@ class Lock:
         except OSError:
             return None
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return os.pread(fd, 500, 0).decode(errors="replace").strip() or "an unknown process"
+            if not _flock(fd, fcntl.LOCK_SH):
+                return _holder(fd)
+            # Closing is not enough: a process that was forked in between has the file open, too.
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            return None
         finally:
             os.close(fd)
-        return None
+
+
+def _flock(fd: int, kind: int) -> bool:
+    """Take a lock if it can be had at once."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _holder(fd: int) -> str:
+    return os.pread(fd, 500, 0).decode(errors="replace").strip() or "an unknown process"
 
 
 class Mark:

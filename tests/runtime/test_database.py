@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import sqlite3
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked
+from lightning_hpo.runtime import database
 from lightning_hpo.runtime.database import (
     FILE_NAME,
     LOCK_NAME,
@@ -62,6 +69,103 @@ def test_a_lock_names_its_holder_and_can_be_given_back(tmp_path: Path) -> None:
     assert Lock.holder(tmp_path) is None
     Lock(tmp_path).release()
     assert (tmp_path / LOCK_NAME).stat().st_mode & 0o777 == 0o600
+
+
+@contextlib.contextmanager
+def looked_at(folder: Path) -> Iterator[None]:
+    """Somebody has just found that nobody works on the study, and not let go of the lock yet."""
+    fd = os.open(folder / LOCK_NAME, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_who_looks_for_a_holder_does_not_make_a_launcher_give_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the moment is in which both meet: the reader lets go while the launcher waits."""
+    Lock(tmp_path).release()
+    waits = []
+    with contextlib.ExitStack() as look:
+        look.enter_context(looked_at(tmp_path))
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            if len(waits) == 20:
+                look.close()
+
+        monkeypatch.setattr(database.time, "sleep", wait)
+        lock = Lock(tmp_path)
+    assert len(waits) == 20 and max(waits) < 0.1
+    assert f"process {os.getpid()} on" in (Lock.holder(tmp_path) or "")
+    lock.release()
+
+
+def test_launchers_start_beside_those_who_look_all_the_time(tmp_path: Path) -> None:
+    Lock(tmp_path).release()
+    looks, over = [0, 0], threading.Event()
+
+    def look(number: int) -> None:
+        while not over.is_set():
+            Lock.holder(tmp_path)
+            looks[number] += 1
+
+    readers = [threading.Thread(target=look, args=(number,)) for number in range(len(looks))]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(300):
+            Lock(tmp_path).release()
+    finally:
+        over.set()
+        for reader in readers:
+            reader.join()
+    assert min(looks) > 0
+
+
+def test_a_second_launcher_is_refused_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = Lock(tmp_path)
+    monkeypatch.setattr(database.time, "sleep", lambda _: pytest.fail("it waits for a launcher"))
+    with pytest.raises(StudyLocked, match="worked on by process"):
+        Lock(tmp_path)
+    lock.release()
+
+
+def test_a_reader_that_is_stopped_while_it_looks_is_not_taken_for_a_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Lock(tmp_path).release()
+    now = time.monotonic()
+    monkeypatch.setattr(database.time, "monotonic", lambda: now)
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(database.time, "sleep", pass_by)
+    with looked_at(tmp_path), pytest.raises(StudyLocked, match="nobody works on it") as refused:
+        Lock(tmp_path)
+    assert str(refused.value).endswith("End that program, or let it go on.")
+    Lock(tmp_path).release()
+
+
+def test_a_process_that_was_forked_during_a_look_does_not_keep_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the file open as long as it lives, in which a lock stays if it was not given back."""
+    Lock(tmp_path).release()
+    inherited = []
+    close = os.close
+    monkeypatch.setattr(database.os, "close", lambda fd: (inherited.append(os.dup(fd)), close(fd)))
+    assert Lock.holder(tmp_path) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(database, "_LOOKS_S", 0.0)
+    Lock(tmp_path).release()
+    for fd in inherited:
+        os.close(fd)
+    assert inherited
 
 
 def test_the_checksum_is_crc_32() -> None:
