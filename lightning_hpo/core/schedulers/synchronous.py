@@ -65,9 +65,12 @@ def hyperband_brackets(
 
     Bracket ``s`` of ``smax + 1``, rung ``k``: level ``round(r_min eta^(k+s))`` (the last one ``max_t``), size
     ``ceil((smax+1)/(smax-s+1) eta^(smax-s-k))``, with ``smax`` the smallest integer with ``r_min eta^smax >= max_t``.
+    A fractional ``eta`` may round the level below the last one up to ``max_t``; that rung is left out.
 
     >>> hyperband_brackets(81)[3]
     [(8, 27), (3, 81)]
+    >>> hyperband_brackets(16, reduction_factor=2.5)[2]
+    [(11, 6), (2, 16)]
     """
     if max_t < grace_period or grace_period < 1 or reduction_factor < 2:
         raise OptionError(
@@ -77,17 +80,15 @@ def hyperband_brackets(
     largest = 0
     while grace_period * reduction_factor**largest < max_t:
         largest += 1
+    levels = [round(grace_period * reduction_factor**k) for k in range(largest)]
     count = largest + 1 if brackets is None else min(brackets, largest + 1)
-    return [
-        [
-            (
-                math.ceil((largest + 1) / (largest - s + 1) * reduction_factor ** (largest - s - k) - 1e-9),
-                max_t if k == largest - s else round(grace_period * reduction_factor ** (k + s)),
-            )
-            for k in range(largest - s + 1)
-        ]
-        for s in range(count)
-    ]
+    found = []
+    for s in range(count):
+        most = (largest + 1) / (largest - s + 1)
+        sizes = [math.ceil(most * reduction_factor ** (largest - k) - 1e-9) for k in range(s, largest + 1)]
+        inner = [rung for rung in zip(sizes[:-1], levels[s:], strict=True) if rung[1] < max_t]
+        found.append([*inner, (sizes[-1], max_t)])
+    return found
 
 
 class SyncHyperband(Scheduler):
@@ -271,7 +272,8 @@ class DifferentialEvolutionHyperband(SyncHyperband):
     ) -> None:
         super().__init__(max_t, grace_period, reduction_factor, brackets)
         first = self._shapes[0]
-        self._shapes = [first[s:] for s in range(len(self._shapes))]
+        # Bracket 0 has one rung less than there are brackets where a level was rounded up to max_t.
+        self._shapes = [first[s:] for s in range(min(len(self._shapes), len(first)))]
         self._populations: dict[int, list[tuple[int, float]]] = {}
         """Level -> ``(trial, value)`` of the last bracket that filled the level, by place."""
 

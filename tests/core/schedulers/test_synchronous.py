@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lightning_hpo.core.events import Finish, Outcome, StudyContinued, WorkerReady
-from lightning_hpo.core.schedulers.synchronous import hyperband_brackets
+from lightning_hpo.core.events import Finish, Outcome, StudyContinued, Verdict, WorkerReady
+from lightning_hpo.core.schedulers.synchronous import (
+    DifferentialEvolutionHyperband,
+    SyncHyperband,
+    hyperband_brackets,
+)
 from lightning_hpo.core.searcher import Slot
 from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.errors import OptionError
@@ -30,9 +39,95 @@ class TestBrackets:
         assert hyperband_brackets(81, brackets=2) == hyperband_brackets(81)[:2]
         assert len(hyperband_brackets(81, brackets=99)) == 5
 
+    def test_reach_max_t_once_even_if_a_level_is_rounded_up_to_it(self):
+        """Levels of eta = 2.5 are 1, 2.5, 6.25, 15.6: the last is 16, too. Sizes are 5/(5-s) 2.5^(4-s-k)."""
+        assert hyperband_brackets(16, reduction_factor=2.5) == [
+            [(40, 1), (16, 2), (7, 6), (1, 16)],
+            [(20, 2), (8, 6), (2, 16)],
+            [(11, 6), (2, 16)],
+            [(3, 16)],
+            [(5, 16)],
+        ]
+
     def test_that_make_no_sense_are_refused(self):
         with pytest.raises(OptionError, match="Choose 1 <= grace_period <= max_t"):
             hyperband_brackets(3, grace_period=4)
+
+
+LADDERS = st.tuples(
+    st.integers(1, 100), st.integers(1, 5), st.one_of(st.sampled_from([2.0, 2.5, 3.0, 3.5]), st.floats(2.0, 6.0))
+).filter(lambda ladder: ladder[1] <= ladder[0])
+"""``max_t``, ``grace_period`` and ``reduction_factor``."""
+ROUNDED_UP = [
+    (98, 1, 2.5), (8, 3, 2.5), (19, 3, 2.5), (47, 3, 2.5), (4, 1, 3.5), (43, 1, 3.5), (86, 2, 3.5),
+]  # fmt: skip
+"""Those whose last level but one is rounded up to ``max_t``."""
+
+
+def drive(scheduler: SyncHyperband, n_trials: int, value: Callable[[int, int], float]) -> Counter[int]:
+    """One worker trains until nobody can be promoted and ``n_trials`` are started.
+
+    Returns how many jobs ended at each level.
+    """
+    jobs: Counter[int] = Counter()
+    paused: set[int] = set()
+    started = 0
+    while True:
+        promotion = scheduler.promote(0, paused.__contains__)
+        if promotion is not None:
+            trial_id, milestone = promotion.trial_id, promotion.milestone
+            paused.remove(trial_id)
+        elif started < n_trials:
+            trial_id, milestone = started, scheduler.start(started, 0)
+            started += 1
+        else:
+            return jobs
+        jobs[milestone] += 1
+        if scheduler.report(trial_id, milestone, value(trial_id, milestone)).verdict is Verdict.PAUSE:
+            paused.add(trial_id)
+
+
+class TestBracketsOfAnyLadder:
+    @given(LADDERS)
+    def test_levels_rise_to_max_t_while_sizes_fall(self, ladder):
+        for bracket in hyperband_brackets(*ladder):
+            assert bracket[-1][1] == ladder[0]
+            for (size, level), (next_size, next_level) in itertools.pairwise(bracket):
+                assert level < next_level and size > next_size
+
+    @pytest.mark.parametrize("ladder", ROUNDED_UP)
+    def test_also_where_a_level_is_rounded_up_to_max_t(self, ladder):
+        for bracket in hyperband_brackets(*ladder):
+            assert [level for _, level in bracket].count(ladder[0]) == 1
+
+    @given(LADDERS)
+    def test_every_bracket_is_finished(self, ladder):
+        self.finish(ladder)
+
+    @pytest.mark.parametrize("ladder", ROUNDED_UP)
+    def test_is_finished_also_where_a_level_is_rounded_up(self, ladder):
+        self.finish(ladder)
+
+    def finish(self, ladder: tuple[int, int, float]) -> None:
+        """Every place of every bracket is trained for, in one cycle through the brackets."""
+        shapes = hyperband_brackets(*ladder)
+        places = Counter({level: 0 for shape in shapes for _, level in shape})
+        for size, level in itertools.chain(*shapes):
+            places[level] += size
+        jobs = drive(SyncHyperband(*ladder), sum(shape[0][0] for shape in shapes), lambda i, r: 0.1 * (7 * i % 11))
+        assert jobs == places
+
+    @pytest.mark.parametrize("ladder", [(16, 1, 2.5), (27, 1, 3.0), *ROUNDED_UP])
+    def test_so_is_every_bracket_of_differential_evolution(self, ladder):
+        """Bracket s has the rungs of bracket 0 from the s-th on; after bracket 0 every place is a new trial's."""
+        first = hyperband_brackets(*ladder)[0]
+        later = [rung for s in range(1, len(first)) for rung in first[s:]]
+        n_trials = first[0][0] + sum(size for size, _ in later)
+        places: Counter[int] = Counter()
+        for size, level in [*first, *later]:
+            places[level] += size
+        scheduler = DifferentialEvolutionHyperband(*ladder)
+        assert drive(scheduler, n_trials, lambda i, r: 0.1 * (7 * i % 11)) == places
 
 
 def sync(max_t: int = 9, **options) -> Driven:
