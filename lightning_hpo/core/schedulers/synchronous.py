@@ -26,10 +26,17 @@ class _Place:
     """Trial that is to fill the place; known before it trains if it was promoted."""
     is_training: bool = False
     value: float | None = None
+    has_ended: bool = False
+    """Its trial ended by itself after it had filled the place: the value counts, but there is nothing to resume."""
 
     @property
     def is_free(self) -> bool:
         return not self.is_training and self.value is None
+
+    @property
+    def can_go_on(self) -> bool:
+        is_filled = self.trial_id is not None and self.value is not None and not math.isinf(self.value)
+        return is_filled and not self.has_ended
 
 
 @dataclass(slots=True)
@@ -42,6 +49,10 @@ class _Rung:
     @property
     def is_filled(self) -> bool:
         return all(place.value is not None for place in self.places)
+
+    def ranked(self) -> list[_Place]:
+        """Best first, those that cannot go on last; ties to the earlier place."""
+        return sorted(self.places, key=lambda p: p.value if p.value is not None and p.can_go_on else math.inf)
 
 
 class _Bracket:
@@ -217,17 +228,46 @@ class SyncHyperband(Scheduler):
         """A rung has just been filled."""
 
     def _prepare(self, bracket: _Bracket, filled: _Rung) -> None:
-        """Hand the places of the bracket's next rung to the best of the rung just filled; ties to the earlier place."""
-        ranked = sorted(filled.places, key=lambda place: place.value if place.value is not None else math.inf)
-        for place, winner in zip(bracket.rung.places, ranked, strict=False):
+        """Hand the places of the bracket's next rung to the best of the rung just filled that can go on."""
+        for place, winner in zip(bracket.rung.places, filled.ranked(), strict=False):
             place.trial_id = winner.trial_id
-            if winner.trial_id is None or winner.value is None or math.isinf(winner.value):
+            if not winner.can_go_on:
                 place.value = math.inf
 
     def fail(self, trial_id: int) -> None:
+        """The trial failed, or ended by itself.
+
+        Either way it fills no rung it has not reached. What it reported at a rung counts there for good, but a place
+        in the next one is for a trial that can be trained on.
+        """
         located = self._places.get(trial_id)
-        if located is not None and located[2].value is None:
-            self._fill(located[0], located[2], math.inf)
+        if located is None:
+            return
+        home, _, place = located
+        if place.value is None:
+            self._fill(home, place, math.inf)
+        else:
+            place.has_ended = True
+            self._pass_on(home, trial_id)
+
+    def _pass_on(self, bracket: _Bracket, trial_id: int) -> None:
+        """If the trial was promoted already, the best one that was not takes its place in the rung.
+
+        So that the same trials go on, whether its process ended before the rung below was filled or after.
+        """
+        if bracket.is_finished:
+            return
+        places = bracket.rung.places
+        place = next((p for p in places if p.trial_id == trial_id and p.is_free), None)
+        if place is None:
+            return
+        held = {p.trial_id for p in places}
+        below = bracket.rungs[bracket.current - 1].ranked()
+        heir = next((p for p in below if p.can_go_on and p.trial_id not in held), None)
+        if heir is None:
+            self._fill(bracket, place, math.inf)
+        else:
+            place.trial_id = heir.trial_id
 
     def close(self) -> None:
         self._is_closed = True

@@ -64,13 +64,23 @@ ROUNDED_UP = [
 """Those whose last level but one is rounded up to ``max_t``."""
 
 
-def drive(scheduler: SyncHyperband, n_trials: int, value: Callable[[int, int], float]) -> Counter[int]:
+def drive(
+    scheduler: SyncHyperband,
+    n_trials: int,
+    value: Callable[[int, int], float],
+    ends: Callable[[int, int], bool] = lambda trial_id, level: False,
+) -> Counter[int]:
     """One worker trains until nobody can be promoted and ``n_trials`` are started.
+
+    Args:
+        value: what a trial reports at a level.
+        ends: does it end by itself where it was to pause? This is known only after the next job.
 
     Returns how many jobs ended at each level.
     """
     jobs: Counter[int] = Counter()
     paused: set[int] = set()
+    ending: list[int] = []
     started = 0
     while True:
         promotion = scheduler.promote(0, paused.__contains__)
@@ -80,10 +90,18 @@ def drive(scheduler: SyncHyperband, n_trials: int, value: Callable[[int, int], f
         elif started < n_trials:
             trial_id, milestone = started, scheduler.start(started, 0)
             started += 1
+        elif ending:
+            scheduler.fail(ending.pop())
+            continue
         else:
             return jobs
         jobs[milestone] += 1
-        if scheduler.report(trial_id, milestone, value(trial_id, milestone)).verdict is Verdict.PAUSE:
+        verdict = scheduler.report(trial_id, milestone, value(trial_id, milestone)).verdict
+        while ending:
+            scheduler.fail(ending.pop())
+        if verdict is Verdict.PAUSE and ends(trial_id, milestone):
+            ending.append(trial_id)
+        elif verdict is Verdict.PAUSE:
             paused.add(trial_id)
 
 
@@ -192,6 +210,68 @@ class TestSyncHyperband:
             study.train(len(study.state.trials) - 1, value)
         assert study[0].status is TrialStatus.STOPPED
         assert study.job() == "2->3"
+
+    def test_a_trial_that_ended_by_itself_where_it_was_to_pause_is_passed_over(self):
+        """The best of the rung ended before the others came: the second best goes on."""
+        study = sync(3)
+        for _ in range(3):
+            study.ready()
+        study.report(0, 1, 0.1)
+        study.end(0, Outcome.COMPLETED)
+        study.train(1, 0.3)
+        study.train(2, 0.2)
+        assert study.job() == "2->3"
+        assert not study.state.scheduler.may_promote(0)
+
+    def test_and_gives_up_the_place_to_which_it_was_promoted(self):
+        """The rung was filled, and the best of it promoted, before its process ended."""
+        study = sync(3)
+        for _ in range(3):
+            study.ready()
+        study.report(0, 1, 0.1)
+        study.train(1, 0.3)
+        study.train(2, 0.2)
+        assert study.job() == "n3"  # trial 0 has the place, and is not paused yet
+        study.end(0, Outcome.COMPLETED)
+        assert study.job() == "2->3"
+
+    def test_its_place_is_never_given_to_one_that_goes_on_already(self):
+        """max_t = 9, brackets 9@1 3@3 1@9: trials 0, 1, 2 are promoted; when 1 has ended, 3 goes on for it."""
+        study = sync(9)
+        for _ in range(9):
+            study.ready()
+        for trial in (0, 2, 3, 4, 5, 6, 7, 8):
+            study.train(trial, 0.1 * trial)
+        study.report(1, 1, 0.1)
+        assert study.job() == "0->3"
+        study.end(1, Outcome.COMPLETED)
+        assert [study.job() for _ in range(3)] == ["3->3", "2->3", "n9"]
+
+    def test_a_rung_whose_trials_all_ended_by_themselves_ends_its_bracket(self):
+        study = sync(3)
+        for trial in range(3):
+            study.ready()
+            study.report(trial, 1, 0.1)
+            if trial < 2:
+                study.end(trial, Outcome.COMPLETED)
+        study.end(2, Outcome.COMPLETED)
+        assert study.job() == "n3"
+        assert not study.state.scheduler.may_promote(2)
+
+    @pytest.mark.parametrize("method", [SyncHyperband, DifferentialEvolutionHyperband])
+    @given(enders=st.sets(st.tuples(st.integers(0, 26), st.sampled_from([1, 3, 9]))))
+    def test_every_bracket_is_finished_whoever_ends_by_itself(self, method, enders):
+        """27@1, 9@3, 3@9, 1@27: as many are trained on as there are places and trials that can be."""
+        ended: Counter[int] = Counter()
+
+        def ends(trial_id: int, level: int) -> bool:
+            ended[level] += (trial_id, level) in enders
+            return (trial_id, level) in enders
+
+        jobs = drive(method(27, brackets=1), 27, lambda i, r: 0.1 * (7 * i % 11) + 0.01 * i / r, ends)
+        assert jobs[1] == 27
+        for size, level in ((9, 3), (3, 9), (1, 27)):
+            assert jobs[level] == min(size, jobs[level // 3] - ended[level // 3])
 
     def test_a_rung_of_nothing_but_failures_ends_its_bracket(self):
         study = sync(3)
