@@ -1,10 +1,13 @@
 """PASHA: promotion under a ceiling that grows while the ranking of the best trials is not stable.
 
+A value that is not finite counts as the worst, equal to others that are not; it says nothing of the noise.
+
 Source: Bohdal et al., arXiv:2207.06940, soft ranking with automatically estimated epsilon (sections 4.2 and 4.3).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -73,7 +76,7 @@ class _Ceiling:
     def update(self, trial_id: int, epoch: int, value: float) -> None:
         curve = self._curves.setdefault(trial_id, {})
         is_new = epoch not in curve
-        curve[epoch] = value
+        curve[epoch] = value if math.isfinite(value) else math.inf
         self._largest_epoch = max(self._largest_epoch, epoch)
         if len(self._rungs) < 2:
             return
@@ -113,6 +116,10 @@ class _Ceiling:
         last = next((e for e in range(high, low, -1) if e in a and e in b), None)
         if last is None:
             return
+        gap = abs(a[last] - b[last])
+        if not math.isfinite(gap):  # how far a trial that diverged is from another says nothing of the noise
+            self._gaps.pop((first, second), None)
+            return
         order = a[last] > b[last]
         crossed = False
         for epoch in range(last - 1, 0, -1):
@@ -121,7 +128,7 @@ class _Ceiling:
             if (a[epoch] > b[epoch]) != order:
                 crossed = True
             elif crossed:
-                self._gaps[first, second] = abs(a[last] - b[last])
+                self._gaps[first, second] = gap
                 return
         self._gaps.pop((first, second), None)
 
@@ -137,8 +144,11 @@ class _Ceiling:
 
     def _is_stable(self, top: Rung, below: Rung) -> bool:
         """Is the i-th trial of the upper rung within epsilon of the i-th of the lower one, for every i?"""
-        above = [e.trial_id for e in top.ranked()]
         under = [e for e in below.ranked() if e.trial_id in top]
+        position = {e.trial_id: i for i, e in enumerate(under)}
+        above = [e.trial_id for e in top.ranked() if math.isfinite(e.value)]
+        diverged = [e.trial_id for e in top.ranked() if not math.isfinite(e.value)]
+        above += sorted(diverged, key=lambda i: position.get(i, len(under)))  # equally bad: in the order they had below
         epsilon = self.epsilon if len(under) >= 2 else 0.0
         for i, trial_id in enumerate(above[: len(under)]):
             first = last = i

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from lightning_hpo.core.events import Verdict
@@ -95,6 +97,56 @@ class TestTwoLevels:
         train(study, 0.25, 0.32)
         train(study, 0.29)  # trial 4
         assert study.state.scheduler.epsilon() == pytest.approx(0.02)
+        return study
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+class TestDivergence:
+    """max_t = 9. A value at the upper level that is not finite counts as the worst, and is no measure of the noise."""
+
+    def test_of_the_third_best_leaves_epsilon_and_the_ceiling_as_they_were(self, bad):
+        study = self.diverged(0.39, bad, 0.6, 0.7)
+        assert study.state.scheduler.epsilon() == pytest.approx(0.02)
+        assert study.state.scheduler.ceiling() == 3
+
+    def test_of_the_best_changes_the_ranking(self, bad):
+        study = self.diverged(0.29, bad)
+        assert study.state.scheduler.epsilon() == pytest.approx(0.02)
+        assert study.state.scheduler.ceiling() == 9
+
+    def test_of_two_is_a_tie_whoever_came_first(self, bad):
+        """Trial 7 was better at level 1 than trial 4 (0.36 and 0.39), by more than epsilon."""
+        study = self.diverged(0.39, bad, 0.6, 0.7)
+        train(study, 0.36)
+        assert study.job() == "7->3"
+        study.train(7, 0.36, bad)
+        assert study.state.scheduler.epsilon() == pytest.approx(0.02)
+        assert study.state.scheduler.ceiling() == 3
+
+    def test_alone_is_no_estimate_at_all(self, bad):
+        """The only curves that have crossed twice are those of a trial that diverged."""
+        study = pasha(9)
+        for value in (0.5, 0.4, 0.3):
+            train(study, value)
+        train(study, 0.3, 0.30)
+        train(study, 0.35)
+        train(study, 0.25, bad)
+        assert study[3].resource == 3
+        assert (study.state.scheduler.epsilon(), study.state.scheduler.ceiling()) == (0.0, 3)
+
+    def diverged(self, value: float, bad: float, *others: float) -> Driven:
+        """Epsilon is the 0.02 between trials 2 and 3; trial 4 crosses both of them before it diverges at level 3."""
+        study = pasha(9)
+        for first in (0.5, 0.4, 0.3):
+            train(study, first)
+        train(study, 0.3, 0.30)
+        train(study, 0.35)
+        train(study, 0.25, 0.32)
+        for first in (value, *others):
+            train(study, first)
+        assert study.job() == "4->3"
+        study.train(4, 0.2, bad)
+        assert study[4].resource == 3
         return study
 
 
