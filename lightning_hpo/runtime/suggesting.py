@@ -7,16 +7,17 @@ the launcher imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import selectors
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ from lightning_hpo.errors import SearcherFailed
 from lightning_hpo.runtime import processes
 
 _CLOSE_S = 2.0
+_MOST_UNSENT_BYTES = 128 * 2**20
+"""Of events that the searcher does not read: half a million reports. Who is so far behind will not catch up."""
+_READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,38 +109,48 @@ class InlineHost:
 class ProcessHost:
     """A searcher in its own process.
 
+    The process may fit a model for minutes and read nothing meanwhile. No method waits for it, but :meth:`recommend`
+    and :meth:`close`, as long as they say.
+
     Create it before the launcher has threads, if ``serve`` is given: the process is forked then.
 
     Args:
         module: program that serves a searcher on the file descriptor that is its argument (``python -m module FD``).
         log: gets what the process writes to its standard output and error.
-        serve: the same as a function of the connection, run in a fork of this process; None: a new interpreter.
+        serve: the same as a function of the socket, run in a fork of this process; None: a new interpreter.
     """
 
-    def __init__(self, module: str, log: Path, serve: Callable[[Connection[Any, Any]], None] | None = None) -> None:
+    def __init__(self, module: str, log: Path, serve: Callable[[socket.socket], None] | None = None) -> None:
         ours, theirs = socket.socketpair()
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._pid = _forked(serve, ours, theirs, output) if serve is not None else None
         self._process = None if serve is not None else _spawned(module, theirs, output)
         os.close(output)
         theirs.close()
-        self._connection: Connection[Any, Any] = Connection(os.dup(ours.fileno()))
-        ours.close()
+        self._line = _Line(ours)
+        self._most_unsent = _MOST_UNSENT_BYTES
         self._request: SuggestRequest | None = None
         self._asked_at = 0.0
-        self._failure: str | None = None
+        self._failure: SearcherFailed | None = None
 
     def begin(self, header: dict[str, Any], events: Sequence[Event]) -> None:
         """Tell it which study it works for, and what has happened so far."""
-        self._send({"header": header, "events": [to_json(event) for event in events]})
+        self._send({"header": header})
+        self._send_events(events)
+        self._most_unsent += self._line.unsent
 
     @property
     def is_busy(self) -> bool:
         return self._request is not None
 
     def follow(self, events: Sequence[Event]) -> None:
-        if events:
-            self._send({"events": [to_json(event) for event in events]})
+        self._send_events(events)
+        if self._line.unsent > self._most_unsent:
+            self._line.close()
+            self._failure = SearcherFailed(
+                f"The searcher has left {self._most_unsent >> 20} MiB of events unread: its process hangs. "
+                "Look at search.log in the study folder."
+            )
 
     def ask(self, request: SuggestRequest) -> None:
         self._request = request
@@ -152,32 +166,28 @@ class ProcessHost:
         self._send({"recommend": True})
         deadline = time.monotonic() + timeout_s
         try:
-            while self._failure is None and self._connection.poll(max(deadline - time.monotonic(), 0.0)):
-                answer = json.loads(self._connection.recv_bytes())
-                if "recommendation" in answer:
+            while (left := deadline - time.monotonic()) > 0:
+                answer = self._heard()
+                if answer is None:
+                    self._line.wait(left)
+                elif "recommendation" in answer:
                     trial_id, config, mean, std, confirmations = answer["recommendation"]
                     return int(trial_id), dict(config), float(mean), float(std), int(confirmations)
-                if self._request is None:
+                elif self._request is None:
                     return None
-                self._request = None
-        except (EOFError, OSError, ValueError):
+                else:
+                    self._request = None
+        except SearcherFailed:
             pass
         return None
 
     def waitables(self) -> Sequence[Any]:
-        return (self._connection,)
+        return (self._line,) if self._line.is_open else ()
 
     def poll(self) -> Answered | None:
-        if self._failure is None and not self._connection.poll():
+        answer = self._heard()
+        if answer is None:
             return None
-        try:
-            if self._failure is not None:
-                raise SearcherFailed(self._failure)
-            answer = json.loads(self._connection.recv_bytes())
-        except (EOFError, OSError, ValueError) as problem:
-            raise SearcherFailed(
-                f"The searcher process died ({problem!r}). Look at search.log in the study folder."
-            ) from problem
         if "error" in answer:
             raised = str(answer["error"]).removesuffix(".")
             raise SearcherFailed(f"The searcher raised: {raised}. Look at search.log in the study folder.")
@@ -186,9 +196,34 @@ class ProcessHost:
             raise SearcherFailed("The searcher answered without being asked. Look at search.log in the study folder.")
         return Answered(request, suggestion_from_json(answer["suggestion"]), time.monotonic() - self._asked_at)
 
+    def _send(self, message: dict[str, Any]) -> None:
+        self._line.write(json.dumps(message).encode())
+
+    def _send_events(self, events: Sequence[Event]) -> None:
+        if events:
+            self._send({"events": [to_json(event) for event in events]})
+
+    def _heard(self) -> dict[str, Any] | None:
+        """What the process has said, if it has said anything.
+
+        Raises:
+            SearcherFailed: if it will not say anything any more.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            line = self._line.read()
+            return None if line is None else dict(json.loads(line))
+        except (EOFError, TypeError, ValueError) as problem:
+            self._line.close()
+            self._failure = SearcherFailed(
+                f"The searcher process died ({problem!r}). Look at search.log in the study folder."
+            )
+            raise self._failure from problem
+
     def close(self) -> None:
         """Close its connection, which ends it; a process that is in the middle of a fit is killed."""
-        self._connection.close()
+        self._line.close()
         if self._process is not None:
             try:
                 self._process.wait(_CLOSE_S)
@@ -199,11 +234,97 @@ class ProcessHost:
             _reap(self._pid)
             self._pid = None
 
-    def _send(self, message: dict[str, Any]) -> None:
+
+class _Line:
+    """The launcher's end of a connection to a process: lines of bytes both ways, and neither way waits.
+
+    What the process does not take is kept and sent bit by bit, whenever there is room: each :meth:`read` does it, and
+    for ``wait`` the object becomes readable as soon as there is something to read or room for what is kept.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._socket = end
+        # An epoll or kqueue object, which is readable itself when something that it watches is ready.
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(end, selectors.EVENT_READ)
+        self.is_open = True
+        self._is_deaf = False
+        """It takes nothing any more, but what it said last is still to be read."""
+        self._unsent = bytearray()
+        self._unread = bytearray()
+
+    def fileno(self) -> int:
+        return self._selector.fileno()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that are kept."""
+        return len(self._unsent)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until there is something to do for :meth:`read`."""
+        self._selector.select(timeout_s)
+
+    def write(self, line: bytes) -> None:
+        """Send a line, now or later; to a process that is gone, never."""
+        if self.is_open and not self._is_deaf:
+            self._unsent += line + b"\n"
+            self._flush()
+
+    def read(self) -> bytes | None:
+        """The next line, if it has come.
+
+        Raises:
+            EOFError: if there will be no other one.
+        """
+        self._flush()
+        if b"\n" not in self._unread and self.is_open:
+            self._receive()
+        line, end, rest = self._unread.partition(b"\n")
+        if end:
+            self._unread = rest
+            return bytes(line)
+        if not self.is_open:
+            raise EOFError
+        return None
+
+    def close(self) -> None:
+        """Send nothing any more, not even the rest of a line. What has been received can be read."""
+        if self.is_open:
+            self.is_open = False
+            self._selector.close()
+            self._socket.close()
+            self._unsent.clear()
+
+    def _flush(self) -> None:
+        if not self._unsent:
+            return
         try:
-            self._connection.send_bytes(json.dumps(message).encode())
-        except OSError as problem:
-            self._failure = f"The searcher process died ({problem}). Look at search.log in the study folder."
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            # It is gone. Should it be there all the same, it must not take the rest of a line for a line.
+            self._is_deaf = True
+            self._unsent.clear()
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+        self._selector.modify(self._socket, events)
+
+    def _receive(self) -> None:
+        try:
+            received = self._socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if received:
+            self._unread += received
+        else:
+            self.close()
 
 
 def suggestion_from_json(data: dict[str, Any] | None) -> Suggestion | None:
@@ -214,9 +335,7 @@ def suggestion_from_json(data: dict[str, Any] | None) -> Suggestion | None:
     return Suggestion(**data, bracket_weights=None if weights is None else tuple(weights))
 
 
-def _forked(
-    serve: Callable[[Connection[Any, Any]], None], ours: socket.socket, theirs: socket.socket, output: int
-) -> int:
+def _forked(serve: Callable[[socket.socket], None], ours: socket.socket, theirs: socket.socket, output: int) -> int:
     def child() -> None:
         os.setsid()  # the launcher's Ctrl-C is not meant for it
         os.dup2(output, 1)
@@ -226,7 +345,7 @@ def _forked(
         processes.forget_parent()
         processes.limit_threads(_threads())
         ours.close()
-        serve(Connection(os.dup(theirs.fileno())))
+        serve(theirs)
 
     return processes.fork(child)
 

@@ -11,11 +11,12 @@ import dataclasses
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
 import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
 from typing import Any
 
 from lightning_hpo.core.events import from_json
@@ -30,16 +31,15 @@ log = logging.getLogger(__name__)
 _WATCH_PERIOD_S = 0.5
 
 
-def serve(connection: Connection[Any, Any]) -> None:
-    """Answer requests until the launcher, whose child this process is, closes the connection or dies."""
+def serve(connection: socket.socket) -> None:
+    """Answer requests until the launcher, whose child this process is, closes the connection or dies.
+
+    Messages are lines of JSON, both ways.
+    """
     _end_with(os.getppid())
     state: StudyState | None = None
     searcher = None
-    while True:
-        try:
-            message = json.loads(connection.recv_bytes())
-        except (EOFError, OSError):
-            return
+    for message in _messages(connection):
         if "header" in message:
             options = StudyOptions.from_json(message["header"]["options"])
             state = StudyState(SearchSpace.from_json(message["header"]["space"]), options)
@@ -53,7 +53,19 @@ def serve(connection: Connection[Any, Any]) -> None:
             except Exception as problem:
                 traceback.print_exc()
                 answer = {"error": f"{type(problem).__name__}: {problem}"}
-            connection.send_bytes(json.dumps(answer).encode())
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
+    with connection.makefile("rb") as lines:
+        while True:
+            try:
+                line = lines.readline()
+            except OSError:
+                return
+            if not line.endswith(b"\n"):
+                return  # the launcher is gone, perhaps in the middle of a message
+            yield json.loads(line)
 
 
 def _end_with(launcher: int) -> None:
@@ -82,6 +94,6 @@ def _request(data: dict[str, Any]) -> SuggestRequest:
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])))
     sys.stdout.flush()
     os._exit(0)  # no library's clean-up may delay the end of the study

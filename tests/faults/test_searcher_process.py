@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from lightning_hpo.core.domains import uniform
-from lightning_hpo.core.events import WorkerReady
+from lightning_hpo.core.events import Reported, WorkerReady, to_json
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.errors import SearcherFailed
-from lightning_hpo.runtime import process_table
+from lightning_hpo.runtime import process_table, suggesting
 from lightning_hpo.runtime.suggesting import ProcessHost
 from lightning_hpo.searchers.server import serve
 from lightning_hpo.study import study_header
@@ -33,14 +33,27 @@ REQUEST = SuggestRequest(0, 0, 1, None)
 
 
 def hang(connection) -> None:
-    connection.recv_bytes()
+    connection.recv(1)
     time.sleep(60)
 
 
+def never_read(connection) -> None:
+    time.sleep(600)
+
+
 def talk_nonsense(connection) -> None:
-    connection.recv_bytes()
-    connection.send_bytes(b"\xff not JSON")
-    connection.recv_bytes()
+    connection.recv(1)
+    connection.sendall(b"\xff not JSON\n")
+    connection.recv(1)
+
+
+def die_in_the_middle_of_a_message(connection) -> None:
+    connection.recv(1)
+    connection.sendall(b'{"suggestion": {"config": {"x": 0.')
+
+
+REPORTS = [Reported(float(n), n, 1, 1, 0.5, {"train_loss": 0.25, "val_loss": 0.5}, 1.0) for n in range(10_000)]
+"""Megabytes, of which a socket holds less than a tenth."""
 
 
 @pytest.fixture
@@ -55,6 +68,14 @@ def begin(tmp_path):
             return host
 
         yield begin
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A named pipe: who opens it for reading waits until the test opens it for writing."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    return path
 
 
 def children() -> list[int]:
@@ -118,6 +139,97 @@ def test_nonsense_is_a_failure_of_the_searcher_not_of_the_launcher(begin):
     wait(host.waitables(), 10)
     with pytest.raises(SearcherFailed):
         host.poll()
+
+
+@pytest.mark.timeout(60)
+def test_the_launcher_never_waits_for_a_searcher_that_does_not_read(begin):
+    host = begin(never_read)
+    for report in REPORTS:
+        host.follow([report])
+    host.ask(REQUEST)
+    assert host._line.unsent > 2**20, "the socket has taken everything: this test shows nothing"
+    assert host.poll() is None
+    assert not wait(host.waitables(), 0.0), "the loop would turn without pause"
+    assert host.recommend(0.2) is None
+    host.close()
+
+
+@pytest.mark.timeout(60)
+def test_what_a_busy_searcher_did_not_read_reaches_it_whole_and_in_order(begin, gate):
+    def read_later(connection) -> None:
+        gate.open("rb").close()
+        lines = connection.makefile("rb")
+        assert json.loads(lines.readline()) == {"header": HEADER}
+        told = [lines.readline() for _ in REPORTS]
+        assert told == [json.dumps({"events": [to_json(report)]}).encode() + b"\n" for report in REPORTS]
+        assert json.loads(lines.readline())["request"]["trial_id"] == 0
+        connection.sendall(b'{"error": "everything has come"}\n')
+
+    host = begin(read_later)
+    for report in REPORTS:
+        host.follow([report])
+    host.ask(REQUEST)
+    assert host._line.unsent > 2**20
+    gate.open("wb").close()
+    with pytest.raises(SearcherFailed, match="everything has come"):
+        # Only what wakes the launcher's loop, and no look at the clock, brings the rest on its way.
+        while wait(host.waitables(), 20):
+            assert host.poll() is None
+
+
+def test_a_searcher_that_reads_nothing_for_ever_fails_before_it_fills_the_memory(begin, monkeypatch):
+    monkeypatch.setattr(suggesting, "_MOST_UNSENT_BYTES", 2**20)
+    host = begin(never_read)
+    kept = []
+    for report in REPORTS:
+        host.follow([report])
+        kept.append(host._line.unsent)
+    assert 0.9 * 2**20 < max(kept) <= 2**20 and kept[-1] == 0
+    with pytest.raises(SearcherFailed, match=r"1 MiB of events unread.*Look at search\.log"):
+        host.poll()
+
+
+def test_a_long_history_is_not_taken_for_a_searcher_that_reads_nothing(begin, monkeypatch):
+    monkeypatch.setattr(suggesting, "_MOST_UNSENT_BYTES", 2**19)
+    host = begin(never_read)
+    host.begin(HEADER, REPORTS)
+    assert host._line.unsent > 2**20
+    host.follow(REPORTS[:10])
+    assert host.poll() is None
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_dies_with_much_unread_is_dead_and_nothing_else(begin):
+    before = set(children())
+    host = begin(never_read)
+    (pid,) = set(children()) - before
+    for report in REPORTS:
+        host.follow([report])
+    os.kill(pid, signal.SIGKILL)
+    assert wait(host.waitables(), 10)
+    for report in REPORTS[:10]:
+        host.follow([report])
+    assert host._line.unsent == 0, "nobody will take it any more"
+    for _ in range(3):
+        with pytest.raises(SearcherFailed):
+            host.poll()
+    assert not host.waitables(), "the loop would turn without pause"
+
+
+@pytest.mark.timeout(60)
+def test_half_an_answer_is_none(begin):
+    host = begin(die_in_the_middle_of_a_message)
+    host.ask(REQUEST)
+    with pytest.raises(SearcherFailed, match="died"):
+        while wait(host.waitables(), 10):
+            assert host.poll() is None
+
+
+def test_half_a_message_of_a_launcher_that_is_gone_is_ignored(begin, tmp_path):
+    host = begin(serve)
+    host._line._socket.sendall(b'{"events": [{"event": "Work')
+    host.close()
+    assert (tmp_path / "search.log").read_text() == ""
 
 
 def test_a_process_in_the_middle_of_a_fit_is_ended_with_the_host(begin):
