@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from lightning_hpo.core.searcher import Searcher, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, Config, Trial
+from lightning_hpo.core.unread import note_on_unread
 from lightning_hpo.errors import HpoError, ReportError, StudyCorrupt, StudyMismatch
 from lightning_hpo.searchers import make_searcher
 
@@ -111,16 +113,23 @@ class Study:
         Raises:
             OptionError, SpaceError: if an option or the space cannot be used.
             StudyLocked, StudyMismatch: if the study in ``path`` is in use, or was made with other settings.
+
+        Warns:
+            UserWarning: of options that nothing of the algorithm reads.
         """
         parsed = space if isinstance(space, SearchSpace) else SearchSpace.parse(space)
         checked = StudyOptions.from_mapping({"metric": metric, "mode": mode, "algorithm": algorithm, **options})
-        state = StudyState(parsed, checked)
+        study = cls(StudyState(parsed, checked))
+        note = note_on_unread(checked)
+        if note is not None:
+            warnings.warn(note, stacklevel=2)
         if path is None:
-            return cls(state)
+            return study
         from lightning_hpo.runtime.journal import Journal
 
         if not Journal.exists(path):
-            return cls(state, Journal.create(path, study_header(parsed, checked)))
+            study._journal = Journal.create(path, study_header(parsed, checked))
+            return study
         journal = Journal.open(path)
         try:
             check_same_study(journal.header, parsed, checked)
@@ -194,7 +203,7 @@ class Study:
             resource: 1, 2, 3, ...; what was told before is ignored.
             value: the metric, in the user's sign; NaN and infinities are the worst value.
             metrics: other values to keep.
-            cost: total the trial has cost so far.
+            cost: total the trial has cost so far, in any unit: seconds, money.
 
         Raises:
             ReportError: for an unknown trial or an impossible resource.

@@ -201,6 +201,19 @@ class TestOptions:
         with pytest.raises(OptionError, match="Set max_t"):
             Study.create(SPACE, metric="loss", algorithm="asha")
 
+    def test_a_refused_option_leaves_no_study_behind(self, tmp_path):
+        folder = tmp_path / "study"
+        with pytest.raises(OptionError):
+            create(path=folder, algorithm="grid", searcher={"restrict_configurations": [{"lr": 0.01}]})
+        assert not folder.exists()
+
+    def test_a_threshold_is_compared_with_the_value_told_and_not_with_another_of_its_name(self):
+        study = create(algorithm="random", max_t=5, stop={"min_metric_value": 0.1})
+        study.tell(study.ask().trial_id, 1, 0.5, metrics={"loss": 0.01})
+        assert study.ask() is not None
+        study.tell(1, 1, 0.05, metrics={"loss": 0.5})
+        assert study.ask() is None
+
     def test_stop_ends_the_study(self):
         study = create(algorithm="random", max_t=1, stop={"max_num_trials_completed": 3})
         assert len(train(study)) == 4  # "more than three"

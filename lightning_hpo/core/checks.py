@@ -87,5 +87,6 @@ def check_range(
     low_enough = value > lower if lower_open else value >= lower
     if not (low_enough and math.isfinite(value)) or (upper is not None and value > upper):
         least = f"above {lower}" if lower_open else f"at least {lower}"
-        allowed = least if upper is None else f"between {lower} and {upper}"
+        allowed = f"between {lower} and {upper}" if upper is not None and not lower_open else least
+        allowed += f" and at most {upper}" if upper is not None and lower_open else ""
         raise OptionError(f"{prefix}{name}={value!r} is out of range. Set {prefix}{name} to a value {allowed}.")

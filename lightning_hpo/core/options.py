@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from lightning_hpo.errors import OptionError, did_you_mean
 LIMITS = ("n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row", "asynchronous", "confirm")
 """Options that may differ when a study is continued: they say how long and how wide, not what."""
 
+LADDER = ("max_t", "grace_period", "reduction_factor", "rung_increment", "rung_levels")
+"""Options that make the rungs, in the order of :func:`rung_levels`."""
 ADDITIVE_MODELS = ("gp_expdecay", "gp_issm")
 TYPES = ("stopping", "promotion", "pasha", "cost_promotion")
 
@@ -109,6 +111,7 @@ class StudyOptions:
         check_choice(self, "", "searcher_data", (None, *KINDS))
         self._check_searcher_data()
         self._check_type()
+        self.searcher.check_searcher(self.searcher_name)
         for name in ("max_t", "grace_period", "brackets", "n_workers", "rung_increment", "max_failures_in_a_row"):
             check_range(self, "", name, lower=1)
         for name in ("n_trials", "max_retries"):
@@ -287,16 +290,22 @@ def _is_led(given: Mapping[str, Any]) -> bool:
     return given.get("type") in (None, "promotion") and model in (None, "gp_rungs")
 
 
-def _presets(algorithm: Algorithm, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the algorithm presets, but for a second bracket where it would begin at ``max_t``."""
-    presets = dict(algorithm.presets)
-    names = ("max_t", "grace_period", "reduction_factor", "rung_increment", "rung_levels")
-    ladder: list[Any] = [given.get(name) for name in names]
+def preset_brackets(algorithm: Algorithm, ladder: Sequence[Any]) -> int | None:
+    """The brackets the algorithm presets, but for a second one where it would begin at ``max_t``.
+
+    Args:
+        ladder: the arguments of :func:`rung_levels`. None while it is not known how far a trial is trained.
+    """
     # What is wrong with these options is said later, when all are checked.
     with contextlib.suppress(OptionError, TypeError):
-        if "brackets" in presets and given.get("max_t") and len(rung_levels(*ladder)) < 2:
-            del presets["brackets"]
-    return presets
+        if ladder[0] is not None and len(rung_levels(*ladder)) >= 2:
+            return algorithm.presets.get("brackets")
+    return None
+
+
+def _presets(algorithm: Algorithm, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the algorithm presets."""
+    return {**algorithm.presets, "brackets": preset_brackets(algorithm, [given.get(name) for name in LADDER])}
 
 
 def _confirm_options(given: Any) -> ConfirmOptions:

@@ -63,8 +63,9 @@ class StudyRecord:
         self.trials: dict[int, Trial] = {}
         self.progress = Progress(options.metric)
         self.ended: str | None = None
-        self.repeated_error: str | None = None
-        """The error with which the first trials all failed, if that ended the study."""
+        self.repeated_error: tuple[int, str] | None = None
+        """The error with which all trials failed, none having reported, and the first that did so, if that ended the
+        study."""
         initial = space.complete(options.points_to_evaluate)
         self.initial_configs: Sequence[Config] = options.searcher.permitted(space, initial)
         self.searcher_state: dict[str, Any] | None = None
@@ -149,7 +150,7 @@ class StudyRecord:
         if cost is not None:
             self.progress.cost += cost - trial.cost
             trial.cost = cost
-        self.progress.add_report({self.options.metric: event.value, **event.metrics})
+        self.progress.add_report({**event.metrics, self.options.metric: event.value})
         criterion = self.criterion(event.value)
         if math.isfinite(criterion) and (self._best_any is None or criterion < self._best_any[0]):
             self._best_any = (criterion, trial.id, event.resource)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # Hydra reads the options in every program: no numpy then
     from lightning_hpo.core.space import SearchSpace
     from lightning_hpo.core.trial import Config
 
+DEFAULT_MODELS = {"bayesopt": "gp_multitask", "hypertune": "gp_independent", "freeze_thaw": "gp_rungs"}
+"""Searchers that fit Gaussian processes -> what they model rungs by, unless ``model`` says something else."""
+
 
 @dataclass(frozen=True)
 class SearcherOptions:
@@ -164,8 +167,9 @@ class SearcherOptions:
             check_range(self, "searcher.", name, lower=1)
         for name in ("num_init_random_factor", "opt_skip_init_length"):
             check_range(self, "searcher.", name, lower=0)
-        for name in ("min_bandwidth", "bandwidth_factor"):
-            check_range(self, "searcher.", name, lower=0, lower_open=True)
+        # A bandwidth is also the weight a kernel gives to the other categories: all of it at 1.
+        check_range(self, "searcher.", "min_bandwidth", lower=0, upper=1, lower_open=True)
+        check_range(self, "searcher.", "bandwidth_factor", lower=0, lower_open=True)
         check_range(self, "searcher.", "mutation_factor", lower=0, upper=2)
         check_range(self, "searcher.", "top_n_percent", lower=0, upper=99)
         self._check_acquisition_arguments()
@@ -196,6 +200,31 @@ class SearcherOptions:
                 raise OptionError(
                     f"searcher.num_samples names {name!r}, which is not searched.{hint} Remove the entry."
                 )
+
+    def check_searcher(self, name: str) -> None:
+        """What depends on the searcher.
+
+        Raises:
+            OptionError: if the searcher with this name cannot do what an option says.
+        """
+        if name == "grid" and self.restrict_configurations is not None:
+            raise OptionError(
+                "searcher.restrict_configurations has no meaning for grid search. "
+                "Choose algorithm=random, or limit the grid by searcher.num_samples."
+            )
+        if name not in DEFAULT_MODELS:
+            return
+        model = self.model or DEFAULT_MODELS[name]
+        if (model == "gp_rungs") != (name == "freeze_thaw"):
+            raise OptionError(
+                f"searcher.model={model} cannot be had here: gp_rungs belongs to promotion_rule=searcher, and only "
+                "that. Leave searcher.model out."
+            )
+        if self.approximation == "inducing" and model != "gp_multitask":
+            raise OptionError(
+                f"searcher.approximation=inducing cannot be had with the model {model}. "
+                "Set searcher.model to gp_multitask."
+            )
 
     def permitted(self, space: SearchSpace, configs: Iterable[Config]) -> list[Config]:
         """Those of the configurations that ``restrict_configurations`` leaves."""

@@ -49,7 +49,7 @@ class StudyState(Dispatcher):
         self._pause_requests: dict[int, str] = {}
         self._spent_checkpoints: set[int] = set()
         """Final trials that still have a checkpoint."""
-        self._first_errors: list[str] = []
+        self._first_errors: list[tuple[int, str]] = []
         self._has_success = False
         self._handlers: dict[type, Callable[[Any], list[Decision]]] = {
             Suggested: self._on_suggested,
@@ -273,13 +273,13 @@ class StudyState(Dispatcher):
         self.progress.failed += 1
         self._give_up(trial, TrialStatus.FAILED)
         if not self._has_success and not any(t.curve for t in self.trials.values()):
-            self._first_errors.append((trial.error or "unknown error").strip().splitlines()[-1])
+            self._first_errors.append((trial.id, (trial.error or "unknown error").strip().splitlines()[-1]))
             limit = self.options.max_failures_in_a_row
-            if len(self._first_errors) >= limit and len(set(self._first_errors[-limit:])) == 1:
-                self.repeated_error = self._first_errors[-1]
-                self.ended = (
-                    f"the first {len(self._first_errors)} trials failed with the same error: {self.repeated_error}"
-                )
+            alike = self._first_errors[-limit:]
+            if len(alike) == limit and len({error for _, error in alike}) == 1:
+                self.repeated_error = alike[0]
+                which = "first" if len(self._first_errors) == limit else "last"
+                self.ended = f"the {which} {limit} trials failed with the same error: {alike[0][1]}"
 
     def _give_up(self, trial: Trial, status: TrialStatus) -> None:
         self.data.drop_pending(trial.id)

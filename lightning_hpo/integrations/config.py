@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.confirmation import ConfirmOptions
-from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.options import LADDER, StudyOptions, preset_brackets
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.errors import OptionError, did_you_mean
@@ -97,8 +97,12 @@ class LauncherOptions(StudyOptions):
     def study_options(self, random_seed: int, n_workers: int, max_t: int | None) -> StudyOptions:
         """The part that belongs to the study, with what has been found out about the run."""
         names = [f.name for f in dataclasses.fields(StudyOptions)]
-        found = {"random_seed": random_seed, "n_workers": n_workers, "max_t": max_t}
-        return StudyOptions(**{name: getattr(self, name) for name in names} | found)
+        values = {name: getattr(self, name) for name in names}
+        values |= {"random_seed": random_seed, "n_workers": n_workers, "max_t": max_t}
+        if self.brackets is None:
+            algorithm = ALGORITHMS[self.algorithm].chosen(self.promotion_rule)
+            values["brackets"] = preset_brackets(algorithm, [values[name] for name in LADDER])
+        return StudyOptions(**values)
 
 
 def default_node() -> dict[str, Any]:

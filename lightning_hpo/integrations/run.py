@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.searcher_options import DEFAULT_MODELS
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
-from lightning_hpo.errors import StudyError
+from lightning_hpo.core.unread import note_on_unread
+from lightning_hpo.errors import StudyError, StudyMismatch
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.warm_up import warm_up
 from lightning_hpo.report.folder import continuing
 from lightning_hpo.report.live import RunObserver, make_observer
-from lightning_hpo.report.results import summary, write_results
+from lightning_hpo.report.results import summary, write_atomically, write_results
 from lightning_hpo.runtime.backends.base import Backend, Entry
 from lightning_hpo.runtime.backends.local import DEFAULT_PRELOAD, LocalBackend
 from lightning_hpo.runtime.backends.ray import RayBackend
@@ -44,8 +46,6 @@ _RECOMMEND_S = 30.0
 """Time the searcher has for its recommendation at the end."""
 _RECOMMEND_SOON_S = 3.0
 """The same for somebody who has pressed Ctrl-C."""
-_NEED_PROCESS = ("bayesopt", "hypertune", "freeze_thaw")
-"""Searchers that fit models; the others cost microseconds and compute in the launcher."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ class StudySetup:
     """Command line that trains a configuration once, for people."""
     notes: tuple[str, ...] = ()
     """What the user should be told once."""
-    extra_header: dict[str, Any] = field(default_factory=dict)
-    """JSON data to be kept with the study."""
+    fixed: tuple[str, ...] = ()
+    """What the user set besides the space, ``key=value``, kept with the study."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name -> text of files for the study folder."""
     preload: tuple[str, ...] = ()
     """Modules every trial will import: imported once, ahead of the trials."""
 
@@ -129,7 +131,10 @@ def _run(
         server = closing.enter_context(ChannelServer(setup.folder, interface=getattr(backend, "interface", None)))
         jobs = setup.jobs(study_options)
         observer = closing.enter_context(make_observer(setup.folder, unit=options.resource))
-        _introduce(setup, state, backend, observer)
+        for name, text in setup.files.items():
+            write_atomically(setup.folder / name, text)
+        notes = (*setup.notes, note_on_unread(study_options), _note_on_fixed(setup.fixed, journal.header))
+        _introduce(setup, state, backend, observer, notes)
         coordinator = Coordinator(
             state=state,
             journal=journal,
@@ -152,8 +157,8 @@ def _run(
 
 
 def _searcher_process(folder: Path, options: StudyOptions, backend: Backend) -> ProcessHost | None:
-    if options.searcher_name not in _NEED_PROCESS:
-        return None
+    if options.searcher_name not in DEFAULT_MODELS:
+        return None  # no model to fit: it costs microseconds in the launcher
     forks = getattr(backend, "start_method", None) == "fork"
     return ProcessHost("lightning_hpo.searchers.server", folder / "search.log", serve if forks else None)
 
@@ -167,7 +172,9 @@ def _swept_store(setup: StudySetup, state: StudyState, jobs: JobFactory) -> Chec
     return store
 
 
-def _introduce(setup: StudySetup, state: StudyState, backend: Backend, observer: RunObserver) -> None:
+def _introduce(
+    setup: StudySetup, state: StudyState, backend: Backend, observer: RunObserver, notes: tuple[str | None, ...]
+) -> None:
     reason = getattr(backend, "reason", "")
     observer.header(
         state,
@@ -175,7 +182,7 @@ def _introduce(setup: StudySetup, state: StudyState, backend: Backend, observer:
         start_method=f"{getattr(backend, 'start_method', setup.options.backend)}{f' ({reason})' if reason else ''}",
         continue_command=setup.continue_command,
     )
-    for note in (*setup.notes, getattr(backend, "note", None), _note_on_network(setup.folder)):
+    for note in (*notes, getattr(backend, "note", None), _note_on_network(setup.folder)):
         if note:
             observer.say(note)
 
@@ -192,6 +199,18 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _note_on_fixed(fixed: tuple[str, ...], header: Mapping[str, Any]) -> str | None:
+    """What was set otherwise when the study began: another data set, say, or only another number of data workers."""
+    before = [str(entry) for entry in header.get("fixed", ())]
+    gone, new = ([e for e in a if e not in b] for a, b in ((before, fixed), (fixed, before)))
+    if not gone and not new:
+        return None
+    return (
+        f"The study began with {' '.join(gone) or 'nothing'} where there is {' '.join(new) or 'nothing'} now. "
+        "If that changes what is trained, start a new study in another folder: its trials are compared with each other."
+    )
 
 
 def _note_on_network(folder: Path) -> str | None:
@@ -269,12 +288,18 @@ def _backend(setup: StudySetup) -> Backend:
 
 def _open_journal(setup: StudySetup, options: StudyOptions) -> Journal:
     if not Journal.exists(setup.folder):
-        header = study_header(setup.space, options) | {"resource": setup.options.resource} | setup.extra_header
+        header = study_header(setup.space, options) | {"resource": setup.options.resource, "fixed": [*setup.fixed]}
         header |= continuing(setup.continue_command, setup.folder)
         return Journal.create(setup.folder, header)
     journal = Journal.open(setup.folder)
     try:
         check_same_study(journal.header, setup.space, options)
+        counted = journal.header.get("resource", setup.options.resource)
+        if counted != setup.options.resource:
+            raise StudyMismatch(
+                f"The study counts resource in units of {counted}, and resource={setup.options.resource} is another. "
+                f"Set resource={counted}, or start a new study in another folder."
+            )
     except BaseException:
         journal.close()
         raise

@@ -61,7 +61,6 @@ def run_sweep(
     if options.study is not None and not Journal.exists(folder):
         notes = (*notes, f"There was no study in {folder} to continue: this is a new one.")
     check_folder(folder)
-    OmegaConf.save(config, folder / "multirun.yaml")
     program = _Program(hydra_job)
     setup = StudySetup(
         space=parsed.space,
@@ -73,7 +72,8 @@ def run_sweep(
         continue_command=program.continued(folder),
         retrain_command=lambda values: program.single(parsed.overrides(values)),
         notes=notes,
-        extra_header={"fixed": list(parsed.fixed)},
+        fixed=parsed.fixed,
+        files={"multirun.yaml": OmegaConf.to_yaml(config)},
         preload=tuple(module for module, _ in found),
     )
     try:

@@ -7,6 +7,7 @@ exactly unless it counts the time the searcher takes.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import time
@@ -165,7 +166,7 @@ def simulate(
         options: how; ``max_t`` must not be larger than the curves are long, or trials end by themselves before it.
         benchmark: the learning curve of a configuration, constants included; asked once per trial. Where it has a
             method ``retrained(config, replicate)``, that gives the curves of confirmations; else they repeat.
-        n_workers: trials at a time.
+        n_workers: trials at a time, whatever ``options`` say.
         max_time: seconds on the virtual clock; what would happen later does not.
         searcher: proposes the configurations (:func:`lightning_hpo.searchers.make_searcher`).
         delays: what passes around training.
@@ -176,13 +177,22 @@ def simulate(
         watch: sees every event after it was handled.
 
     Raises:
-        OptionError: if ``n_workers`` or ``max_time`` is not positive, or the options are not complete.
+        OptionError: if ``n_workers`` or ``max_time`` is not positive, the options are not complete, or the journal's
+            study has another number of workers.
         ConfigError: if the benchmark answers with something else than a curve.
     """
     if n_workers < 1:
         raise OptionError(f"n_workers={n_workers} is not positive. Set n_workers to 1 or more.")
     if not max_time > 0:
         raise OptionError(f"max_time={max_time} is not positive. Set max_time to the seconds of the virtual clock.")
+    recorded = n_workers if journal is None else journal.header.get("options", {}).get("n_workers", n_workers)
+    if recorded != n_workers:
+        raise OptionError(
+            f"The journal is one of a study with {recorded} workers, not {n_workers}, and its events would read "
+            f"otherwise. Give n_workers={recorded}, or make the journal with n_workers={n_workers}."
+        )
+    # The study counts its batches, and what a confirmation takes, by its own number of workers.
+    options = dataclasses.replace(options, n_workers=n_workers)
     simulation = _Simulation(StudyState(space, options), benchmark, searcher, n_workers, delays)
     simulation.has_checkpoints = has_checkpoints
     simulation.counts_searcher_time = counts_searcher_time

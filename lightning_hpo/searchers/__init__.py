@@ -42,6 +42,7 @@ def make_searcher(name: str, options: SearcherOptions | Mapping[str, Any] | None
         known = ", ".join(SEARCHERS)
         raise OptionError(f"searcher {name!r} is unknown.{did_you_mean(name, SEARCHERS)} Choose one of {known}.")
     checked = options if isinstance(options, SearcherOptions) else SearcherOptions.from_mapping(options or {})
+    checked.check_searcher(name)
     module, _, cls = SEARCHERS[name].partition(":")
     searcher: Searcher = getattr(importlib.import_module(f"{__name__}.{module}"), cls)(checked)
     return _Logged(searcher, name) if checked.debug_log else searcher

@@ -37,7 +37,10 @@ class DifferentialEvolution:
         excluded = excluded_keys(view, self._options)
         rng = generator(view.seed, Stream.CONFIGURATION, request.trial_id)
         pool = parent_pool(view, slot)
-        if view.space.width and len(pool) >= 3 and self._options.restrict_configurations is None:
+        why = "too few parents"
+        if self._options.restrict_configurations is not None:
+            why = "offspring are not among restrict_configurations"
+        elif view.space.width and len(pool) >= 3:
             target = view.space.encode(view.configs[slot.target])
             vectors = view.space.encode_many([view.configs[i] for i in pool])
             for attempt in range(_TRIES):
@@ -51,7 +54,8 @@ class DifferentialEvolution:
                     config, reason = view.space.decode(rng.uniform(size=view.space.width)), "random: no new offspring"
                 if view.space.match_key(config) not in excluded:
                     return Suggestion(config, reason, origin="evolution")
-        return random_suggestion(view, request, self._options, "random: too few parents", excluded)
+            why = "every offspring is known already"
+        return random_suggestion(view, request, self._options, f"random: {why}", excluded)
 
     def _cross(self, view: SearchView, target: np.ndarray, mutant: np.ndarray, rng: np.random.Generator) -> Config:
         columns = [view.space.columns(name) for name in view.space.encoded_names]

@@ -9,6 +9,7 @@ by the expected improvement per unit of resource of trials that may be given up 
 from __future__ import annotations
 
 from lightning_hpo.core.searcher import SearchView, Suggestion, SuggestRequest
+from lightning_hpo.core.searcher_options import DEFAULT_MODELS
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.searchers.base import random_suggestion
 from lightning_hpo.searchers.gp import _PROPOSAL, GaussianProcessSearcher
@@ -20,7 +21,7 @@ class FreezeThawSearcher(GaussianProcessSearcher):
     Without rungs it is plain Bayesian optimisation.
     """
 
-    default_model = "gp_rungs"
+    default_model = DEFAULT_MODELS["freeze_thaw"]
 
     def _suggest_by_model(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
         if not view.rung_levels:

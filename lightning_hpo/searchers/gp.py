@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_hpo.core.searcher import SearchView, Suggestion, SuggestRequest
-from lightning_hpo.core.searcher_options import SearcherOptions
+from lightning_hpo.core.searcher_options import DEFAULT_MODELS, SearcherOptions
 from lightning_hpo.core.seeds import Stream, generator
-from lightning_hpo.errors import OptionError, SurrogateError
+from lightning_hpo.errors import SurrogateError
 from lightning_hpo.searchers.base import random_suggestion
 from lightning_hpo.searchers.history import too_early
 
@@ -33,20 +33,9 @@ class GaussianProcessSearcher:
     options of Gaussian processes apply.
     """
 
-    default_model = "gp_multitask"
+    default_model = DEFAULT_MODELS["bayesopt"]
 
     def __init__(self, options: SearcherOptions) -> None:
-        model = options.model or self.default_model
-        if (model == "gp_rungs") != (self.default_model == "gp_rungs"):
-            raise OptionError(
-                f"searcher.model={model} cannot be had here: gp_rungs belongs to promotion_rule=searcher, and only "
-                "that. Leave searcher.model out."
-            )
-        if options.approximation == "inducing" and model != "gp_multitask":
-            raise OptionError(
-                f"searcher.approximation=inducing cannot be had with the model {model}. "
-                "Set searcher.model to gp_multitask."
-            )
         self._options = options
 
     def suggest(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:

@@ -142,9 +142,10 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
     surrogate = make_surrogate(view, name, options)
     normalisation = normalise(history.values, options, options.reward_offset(view.mode))
     data = _observations(history, normalisation, name, options, rng)
-    counts = history.counts()
+    # Without rungs every value is that of a complete trial, so that there is nothing to tell apart.
+    at_max_t = None if name == SINGLE_FIDELITY else history.counts()[view.max_t]
     state = None if view.state is None or "parameters" not in view.state else view.state
-    if not needs_refit(state, options, len(history), counts[view.max_t]):
+    if not needs_refit(state, options, len(history), at_max_t):
         assert state is not None
         theta = surrogate.space.theta(state["parameters"])
         return FittedModel(
@@ -156,7 +157,7 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
         **(state or {}),
         **found.state,
         "num_observations": len(history),
-        "num_at_max_t": counts[view.max_t],
+        "num_at_max_t": at_max_t or 0,
     }
     remark = ", parameters of the last fit" if found.failed else ""
     posterior = surrogate.posterior(data, found.theta)

@@ -13,7 +13,6 @@ from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.space import Domain, Float, Integer, SearchSpace
 from lightning_hpo.core.trial import Config
-from lightning_hpo.errors import OptionError
 from lightning_hpo.searchers.base import excluded_keys
 
 _DEFAULT_POINTS = 5
@@ -29,11 +28,6 @@ class GridSearcher:
     """
 
     def __init__(self, options: SearcherOptions) -> None:
-        if options.restrict_configurations is not None:
-            raise OptionError(
-                "searcher.restrict_configurations has no meaning for grid search. "
-                "Use searcher random, or limit the grid by num_samples."
-            )
         self._options = options
 
     def suggest(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:

@@ -173,7 +173,7 @@ def too_early(view: SearchView, options: SearcherOptions) -> str | None:
 
 
 def needs_refit(
-    state: Mapping[str, Any] | None, options: SearcherOptions, num_observations: int, num_at_max_t: int
+    state: Mapping[str, Any] | None, options: SearcherOptions, num_observations: int, num_at_max_t: int | None
 ) -> bool:
     """Whether the parameters are fitted anew or those of the last fit are kept.
 
@@ -181,7 +181,8 @@ def needs_refit(
         state: what the last fit left: ``num_observations`` and ``num_at_max_t`` at that time; None before the first.
         options: ``opt_skip_init_length``, ``opt_skip_period``, ``opt_skip_num_max_resource``.
         num_observations: size of the data, before any reduction.
-        num_at_max_t: observations at ``max_t`` among them.
+        num_at_max_t: observations at ``max_t`` among them; None without rungs, where ``opt_skip_num_max_resource`` does
+            nothing.
 
     Unchanged data never need a fit. Changed data do, until one fit has seen ``opt_skip_init_length`` observations.
     Afterwards a fit is due when the data have grown by ``opt_skip_period``, or with ``opt_skip_num_max_resource`` when
@@ -194,6 +195,6 @@ def needs_refit(
         return False
     if int(state["num_observations"]) < options.opt_skip_init_length:
         return True
-    if options.opt_skip_num_max_resource:
+    if options.opt_skip_num_max_resource and num_at_max_t is not None:
         return num_at_max_t != int(state["num_at_max_t"])
     return not 0 < grown < options.opt_skip_period

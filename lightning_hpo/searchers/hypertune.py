@@ -11,7 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from lightning_hpo.core.searcher import SearchView, SuggestRequest
-from lightning_hpo.core.searcher_options import SearcherOptions
+from lightning_hpo.core.searcher_options import DEFAULT_MODELS, SearcherOptions
 from lightning_hpo.errors import OptionError
 from lightning_hpo.searchers.gp import _ENSEMBLE, GaussianProcessSearcher
 
@@ -25,7 +25,7 @@ class HyperTune(GaussianProcessSearcher):
     Option of its own: ``hypertune_distribution_num_samples``.
     """
 
-    default_model = "gp_independent"
+    default_model = DEFAULT_MODELS["hypertune"]
 
     def __init__(self, options: SearcherOptions) -> None:
         if options.model in ("gp_expdecay", "gp_issm"):

@@ -16,6 +16,9 @@ def parse(**given):
     return StudyOptions.from_mapping({"metric": "loss", **given})
 
 
+INDUCING = {"approximation": "inducing", "max_size_data_for_model": None}
+
+
 class TestDefaults:
     @pytest.mark.parametrize(
         ("name", "default"),
@@ -139,7 +142,7 @@ class TestRefusals:
             ({"searcher": {"model": "gp"}}, "searcher.model='gp' is unknown"),
             ({"searcher": {"device": "tpu"}}, "Choose auto, cpu or cuda"),
             ({"searcher": {"device": "cuda:x"}}, "Choose auto, cpu or cuda"),
-            ({"searcher": {"min_bandwidth": 0}}, "searcher.min_bandwidth to a value above 0"),
+            ({"searcher": {"min_bandwidth": 0}}, "searcher.min_bandwidth to a value above 0 and at most 1"),
             ({"searcher": {"bandwidth_factor": -3}}, "searcher.bandwidth_factor to a value above 0"),
             ({"searcher": {"bandwidth_factor": math.inf}}, "bandwidth_factor=inf is out of range"),
             ({"searcher": {"mutation_factor": math.nan}}, "searcher.mutation_factor to a value between 0 and 2"),
@@ -164,6 +167,13 @@ class TestRefusals:
             ({"algorithm": "mobster_indep", "searcher_data": "all"}, "Set searcher_data=rungs"),
             ({"algorithm": "pasha", "type": "promotion"}, "choose algorithm=asha"),
             ({"algorithm": "hypertune", "searcher": {"model": "gp_expdecay"}}, "Choose algorithm=mobster"),
+            ({"algorithm": "mobster_indep", "searcher": INDUCING}, "Set searcher.model to gp_multitask"),
+            ({"algorithm": "hypertune", "searcher": INDUCING}, "Set searcher.model to gp_multitask"),
+            (
+                {"algorithm": "mobster", "searcher": INDUCING | {"model": "gp_issm"}},
+                "Set searcher.model to gp_multitask",
+            ),
+            ({"algorithm": "grid", "searcher": {"restrict_configurations": [{"x": 1}]}}, "Choose algorithm=random"),
         ],
     )
     def test_name_the_option_and_the_fix(self, given, message):

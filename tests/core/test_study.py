@@ -275,9 +275,20 @@ class TestFailures:
         for trial in range(3):
             assert study.job() == f"n{trial}"
             study.fail(trial, f"Traceback: line {trial}\nImportError: no module named timm")
-        assert study.state.repeated_error == "ImportError: no module named timm"
+        assert study.state.repeated_error == (0, "ImportError: no module named timm")
         (decision,) = study.handle(WorkerReady(0.0))
         assert isinstance(decision, Finish) and "first 3 trials failed" in decision.reason
+
+    def test_also_after_other_errors_and_the_first_of_the_three_is_named(self):
+        study = promotion()
+        for trial, error in enumerate(("A: once", "B: again", "B: again", "B: again")):
+            assert study.job() == f"n{trial}"
+            study.fail(trial, error)
+        assert study.state.repeated_error == (1, "B: again")
+        (decision,) = study.handle(WorkerReady(0.0))
+        assert (
+            isinstance(decision, Finish) and decision.reason == "the last 3 trials failed with the same error: B: again"
+        )
 
     def test_different_errors_do_not(self):
         study = promotion()

@@ -49,6 +49,18 @@ class TestTheNode:
         assert read_options(node).type == "promotion"
         assert read_options(node | {"type": value}).type == value
 
+    @pytest.mark.parametrize(("max_t", "brackets"), [(3, None), (27, 2)])
+    def test_a_second_bracket_is_preset_once_it_is_known_that_there_is_room_for_one(self, max_t, brackets):
+        """3 epochs have one rung, 27 have three; the launcher learns how many from the job's configuration."""
+        options = read_options(default_node() | {"metric": "loss", "promotion_rule": "rank"})
+        assert options.study_options(0, 1, max_t).brackets == brackets
+        of_a_study = StudyOptions.from_mapping({"metric": "loss", "promotion_rule": "rank", "max_t": max_t})
+        assert of_a_study.brackets == brackets
+
+    def test_brackets_of_the_user_are_theirs(self):
+        options = read_options(default_node() | {"metric": "loss", "promotion_rule": "rank", "brackets": 3})
+        assert options.study_options(0, 1, 27).brackets == 3
+
     def test_null_means_no_limit_where_the_default_is_one(self):
         node = default_node() | {"metric": "loss"}
         assert read_options(node).searcher.max_size_data_for_model == 500

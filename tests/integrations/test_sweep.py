@@ -246,6 +246,31 @@ class TestBadInput:
         assert f"process {os.getpid()}" in ended.output
         assert len(rows(study)) == 4
 
+    def test_a_launcher_that_is_refused_leaves_the_files_of_the_study_alone(self, tune):
+        study = tune(LR).study
+        before = (study / "multirun.yaml").read_text()
+        ended = tune(LR, f"hydra.launcher.study={study}", "hydra.launcher.max_t=2", "+other=setting")
+        assert ended.code == 1 and "max_t" in ended.output
+        assert (study / "multirun.yaml").read_text() == before
+
+    def test_another_unit_of_resource_is_refused(self, tune):
+        study = tune(LR).study
+        units = ["hydra.launcher.resource=validation", "hydra.launcher.max_t=3"]
+        ended = tune(LR, f"hydra.launcher.study={study}", *units)
+        assert ended.code == 1
+        assert "Set resource=epoch, or start a new study in another folder." in ended.output
+
+    def test_what_else_was_set_otherwise_is_said(self, tune):
+        study = tune(LR, "sleep=0.0").study
+        ended = tune(LR, "sleep=0.01", f"hydra.launcher.study={study}", "hydra.launcher.n_trials=5")
+        assert ended.code == 0, ended.output
+        assert "The study began with sleep=0.0 where there is sleep=0.01 now." in " ".join(ended.output.split())
+
+    def test_options_that_nothing_reads_are_named(self, tune):
+        ended = tune(LR, "hydra.launcher.searcher.opt_nstarts=7", "hydra.launcher.n_trials=1")
+        assert ended.code == 0, ended.output
+        assert "nothing reads searcher.opt_nstarts." in " ".join(ended.output.split())
+
     def test_a_changed_space_is_shown_as_a_difference(self, tune):
         study = tune(LR).study
         ended = tune("model.lr=tag(log,interval(1e-5,1e-1))", f"hydra.launcher.study={study}")

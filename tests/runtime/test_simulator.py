@@ -22,6 +22,7 @@ from lightning_hpo.runtime.curves import Curve, CurveTable, NearestCurves
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.simulator import Delays, WorkerFailures, simulate
 from lightning_hpo.searchers import make_searcher
+from lightning_hpo.study import study_header
 from tests.core.driving import snapshot
 from tests.faults.virtual import searcher_of
 
@@ -55,6 +56,13 @@ def run(*values: float, benchmark=curve, n_workers=1, max_time=math.inf, study=N
     return simulate(
         SPACE, study or options(), benchmark, n_workers=n_workers, max_time=max_time, searcher=Listed(*values), **more
     )
+
+
+def test_synchronous_batches_are_as_wide_as_there_are_workers():
+    """Two batches of four trials of 30 seconds; ``n_workers`` of the options is one and does not count."""
+    study = options(algorithm="random", asynchronous=False, n_trials=8)
+    result = run(*np.linspace(0.1, 0.8, 8).tolist(), n_workers=4, study=study)
+    assert result.time == pytest.approx(60.0)
 
 
 class Leading:
@@ -213,10 +221,17 @@ class TestResult:
 
     def test_events_are_the_study(self):
         result = run(*np.linspace(0.9, 0.1, 20).tolist(), n_workers=3, study=options(type="promotion", max_t=3))
-        again = StudyState(SPACE, options(type="promotion", max_t=3))
+        again = StudyState(SPACE, options(type="promotion", max_t=3, n_workers=3))
         for event in result.events:
             again.handle(from_json(json.loads(json.dumps(to_json(event)))))
         assert snapshot(again) == snapshot(result.state)
+
+    def test_a_journal_of_a_study_with_another_number_of_workers_is_refused(self, tmp_path):
+        with (
+            Journal.create(tmp_path, study_header(SPACE, options())) as journal,
+            pytest.raises(OptionError, match=r"Give n_workers=1, or make the journal with n_workers=2\."),
+        ):
+            run(0.3, 0.2, journal=journal, n_workers=2)
 
     def test_a_journal_gets_them_too(self, tmp_path):
         with Journal.create(tmp_path, {}) as journal:

@@ -94,6 +94,15 @@ def test_without_three_parents_random():
     assert (suggestion.origin, suggestion.reason) == ("random", "random: too few parents")
 
 
+def test_where_only_some_configurations_may_be_proposed_the_reason_says_why_they_are_random():
+    view = population((0.1, 0.1), (0.2, 0.2), (0.3, 0.3), (0.4, 0.4))
+    allowed = [{"x": 0.6, "y": 0.6}, {"x": 0.7, "y": 0.7}]
+    searcher = make_searcher("differential_evolution", {"restrict_configurations": allowed})
+    suggestion = searcher.suggest(view, view.request(slot=Slot(1, 0, (1, 2, 3))))
+    assert suggestion.config in allowed
+    assert suggestion.reason == "random: offspring are not among restrict_configurations"
+
+
 def test_an_exhausted_space_gives_none():
     view = View(TINY, rung_levels=(1, 3))
     for a in (1, 2, 3):

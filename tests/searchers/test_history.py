@@ -129,6 +129,12 @@ def refits(sizes, max_t_counts=None, **options):
     return fitted
 
 
+def test_without_rungs_every_trial_reaches_max_t_and_only_the_period_counts():
+    sizes = list(range(3, 12))
+    without_rungs = {"max_t_counts": [None] * len(sizes), "opt_skip_init_length": 5, "opt_skip_period": 3}
+    assert refits(sizes, **without_rungs, opt_skip_num_max_resource=True) == [3, 4, 5, 8, 11]
+
+
 def test_changed_data_are_fitted_and_unchanged_are_not():
     assert refits([1, 1, 2, 2, 2, 5, 5]) == [1, 2, 5]
 
