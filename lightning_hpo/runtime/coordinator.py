@@ -198,7 +198,8 @@ class Coordinator:
         self._interrupts.close()
         if self._interrupts.count:
             return RunResult("interrupted", self._interrupts.by, self._problem)
-        reason = self._finish or self._state.ended or f"the script cannot be tuned, {type(self._problem).__name__}"
+        what = "the script cannot be tuned" if self._proposals.problem is None else "an option cannot be used"
+        reason = self._finish or self._state.ended or f"{what}, {type(self._problem).__name__}"
         return RunResult(reason, problem=self._problem)
 
     def interrupt(self, limit_s: float = math.inf, by: signal.Signals = signal.SIGINT) -> None:
@@ -238,6 +239,7 @@ class Coordinator:
         self._receive([r for r in ready if self._server.owns(r)])
         self._follow_backend()
         answer = self._proposals.take()
+        self._problem = self._problem or self._proposals.problem
         if answer is not None and not self._is_ending:
             self._use(answer)
         if self._finish is None:
@@ -483,7 +485,7 @@ class Coordinator:
     # ----------------------------------------------------------------------------------------- work
 
     def _fill_workers(self) -> None:
-        if self._is_ending or self._without_room:
+        if self._is_ending or self._without_room or not self._proposals.has_begun:
             return
         # The slot for which a suggestion is being computed is taken; others may resume trials meanwhile.
         while self._backend.free_slots > self._starting + self._proposals.is_wanted:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning_hpo.core.events import Event, SuggestionWanted
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.study import StudyState
-from lightning_hpo.errors import SearcherFailed
+from lightning_hpo.errors import OptionError, SearcherFailed
 from lightning_hpo.runtime.failpoints import failpoint
 from lightning_hpo.runtime.suggesting import Answered, SearcherHost
 
@@ -52,6 +52,13 @@ class Proposals:
         """Number of observations the last request could see."""
         self._asked_at = -math.inf
         self._has_fallen_back = False
+        self.problem: OptionError | None = None
+        """An option that cannot be used, as only the searcher could find out: nobody takes over, the study must end."""
+
+    @property
+    def has_begun(self) -> bool:
+        """The searcher has found its options usable."""
+        return self._host.has_begun
 
     @property
     def is_wanted(self) -> bool:
@@ -76,8 +83,13 @@ class Proposals:
 
     def take(self) -> Answered | None:
         """The suggestion a worker waits for, if it has come."""
+        if self.problem is not None:
+            return None
         try:
             answer = self._host.poll()
+        except OptionError as problem:
+            self.problem = problem
+            return None
         except SearcherFailed as problem:
             request = self._state.request(self._wanted) if self._wanted is not None else None
             return self._replace_searcher(problem, request)
@@ -117,6 +129,9 @@ class Proposals:
             self._host.follow(self._flush())
             failpoint("coordinator.before_suggestion")
             self._host.ask(request)
+        except OptionError as problem:
+            self.problem = problem
+            return None
         except Exception as problem:
             return self._replace_searcher(problem, request)
         return None if self._host.waitables() else self.take()

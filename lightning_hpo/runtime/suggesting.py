@@ -7,11 +7,10 @@ the launcher imports no torch.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -23,13 +22,18 @@ from typing import Any, Protocol
 
 from lightning_hpo.core.events import Event, to_json
 from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, SuggestRequest
-from lightning_hpo.errors import SearcherFailed
+from lightning_hpo.errors import HpoError, OptionError, SearcherFailed
 from lightning_hpo.runtime import processes
+from lightning_hpo.runtime.lines import Line
 
 _CLOSE_S = 2.0
+_DEATH_S = 0.5
+"""Time between the end of a process's connection and its own."""
 _MOST_UNSENT_BYTES = 128 * 2**20
 """Of events that the searcher does not read: half a million reports. Who is so far behind will not catch up."""
-_READ_BYTES = 1 << 16
+_MOST_LOG_BYTES = 1 << 16
+_MOST_ERROR_CHARACTERS = 500
+_LOOK = "Look at search.log in the study folder."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ class Answered:
 
 class SearcherHost(Protocol):
     """Where the searcher lives. At most one request at a time."""
+
+    @property
+    def has_begun(self) -> bool:
+        """It has found its options usable. Before that nothing is to be started: it might be for nothing."""
 
     @property
     def is_busy(self) -> bool:
@@ -64,6 +72,7 @@ class SearcherHost(Protocol):
 
         Raises:
             SearcherFailed: if the searcher raised or its process died. It is of no use any more then.
+            OptionError: if an option cannot be used here, as only the searcher could find out.
         """
 
     def close(self) -> None:
@@ -82,6 +91,10 @@ class InlineHost:
         self._searcher = searcher
         self._view = view
         self._answer: Answered | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return True
 
     @property
     def is_busy(self) -> bool:
@@ -123,15 +136,18 @@ class ProcessHost:
     def __init__(self, module: str, log: Path, serve: Callable[[socket.socket], None] | None = None) -> None:
         ours, theirs = socket.socketpair()
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._pid = _forked(serve, ours, theirs, output) if serve is not None else None
-        self._process = None if serve is not None else _spawned(module, theirs, output)
+        self._log, self._log_begins = log, os.fstat(output).st_size
+        self._process: subprocess.Popen[bytes] | _Fork = (
+            _spawned(module, theirs, output) if serve is None else _forked(serve, ours, theirs, output)
+        )
         os.close(output)
         theirs.close()
-        self._line = _Line(ours)
+        self._line = Line(ours)
         self._most_unsent = _MOST_UNSENT_BYTES
         self._request: SuggestRequest | None = None
         self._asked_at = 0.0
-        self._failure: SearcherFailed | None = None
+        self._has_begun = False
+        self._failure: HpoError | None = None
 
     def begin(self, header: dict[str, Any], events: Sequence[Event]) -> None:
         """Tell it which study it works for, and what has happened so far."""
@@ -140,16 +156,20 @@ class ProcessHost:
         self._most_unsent += self._line.unsent
 
     @property
+    def has_begun(self) -> bool:
+        return self._has_begun
+
+    @property
     def is_busy(self) -> bool:
         return self._request is not None
 
     def follow(self, events: Sequence[Event]) -> None:
         self._send_events(events)
         if self._line.unsent > self._most_unsent:
-            self._line.close()
-            self._failure = SearcherFailed(
-                f"The searcher has left {self._most_unsent >> 20} MiB of events unread: its process hangs. "
-                "Look at search.log in the study folder."
+            self._failed(
+                SearcherFailed(
+                    f"The searcher has left {self._most_unsent >> 20} MiB of events unread: its process hangs. {_LOOK}"
+                )
             )
 
     def ask(self, request: SuggestRequest) -> None:
@@ -170,6 +190,8 @@ class ProcessHost:
                 answer = self._heard()
                 if answer is None:
                     self._line.wait(left)
+                elif "begun" in answer:
+                    continue
                 elif "recommendation" in answer:
                     trial_id, config, mean, std, confirmations = answer["recommendation"]
                     return int(trial_id), dict(config), float(mean), float(std), int(confirmations)
@@ -177,7 +199,7 @@ class ProcessHost:
                     return None
                 else:
                     self._request = None
-        except SearcherFailed:
+        except HpoError:
             pass
         return None
 
@@ -185,16 +207,18 @@ class ProcessHost:
         return (self._line,) if self._line.is_open else ()
 
     def poll(self) -> Answered | None:
-        answer = self._heard()
-        if answer is None:
-            return None
-        if "error" in answer:
-            raised = str(answer["error"]).removesuffix(".")
-            raise SearcherFailed(f"The searcher raised: {raised}. Look at search.log in the study folder.")
-        request, self._request = self._request, None
-        if request is None:
-            raise SearcherFailed("The searcher answered without being asked. Look at search.log in the study folder.")
-        return Answered(request, suggestion_from_json(answer["suggestion"]), time.monotonic() - self._asked_at)
+        while (answer := self._heard()) is not None:
+            if "begun" in answer:
+                self._has_begun = True
+            elif "error" in answer:
+                raise self._failed(_raised(str(answer["error"]), answer.get("kind")))
+            elif self._request is None:
+                raise self._failed(SearcherFailed(f"The searcher answered without being asked. {_LOOK}"))
+            else:
+                request, self._request = self._request, None
+                suggestion = suggestion_from_json(answer["suggestion"])
+                return Answered(request, suggestion, time.monotonic() - self._asked_at)
+        return None
 
     def _send(self, message: dict[str, Any]) -> None:
         self._line.write(json.dumps(message).encode())
@@ -214,117 +238,42 @@ class ProcessHost:
         try:
             line = self._line.read()
             return None if line is None else dict(json.loads(line))
-        except (EOFError, TypeError, ValueError) as problem:
-            self._line.close()
-            self._failure = SearcherFailed(
-                f"The searcher process died ({problem!r}). Look at search.log in the study folder."
-            )
-            raise self._failure from problem
+        except EOFError:
+            raise self._failed(
+                SearcherFailed(f"The searcher process died ({self._cause_of_death()}). {_LOOK}")
+            ) from None
+        except (TypeError, ValueError) as problem:
+            raise self._failed(SearcherFailed(f"The searcher process talks nonsense ({problem}). {_LOOK}")) from problem
+
+    def _failed(self, failure: HpoError) -> HpoError:
+        """There will be no other answer, and no other error."""
+        self._line.close()
+        self._failure = failure
+        return failure
+
+    def _cause_of_death(self) -> str:
+        status = self._ended(_DEATH_S)
+        if not status:
+            return "its connection has ended"
+        if status == -signal.SIGKILL:
+            return "killed by SIGKILL (out of memory?)"
+        how = f"exit code {status}" if status > 0 else f"killed by signal {-status}"
+        last = last_words(self._log, self._log_begins)
+        return f"{how}: {last}" if last else how
+
+    def _ended(self, timeout_s: float) -> int | None:
+        """Exit status, negative for a signal; None if it still runs after the time."""
+        deadline = time.monotonic() + timeout_s
+        while (status := self._process.poll()) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return status
 
     def close(self) -> None:
         """Close its connection, which ends it; a process that is in the middle of a fit is killed."""
         self._line.close()
-        if self._process is not None:
-            try:
-                self._process.wait(_CLOSE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        elif self._pid is not None:
-            _reap(self._pid)
-            self._pid = None
-
-
-class _Line:
-    """The launcher's end of a connection to a process: lines of bytes both ways, and neither way waits.
-
-    What the process does not take is kept and sent bit by bit, whenever there is room: each :meth:`read` does it, and
-    for ``wait`` the object becomes readable as soon as there is something to read or room for what is kept.
-    """
-
-    def __init__(self, end: socket.socket) -> None:
-        end.setblocking(False)
-        self._socket = end
-        # An epoll or kqueue object, which is readable itself when something that it watches is ready.
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(end, selectors.EVENT_READ)
-        self.is_open = True
-        self._is_deaf = False
-        """It takes nothing any more, but what it said last is still to be read."""
-        self._unsent = bytearray()
-        self._unread = bytearray()
-
-    def fileno(self) -> int:
-        return self._selector.fileno()
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that are kept."""
-        return len(self._unsent)
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until there is something to do for :meth:`read`."""
-        self._selector.select(timeout_s)
-
-    def write(self, line: bytes) -> None:
-        """Send a line, now or later; to a process that is gone, never."""
-        if self.is_open and not self._is_deaf:
-            self._unsent += line + b"\n"
-            self._flush()
-
-    def read(self) -> bytes | None:
-        """The next line, if it has come.
-
-        Raises:
-            EOFError: if there will be no other one.
-        """
-        self._flush()
-        if b"\n" not in self._unread and self.is_open:
-            self._receive()
-        line, end, rest = self._unread.partition(b"\n")
-        if end:
-            self._unread = rest
-            return bytes(line)
-        if not self.is_open:
-            raise EOFError
-        return None
-
-    def close(self) -> None:
-        """Send nothing any more, not even the rest of a line. What has been received can be read."""
-        if self.is_open:
-            self.is_open = False
-            self._selector.close()
-            self._socket.close()
-            self._unsent.clear()
-
-    def _flush(self) -> None:
-        if not self._unsent:
-            return
-        try:
-            while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
-        except BlockingIOError:
-            pass
-        except OSError:
-            # It is gone. Should it be there all the same, it must not take the rest of a line for a line.
-            self._is_deaf = True
-            self._unsent.clear()
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
-        self._selector.modify(self._socket, events)
-
-    def _receive(self) -> None:
-        try:
-            received = self._socket.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            received = b""
-        if received:
-            self._unread += received
-        else:
-            self.close()
+        if self._ended(_CLOSE_S) is None:
+            self._process.kill()
+            self._ended(_CLOSE_S)
 
 
 def suggestion_from_json(data: dict[str, Any] | None) -> Suggestion | None:
@@ -335,7 +284,52 @@ def suggestion_from_json(data: dict[str, Any] | None) -> Suggestion | None:
     return Suggestion(**data, bracket_weights=None if weights is None else tuple(weights))
 
 
-def _forked(serve: Callable[[socket.socket], None], ours: socket.socket, theirs: socket.socket, output: int) -> int:
+def _raised(error: str, kind: str | None) -> HpoError:
+    """What an error that the process has told of means for the study."""
+    if kind == OptionError.__name__:
+        return OptionError(error)
+    return SearcherFailed(f"The searcher raised: {error.rstrip(' .:')}. {_LOOK}")
+
+
+def last_words(log: Path, begin: int = 0) -> str | None:
+    """The error of the last traceback in a log, or its last line if there is none; None if nothing was said.
+
+    Args:
+        begin: bytes at its begin that do not count.
+    """
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - _MOST_LOG_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return None
+    _, found, last = text.rpartition("Traceback (most recent call last):\n")
+    # The frames of a traceback are indented, its error is not, and may have several lines.
+    lines = [line.strip() for line in last.splitlines() if line.strip() and not (found and line.startswith(" "))]
+    return (lines[0] if found else lines[-1])[:_MOST_ERROR_CHARACTERS].rstrip(".") if lines else None
+
+
+class _Fork:
+    """A process that was forked, with as much of ``subprocess.Popen`` as is needed."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has waited for it, and knows how it ended
+                pid, status = self.pid, 0
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def _forked(serve: Callable[[socket.socket], None], ours: socket.socket, theirs: socket.socket, output: int) -> _Fork:
     def child() -> None:
         os.setsid()  # the launcher's Ctrl-C is not meant for it
         os.dup2(output, 1)
@@ -347,7 +341,7 @@ def _forked(serve: Callable[[socket.socket], None], ours: socket.socket, theirs:
         ours.close()
         serve(theirs)
 
-    return processes.fork(child)
+    return _Fork(processes.fork(child))
 
 
 def _spawned(module: str, theirs: socket.socket, output: int) -> subprocess.Popen[bytes]:
@@ -365,13 +359,3 @@ def _spawned(module: str, theirs: socket.socket, output: int) -> subprocess.Pope
 def _threads() -> int:
     """One, as the processors are busy with trials and the matrices are small; the user may say otherwise."""
     return int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0])
-
-
-def _reap(pid: int) -> None:
-    deadline = time.monotonic() + _CLOSE_S
-    while time.monotonic() < deadline:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return
-        time.sleep(0.01)
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)

@@ -8,6 +8,7 @@ no view of the study ever has to be sent.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -21,39 +22,98 @@ from typing import Any
 
 from lightning_hpo.core.events import from_json
 from lightning_hpo.core.options import StudyOptions
-from lightning_hpo.core.searcher import Searcher, Slot, SuggestRequest
+from lightning_hpo.core.searcher import Slot, SuggestRequest
+from lightning_hpo.core.searcher_options import DEFAULT_MODELS
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
+from lightning_hpo.errors import OptionError
 from lightning_hpo.searchers import make_searcher
 from lightning_hpo.searchers.recommend import recommend
 
 log = logging.getLogger(__name__)
 _WATCH_PERIOD_S = 0.5
+_PACKAGES = ("torch", "gpytorch", "linear_operator", "scipy", "threadpoolctl")
 
 
 def serve(connection: socket.socket) -> None:
     """Answer requests until the launcher, whose child this process is, closes the connection or dies.
 
-    Messages are lines of JSON, both ways.
+    Messages are lines of JSON, both ways. The header, which comes first, is answered, too: with ``begun``, or with the
+    error for which there will be no searcher.
     """
     _end_with(os.getppid())
-    state: StudyState | None = None
-    searcher = None
+    study: _Study | None = None
     for message in _messages(connection):
-        if "header" in message:
-            options = StudyOptions.from_json(message["header"]["options"])
-            state = StudyState(SearchSpace.from_json(message["header"]["space"]), options)
-            searcher = make_searcher(options.searcher_name, options.searcher)
-        assert state is not None and searcher is not None, "the header comes first"
-        for event in message.get("events", ()):
-            state.handle(from_json(event))
-        if "request" in message or "recommend" in message:
-            try:
-                answer = _answer(message, state, searcher)
-            except Exception as problem:
-                traceback.print_exc()
-                answer = {"error": f"{type(problem).__name__}: {problem}"}
+        try:
+            if "header" in message:
+                study = _Study(message["header"])
+                answer: dict[str, Any] | None = {"begun": True}
+            else:
+                assert study is not None, "the header comes first"
+                answer = study.take(message)
+        except Exception as problem:
+            traceback.print_exc()
+            answer = _described(problem)
+        if answer is None:
+            continue
+        try:
             connection.sendall(json.dumps(answer).encode() + b"\n")
+        except OSError:
+            return  # the launcher is gone
+        if "error" in answer and "request" not in message and "recommend" not in message:
+            return  # there is no searcher, or it does not know any more what has happened
+
+
+def _described(problem: Exception) -> dict[str, Any]:
+    if isinstance(problem, OptionError):
+        return {"error": str(problem), "kind": OptionError.__name__}
+    return {"error": f"{type(problem).__name__}: {problem}"}
+
+
+class _Study:
+    """The study, as far as this process has been told.
+
+    Raises:
+        OptionError: if an option cannot be used, at least not here.
+    """
+
+    def __init__(self, header: dict[str, Any]) -> None:
+        options = StudyOptions.from_json(header["options"])
+        check_surroundings(options)
+        self._state = StudyState(SearchSpace.from_json(header["space"]), options)
+        self._searcher = make_searcher(options.searcher_name, options.searcher)
+
+    def take(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Learn what has happened; returns the answer if one is wanted."""
+        for event in message.get("events", ()):
+            self._state.handle(from_json(event))
+        if "recommend" in message:
+            return {"recommendation": list(recommend(self._state.view(), self._state.options.searcher))}
+        if "request" in message:
+            suggestion = self._searcher.suggest(self._state.view(), _request(message["request"]))
+            return {"suggestion": None if suggestion is None else dataclasses.asdict(suggestion)}
+        return None
+
+
+def check_surroundings(options: StudyOptions) -> None:
+    """Whether this process has what a searcher that fits models will need: not at once, but after the first trials.
+
+    Raises:
+        OptionError: if a package is missing, or the GPU that ``searcher.device`` names.
+    """
+    if options.searcher_name not in DEFAULT_MODELS:
+        return
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OptionError(
+            f"algorithm={options.algorithm} fits models and needs {' and '.join(missing)}, not to be found by "
+            f"{sys.executable}. Install what is missing, or choose an algorithm that fits none, such as asha."
+        )
+    if options.searcher.device not in ("auto", "cpu"):
+        # Only now, as torch takes seconds to import.
+        from lightning_hpo.searchers.gp_model import choose_device
+
+        choose_device(options.searcher, 0)
 
 
 def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
@@ -77,13 +137,6 @@ def _end_with(launcher: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
-
-
-def _answer(message: dict[str, Any], state: StudyState, searcher: Searcher) -> dict[str, Any]:
-    if "recommend" in message:
-        return {"recommendation": list(recommend(state.view(), state.options.searcher))}
-    suggestion = searcher.suggest(state.view(), _request(message["request"]))
-    return {"suggestion": None if suggestion is None else dataclasses.asdict(suggestion)}
 
 
 def _request(data: dict[str, Any]) -> SuggestRequest:

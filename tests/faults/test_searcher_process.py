@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -19,16 +21,24 @@ from lightning_hpo.core.events import Reported, WorkerReady, to_json
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
-from lightning_hpo.errors import SearcherFailed
+from lightning_hpo.errors import HpoError, OptionError, SearcherFailed
 from lightning_hpo.runtime import process_table, suggesting
-from lightning_hpo.runtime.suggesting import ProcessHost
+from lightning_hpo.runtime.suggesting import Answered, ProcessHost
+from lightning_hpo.searchers import server
 from lightning_hpo.searchers.server import serve
 from lightning_hpo.study import study_header
+from tests.integrations.programs import PROGRAM, ProgramServer
 
-OPTIONS = StudyOptions.from_mapping(
-    {"metric": "loss", "algorithm": "asha", "max_t": 9, "points_to_evaluate": [], "random_seed": 0}
-)
-HEADER = json.loads(json.dumps(study_header(SearchSpace({"x": uniform(0.0, 1.0)}), OPTIONS)))
+
+def with_options(**options) -> dict:
+    """What a searcher is told of a study with these options."""
+    given = StudyOptions.from_mapping(
+        {"metric": "loss", "algorithm": "asha", "max_t": 9, "points_to_evaluate": [], "random_seed": 0, **options}
+    )
+    return json.loads(json.dumps(study_header(SearchSpace({"x": uniform(0.0, 1.0)}), given)))
+
+
+HEADER = with_options()
 REQUEST = SuggestRequest(0, 0, 1, None)
 
 
@@ -61,10 +71,10 @@ def begin(tmp_path):
     """Makes a host that has been told of the study; its process is a fork that runs ``serve``, or a new interpreter."""
     with contextlib.ExitStack() as closing:
 
-        def begin(serve) -> ProcessHost:
+        def begin(serve, header=HEADER) -> ProcessHost:
             host = ProcessHost("lightning_hpo.searchers.server", tmp_path / "search.log", serve)
             closing.callback(host.close)
-            host.begin(HEADER, [])
+            host.begin(header, [])
             return host
 
         yield begin
@@ -78,6 +88,24 @@ def gate(tmp_path):
     return path
 
 
+def answer(host: ProcessHost, timeout_s: float = 60.0) -> Answered:
+    """What it answers, however it is woken on the way."""
+    deadline = time.monotonic() + timeout_s
+    while (found := host.poll()) is None:
+        assert wait(host.waitables(), max(deadline - time.monotonic(), 0.0)), f"no answer within {timeout_s} s"
+    return found
+
+
+def failure(host: ProcessHost) -> str:
+    """What its failure says, which it says again and again, and without waking anybody for it."""
+    with pytest.raises(HpoError) as raised:
+        answer(host)
+    with pytest.raises(type(raised.value)) as again:
+        host.poll()
+    assert str(again.value) == str(raised.value) and not host.waitables()
+    return f"{type(raised.value).__name__}: {raised.value}"
+
+
 def children() -> list[int]:
     return [pid for pid, parent, _ in process_table.processes() if parent == os.getpid()]
 
@@ -88,11 +116,18 @@ def test_it_answers_and_follows(begin, method):
     host.follow([WorkerReady(1.0)])
     host.ask(REQUEST)
     assert host.is_busy
-    assert wait(host.waitables(), 60)
-    answer = host.poll()
-    assert answer is not None and answer.request == REQUEST
-    assert answer.suggestion is not None and 0 <= answer.suggestion.config["x"] <= 1
+    given = answer(host)
+    assert given.request == REQUEST
+    assert given.suggestion is not None and 0 <= given.suggestion.config["x"] <= 1
     assert not host.is_busy
+
+
+@pytest.mark.parametrize("method", [serve, None], ids=["fork", "interpreter"])
+def test_it_begins_when_it_has_looked_at_the_options_not_earlier(begin, method):
+    host = begin(method)
+    assert not host.has_begun
+    assert wait(host.waitables(), 60)
+    assert host.poll() is None and host.has_begun and not host.is_busy
 
 
 def test_a_process_that_is_killed_is_told_apart_from_one_that_thinks(begin):
@@ -124,12 +159,9 @@ def test_what_is_said_to_a_dead_process_is_no_error_until_its_answer_is_wanted(b
 def test_an_exception_in_the_searcher_is_told_with_its_message(begin, tmp_path):
     host = begin(serve)
     host.ask(SuggestRequest(0, 0, 1, None))
-    wait(host.waitables(), 10)
-    host.poll()
+    answer(host)
     host._send({"request": {"no": "such field", "slot": None}})
-    wait(host.waitables(), 10)
-    with pytest.raises(SearcherFailed, match="TypeError"):
-        host.poll()
+    assert "SearcherFailed: The searcher raised: TypeError: " in failure(host)
     assert "Traceback" in (tmp_path / "search.log").read_text()
 
 
@@ -243,6 +275,149 @@ def test_a_process_in_the_middle_of_a_fit_is_ended_with_the_host(begin):
     assert not Path(f"/proc/{pid}").exists()
 
 
+class TestOptionsThatOnlyTheProcessCanRefuse:
+    """A wrong option is no failure: random search would not be what was asked for."""
+
+    HEADER: ClassVar = with_options(algorithm="mobster")
+
+    @pytest.mark.parametrize("method", [serve, None], ids=["fork", "interpreter"])
+    def test_a_gpu_that_is_not_there(self, begin, method):
+        host = begin(method, with_options(algorithm="mobster", searcher={"device": "cuda:63"}))
+        told = failure(host)
+        assert told.startswith("OptionError: searcher.device=cuda:63, but the searcher's process sees ")
+        assert told.endswith(" GPUs. Set searcher.device to auto or cpu.")
+        assert not host.has_begun
+
+    def test_a_package_that_is_not_there(self, begin, monkeypatch):
+        find = importlib.util.find_spec
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gpytorch" else find(name))
+        assert failure(begin(serve, self.HEADER)) == (
+            f"OptionError: algorithm=mobster fits models and needs gpytorch, not to be found by {sys.executable}. "
+            "Install what is missing, or choose an algorithm that fits none, such as asha."
+        )
+
+    def test_an_algorithm_without_a_model_needs_no_package(self, begin, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        host = begin(serve)
+        host.ask(REQUEST)
+        assert answer(host).suggestion is not None
+
+    def test_what_is_found_when_the_searcher_is_built(self, begin, monkeypatch):
+        def refuse(*_):
+            raise OptionError("searcher.model=x cannot be had. Leave it out.")
+
+        monkeypatch.setattr(server, "make_searcher", refuse)
+        assert failure(begin(serve)) == "OptionError: searcher.model=x cannot be had. Leave it out."
+
+    def test_what_is_found_when_a_model_is_fitted(self, begin, monkeypatch):
+        class Late:
+            def suggest(self, view, request):
+                raise OptionError("searcher.model=x cannot be had. Leave it out.")
+
+        monkeypatch.setattr(server, "make_searcher", lambda *_: Late())
+        host = begin(serve)
+        host.ask(REQUEST)
+        assert failure(host) == "OptionError: searcher.model=x cannot be had. Leave it out."
+
+    def test_with_all_there_is_it_begins(self, begin):
+        host = begin(serve, self.HEADER)
+        host.ask(REQUEST)
+        assert answer(host).suggestion is not None and host.has_begun
+
+
+TUNER = """
+from pathlib import Path
+from lightning_hpo import Tuner, loguniform
+
+def train(config):
+    Path("trained").touch()
+
+if __name__ == "__main__":
+    options = {"metric": "val_loss", "max_t": 3, "algorithm": "mobster", "searcher": {"device": "cuda:63"}}
+    Tuner(train, {"lr": loguniform(1e-4, 1e-1)}, path="study", start_method="START", **options).run()
+"""
+
+
+@pytest.fixture(scope="module")
+def programs():
+    programs = ProgramServer()
+    yield programs
+    programs.close()
+
+
+class TestAStudyWithAnOptionThatOnlyTheProcessCanRefuse:
+    """It ends with the error and its remedy, and has trained nothing."""
+
+    def test_of_a_script(self, programs, tmp_path):
+        (tmp_path / "script.py").write_text(PROGRAM)
+        arguments = ["-m", "hydra/launcher=hpo", "hydra.launcher.metric=val_loss", "hydra.sweep.dir=study"]
+        searched = ["model.lr=tag(log,interval(1e-4,1e-1))", "hydra.launcher.searcher.device=cuda:63"]
+        ended = programs.run(tmp_path / "script.py", *arguments, *searched, folder=tmp_path)
+        assert ended.code == 1
+        assert "searcher.device=cuda:63, but the searcher's process sees" in ended.output
+        assert "Set searcher.device to auto or cpu." in ended.output
+        assert "Traceback" not in ended.output and "random search" not in ended.output
+        assert (tmp_path / "study" / "search.log").exists() and not (tmp_path / "study" / "0").exists()
+
+    @pytest.mark.parametrize("start_method", ["fork", "spawn"])
+    def test_of_a_tuner(self, programs, tmp_path, start_method):
+        (tmp_path / "tuner.py").write_text(TUNER.replace("START", start_method))
+        ended = programs.run(tmp_path / "tuner.py", folder=tmp_path)
+        assert ended.code == 1
+        *_, last = ended.output.strip().splitlines()
+        assert last.startswith("lightning_hpo.errors.OptionError: searcher.device=cuda:63, but the searcher's process")
+        assert last.endswith("Set searcher.device to auto or cpu.")
+        assert "random search" not in ended.output
+        assert (tmp_path / "study" / "search.log").exists() and not (tmp_path / "trained").exists()
+
+
+class TestCauseOfDeath:
+    """It is named, and not what the launcher noticed first: that its messages are not taken."""
+
+    def test_an_exception_at_the_start(self, begin, monkeypatch):
+        def refuse(*_):
+            raise OSError("libcudart.so: file too short.")
+
+        monkeypatch.setattr(server, "make_searcher", refuse)
+        host = begin(serve)
+        host.follow(REPORTS)
+        assert failure(host) == (
+            "SearcherFailed: The searcher raised: OSError: libcudart.so: file too short. "
+            "Look at search.log in the study folder."
+        )
+
+    def test_an_event_that_it_cannot_take(self, begin):
+        host = begin(serve)
+        host._send({"events": [{"event": "NoSuchEvent"}]})
+        host.follow(REPORTS)
+        assert "SearcherFailed: The searcher raised: " in failure(host)
+
+    def test_an_interpreter_that_does_not_get_as_far_as_the_searcher(self, tmp_path):
+        (tmp_path / "search.log").write_text("Traceback (most recent call last):\nOldError: of an earlier launcher\n")
+        host = ProcessHost("lightning_hpo.searchers.no_such_module", tmp_path / "search.log")
+        host.begin(HEADER, REPORTS)
+        told = failure(host)
+        assert "died (exit code 1: " in told and "No module named lightning_hpo.searchers.no_such_module). Look" in told
+        host.close()
+
+    def test_an_exception_that_nobody_caught(self, begin):
+        def fail(connection):
+            try:
+                raise KeyError("first")
+            except KeyError:
+                raise RuntimeError("no such library.\nTry another one.") from None
+
+        assert "died (exit code 1: RuntimeError: no such library). Look at search.log" in failure(begin(fail))
+
+    def test_an_exit_without_a_word(self, begin):
+        assert "died (exit code 3). Look at search.log" in failure(begin(lambda connection: os._exit(3)))
+
+    def test_a_kill(self, begin):
+        host = begin(lambda connection: os.kill(os.getpid(), signal.SIGKILL))
+        host.follow(REPORTS)
+        assert "died (killed by SIGKILL (out of memory?)). Look at search.log" in failure(host)
+
+
 LAUNCHER = """
 import sys, time
 from pathlib import Path
@@ -260,7 +435,7 @@ from tests.faults.test_searcher_process import HEADER, REQUEST
 host = ProcessHost("lightning_hpo.searchers.server", Path(sys.argv[1]), server.serve)
 host.begin(HEADER, [])
 host.ask(REQUEST)
-print(host._pid, flush=True)
+print(host._process.pid, flush=True)
 time.sleep(60)
 """
 

@@ -211,6 +211,8 @@ def searcher_of(options: StudyOptions) -> Searcher:
 class Host:
     """A searcher that takes its time, and may fail."""
 
+    has_begun = True
+
     def __init__(self, cluster: VirtualCluster, state: StudyState, searcher: Searcher, *, may_fail: bool) -> None:
         self._cluster = cluster
         self._state = state

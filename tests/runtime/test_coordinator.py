@@ -25,10 +25,12 @@ from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import TrialStatus
-from lightning_hpo.errors import HpoError, MetricMissing, RepeatedFailure
+from lightning_hpo.errors import HpoError, MetricMissing, OptionError, RepeatedFailure
 from lightning_hpo.runtime.coordinator import RunResult
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Problem, Report, Saved, Welcome
-from tests.faults.virtual import NO_FAULTS, Faults, Process, VirtualCluster, true_value
+from lightning_hpo.runtime.suggesting import Answered
+from tests.faults import virtual
+from tests.faults.virtual import NO_FAULTS, Faults, Host, Process, VirtualCluster, true_value
 
 SPACE = SearchSpace({"x": uniform(0.0, 1.0)})
 
@@ -317,6 +319,54 @@ class TestSuggestions:
         made.thinking_s = (20.0, 30.0)
         made.run()
         assert resumed_meanwhile > 0
+
+
+class TestOptionsThatOnlyTheSearcherCanRefuse:
+    """A study does not go on without what was asked for, and trains nothing before that is known."""
+
+    WRONG = OptionError("searcher.device=cuda, but there is no GPU. Set searcher.device to cpu.")
+
+    def refused(self, monkeypatch: pytest.MonkeyPatch, at: float, begun: bool) -> tuple[Recorded, RunResult]:
+        class Refusing(Host):
+            has_begun = begun
+
+            def poll(self) -> Answered | None:
+                if self._cluster.now >= at:
+                    raise TestOptionsThatOnlyTheSearcherCanRefuse.WRONG
+                return super().poll()
+
+        monkeypatch.setattr(virtual, "Host", Refusing)
+        made = Recorded(algorithm="random", type=None, n_workers=2, n_trials=20)
+        return made, made.run()
+
+    def test_nothing_starts_before_the_searcher_has_begun(self, monkeypatch: pytest.MonkeyPatch):
+        class Slow(Host):
+            @property
+            def has_begun(self) -> bool:  # type: ignore[override]
+                return self._cluster.now >= 5.0
+
+        monkeypatch.setattr(virtual, "Host", Slow)
+        made = Recorded(n_workers=2)
+        assert made.run().problem is None
+        events = made.journal.events()
+        assert 5.0 <= events[0].time < 6.0, "a trial whose configuration was given needs no searcher, and waits too"
+        assert len(made.durable.trials) == 3
+
+    def test_the_study_ends_before_its_first_trial(self, monkeypatch: pytest.MonkeyPatch):
+        made, result = self.refused(monkeypatch, at=3.0, begun=False)
+        assert result.problem is self.WRONG and not result.is_interrupted
+        assert result.reason == "an option cannot be used, OptionError"
+        assert not made.durable.trials and not made.journal.events() and made.counts["attempts"] == 0
+        assert made.said == [] and made.now < 4.0
+
+    def test_the_study_ends_though_trials_run_and_they_may_go_on_later(self, monkeypatch: pytest.MonkeyPatch):
+        made, result = self.refused(monkeypatch, at=20.0, begun=True)
+        assert result.problem is self.WRONG
+        ended = [e for e in made.logged(AttemptEnded) if e.outcome is Outcome.INTERRUPTED]
+        assert len(ended) == 2 and all(20.0 <= e.time < 25.0 for e in ended)
+        assert [e.error for e in ended] == [f"the study ended: {self.WRONG}"] * 2
+        assert made.said == [], "random search has taken over"
+        assert sum(t.status is TrialStatus.WAITING for t in made.durable.trials.values()) == 2
 
 
 def test_a_checkpoint_is_announced_relative_to_the_study_folder():

@@ -11,13 +11,15 @@ from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import Suggestion, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace, uniform
 from lightning_hpo.core.study import StudyState
-from lightning_hpo.errors import SearcherFailed
+from lightning_hpo.errors import OptionError, SearcherFailed
 from lightning_hpo.runtime.proposals import Proposals
 from lightning_hpo.runtime.suggesting import Answered
 
 
 class Host:
     """A searcher in another process, which answers when the test lets it."""
+
+    has_begun = True
 
     def __init__(self, name: str, inline: bool = False) -> None:
         self.name, self.inline = name, inline
@@ -147,3 +149,24 @@ def test_a_fallback_that_fails_too_ends_the_run(asked: Asked) -> None:
     asked.host.failure = asked.spare.failure = SearcherFailed("It died.")
     with pytest.raises(SearcherFailed):
         asked.proposals.take()
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["process", "inline"])
+def test_an_option_that_the_searcher_cannot_use_is_no_reason_for_random_search(asked: Asked, inline: bool) -> None:
+    wrong = OptionError("searcher.device=cuda: no GPU. Set searcher.device to cpu.")
+    asked.host.inline = inline
+    asked.host.failure = wrong
+    assert asked.want() is None and asked.proposals.take() is None
+    assert asked.proposals.problem is wrong
+    asked.host.failure = SearcherFailed("Its process has ended.")
+    assert asked.proposals.take() is None
+    assert asked.proposals.problem is wrong
+    assert not asked.warnings and not asked.spare.asked
+
+
+def test_a_searcher_that_died_before_it_began_holds_nothing_up(asked: Asked) -> None:
+    asked.host.has_begun = False
+    assert not asked.proposals.has_begun
+    asked.host.failure = SearcherFailed("It died before it began.")
+    assert asked.proposals.take() is None
+    assert asked.proposals.has_begun, "nothing would ever be started"
