@@ -116,9 +116,6 @@ class ScriptedView:
     def curve(self, trial_id: int) -> dict[int, float]:
         return {o.resource: o.value for o in self.observations if o.trial_id == trial_id}
 
-    def epoch_cost(self, trial_id: int) -> None:
-        return None
-
 
 def ours(method: str, given: dict[str, Any], seed: int) -> dict[str, Any]:
     """Our suggestions for the script: seconds of each, the first being cold, and the last parameters."""

@@ -130,10 +130,9 @@ def _declare_trials(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of things. Give a whole number of at least 0.")
+    return int(text)
 
 
 def _trials(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from lightning_hpo.core.events import (
     Verdict,
     WorkerReady,
 )
-from lightning_hpo.core.options import LIMITS, StudyOptions
+from lightning_hpo.core.options import LIMITS, StudyOptions, max_t_among
 from lightning_hpo.core.searcher import Searcher, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
@@ -108,7 +108,8 @@ class Study:
             mode: ``min`` or ``max``.
             algorithm: scheduler and searcher by name.
             path: folder in which the study is kept; without one it lives in memory.
-            **options: see :class:`lightning_hpo.core.options.StudyOptions`.
+            **options: see :class:`lightning_hpo.core.options.StudyOptions`. ``max_t`` may be left out where the space
+                has a constant ``epochs``, ``max_t`` or ``max_epochs``.
 
         Raises:
             OptionError, SpaceError: if an option or the space cannot be used.
@@ -118,6 +119,8 @@ class Study:
             UserWarning: of options that nothing of the algorithm reads.
         """
         parsed = space if isinstance(space, SearchSpace) else SearchSpace.parse(space)
+        if options.get("max_t") is None:
+            options["max_t"] = max_t_among(parsed.constants)
         checked = StudyOptions.from_mapping({"metric": metric, "mode": mode, "algorithm": algorithm, **options})
         study = cls(StudyState(parsed, checked))
         note = note_on_unread(checked)

@@ -199,7 +199,16 @@ class TestOptions:
         with pytest.raises(OptionError, match="Did you mean 'reduction_factor'"):
             create(reduction_facto=3)
         with pytest.raises(OptionError, match="Set max_t"):
-            Study.create(SPACE, metric="loss", algorithm="asha")
+            Study.create({"lr": loguniform(1e-4, 1e-1)}, metric="loss", algorithm="asha")
+
+    @pytest.mark.parametrize("name", ["epochs", "max_t", "max_epochs", "max-epochs"])
+    def test_a_constant_of_the_space_says_how_far_a_trial_is_trained(self, name):
+        study = Study.create({"lr": loguniform(1e-4, 1e-1), name: 27}, metric="loss", algorithm="asha")
+        assert study.options.max_t == 27
+
+    def test_unless_max_t_does(self):
+        space = {"lr": loguniform(1e-4, 1e-1), "epochs": 27}
+        assert Study.create(space, metric="loss", algorithm="asha", max_t=9).options.max_t == 9
 
     def test_a_refused_option_leaves_no_study_behind(self, tmp_path):
         folder = tmp_path / "study"

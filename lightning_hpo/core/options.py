@@ -26,6 +26,8 @@ LIMITS = ("n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row
 
 LADDER = ("max_t", "grace_period", "reduction_factor", "rung_increment", "rung_levels")
 """Options that make the rungs, in the order of :func:`rung_levels`."""
+RESOURCE_CONSTANTS = ("epochs", "max_t", "max-t", "max_epochs", "max-epochs")
+"""Constants of a space that are read for ``max_t``, in this order, if it is not set."""
 ADDITIVE_MODELS = ("gp_expdecay", "gp_issm")
 TYPES = ("stopping", "promotion", "pasha", "cost_promotion")
 
@@ -288,6 +290,27 @@ def _is_led(given: Mapping[str, Any]) -> bool:
     search = given.get("searcher")
     model = search.get("model") if isinstance(search, Mapping) else getattr(search, "model", None)
     return given.get("type") in (None, "promotion") and model in (None, "gp_rungs")
+
+
+def max_t_among(constants: Mapping[str, Any], named: str | None = None) -> int | None:
+    """The resource of a full training, if the constants of a space say it.
+
+    Args:
+        named: the constant it is; None: the first of :data:`RESOURCE_CONSTANTS` that is a positive integer.
+
+    Raises:
+        OptionError: if the constant that is named is none, or no positive integer.
+    """
+    for name in RESOURCE_CONSTANTS if named is None else (named,):
+        value = constants.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+    if named is not None:
+        raise OptionError(
+            f"max_resource_attr={named}, but {named} is no constant of the space that is a positive integer. "
+            "Add it to the space, or set max_t."
+        )
+    return None
 
 
 def preset_brackets(algorithm: Algorithm, ladder: Sequence[Any]) -> int | None:

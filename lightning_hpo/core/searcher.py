@@ -174,9 +174,6 @@ class SearchView(Protocol):
     def curve(self, trial_id: int) -> Mapping[int, float]:
         """Every finite report of the trial: resource -> value to be minimised, at most 1e100 in size."""
 
-    def epoch_cost(self, trial_id: int) -> float | None:
-        """Seconds per unit of resource the trial has needed so far, None if unknown."""
-
 
 class Searcher(Protocol):
     """Proposes configurations."""

@@ -109,14 +109,6 @@ class StudyView:
         curve = state.trials[trial_id].curve
         return {r: bounded(state.criterion(v)) for r, v in curve.items() if math.isfinite(v)}
 
-    def epoch_cost(self, trial_id: int) -> float | None:
-        state = self._state
-        resource = state.trials[trial_id].resource
-        if not resource:
-            return None
-        spent = state.trials[trial_id].cost or state.busy_seconds(trial_id)
-        return spent / resource if spent > 0 else None
-
 
 def _is_infeasible(trial: Trial) -> bool:
     if trial.last_value is None:

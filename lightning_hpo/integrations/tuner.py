@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_hpo.core.events import Outcome, Resume, Start
-from lightning_hpo.core.options import StudyOptions
+from lightning_hpo.core.options import StudyOptions, max_t_among
 from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.errors import TrialPaused, TrialStopped
@@ -82,7 +82,7 @@ class Tuner:
             StudySetup(
                 space=self.space,
                 options=self.options,
-                max_t=self.options.max_t,
+                max_t=self.options.max_t or max_t_among(self.space.constants, self.options.max_resource_attr),
                 folder=self.path,
                 entry=TrialEntry(FunctionTrial(self.train_fn)),
                 jobs=lambda study: FunctionJobs(self.path, study, self.options.ranks_per_trial),

@@ -52,13 +52,13 @@ class TestView:
         assert study[0].status is TrialStatus.FAILED
         assert study.state.view().infeasible == {}
 
-    def test_epoch_cost_is_time_trained_without_pauses(self):
+    def test_a_trial_is_busy_while_it_trains_and_not_while_it_waits(self):
         study = promotion(max_t=9)
         study.time = 10.0
         study.ready()
         study.time = 14.0
         study.train(0, 0.5)
-        assert study.state.view().epoch_cost(0) == pytest.approx(4.0)
+        assert study.state.busy_seconds(0) == pytest.approx(4.0)
         for trial in (1, 2):
             study.ready()
             study.train(trial, 0.6)
@@ -66,14 +66,7 @@ class TestView:
         assert study.job() == "0->3"
         study.time = 1006.0
         study.train(0, 0.5, 0.5)
-        assert study.state.view().epoch_cost(0) == pytest.approx(10.0 / 3)
-
-    def test_epoch_cost_is_what_the_trial_says_it_costs_if_it_does(self):
-        study = promotion()
-        study.ready()
-        assert study.state.view().epoch_cost(0) is None
-        study.tell(0, 1, 0.5, cost=7.0)
-        assert study.state.view().epoch_cost(0) == 7.0
+        assert study.state.busy_seconds(0) == pytest.approx(10.0)
 
     def test_what_the_searcher_remembers_comes_back_as_json_would_bring_it(self):
         study = promotion()

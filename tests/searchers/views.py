@@ -43,9 +43,6 @@ class View:
     def curve(self, trial_id: int) -> dict[int, float]:
         return self.curves.get(trial_id, {})
 
-    def epoch_cost(self, trial_id: int) -> float | None:
-        return None
-
     # -- telling the story of a study
 
     def add(self, config: dict[str, Any], *curve: float, failed: bool = False, pending: int | None = None) -> int:

@@ -49,8 +49,6 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
     levels = rung_levels(
         options.max_t, options.grace_period, options.reduction_factor, options.rung_increment, options.rung_levels
     )
-    if options.searcher_name == "hypertune" and not levels:
-        raise OptionError(f"Hyper-Tune needs at least two levels, max_t={options.max_t} gives one. Raise max_t.")
     _check_brackets(options, len(levels) + 1)
     common = (
         options.max_t,
