@@ -443,9 +443,10 @@ class Coordinator:
             self._retention.sweep_after(end.trial_id)
         self._retention.keep_within_budget()
         if self._state.repeated_error is not None and self._problem is None:
-            log = self._folder(self._state.trials[0]) / "trial.log"
+            first, error = self._state.repeated_error
+            log = self._folder(self._state.trials[first]) / "trial.log"
             self._problem = RepeatedFailure(
-                f"The first trials all failed with the same error: {self._state.repeated_error}. "
+                f"The first trials all failed, the last of them with the same error: {error}. "
                 f"The whole traceback is in {log}. Correct the script and start again."
             )
 
