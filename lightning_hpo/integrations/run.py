@@ -15,6 +15,7 @@ from lightning_hpo.core.searcher_options import DEFAULT_MODELS
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.unread import note_on_unread
+from lightning_hpo.core.view import StudyView
 from lightning_hpo.errors import StudyError, StudyMismatch
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.warm_up import warm_up
@@ -29,6 +30,7 @@ from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
 from lightning_hpo.runtime.filesystems import network_filesystem
 from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.revival import RevivedHost
 from lightning_hpo.runtime.script import refuse_nested_sweep
 from lightning_hpo.runtime.suggesting import InlineHost, ProcessHost, SearcherHost
 from lightning_hpo.searchers import make_searcher
@@ -46,6 +48,8 @@ _RECOMMEND_S = 30.0
 """Time the searcher has for its recommendation at the end."""
 _RECOMMEND_SOON_S = 3.0
 """The same for somebody who has pressed Ctrl-C."""
+_SEARCHER = "lightning_hpo.searchers.server"
+_SEARCH_LOG = "search.log"
 
 
 @dataclass(frozen=True)
@@ -120,13 +124,13 @@ def _run(
         backend = _backend(setup)
         closing.callback(backend.close)
         study_options = options.study_options(seed, backend.capacity, setup.max_t)
-        host = _searcher_process(setup.folder, study_options, backend)
-        if host is not None:
-            closing.callback(host.close)
+        process = _searcher_process(setup.folder, study_options, backend)
+        if process is not None:
+            closing.callback(process.close)
         journal = closing.enter_context(_open_journal(setup, study_options))
         state, events = continued_state(journal, study_options)
-        if host is not None:
-            host.begin(journal.header, events)
+        if process is not None:
+            process.begin(journal.header, events)
         # Trials on other nodes cannot reach a socket of the file system.
         server = closing.enter_context(ChannelServer(setup.folder, interface=getattr(backend, "interface", None)))
         jobs = setup.jobs(study_options)
@@ -135,6 +139,9 @@ def _run(
             write_atomically(setup.folder / name, text)
         notes = (*setup.notes, note_on_unread(study_options), _note_on_fixed(setup.fixed, journal.header))
         _introduce(setup, state, backend, observer, notes)
+        host = None if process is None else _revived(setup.folder, process, journal, state, observer)
+        if host is not None:
+            closing.callback(host.close)
         coordinator = Coordinator(
             state=state,
             journal=journal,
@@ -160,7 +167,20 @@ def _searcher_process(folder: Path, options: StudyOptions, backend: Backend) -> 
     if options.searcher_name not in DEFAULT_MODELS:
         return None  # no model to fit: it costs microseconds in the launcher
     forks = getattr(backend, "start_method", None) == "fork"
-    return ProcessHost("lightning_hpo.searchers.server", folder / "search.log", serve if forks else None)
+    return ProcessHost(_SEARCHER, folder / _SEARCH_LOG, serve if forks else None)
+
+
+def _revived(
+    folder: Path, first: ProcessHost, journal: Journal, state: StudyState, observer: RunObserver
+) -> RevivedHost:
+    def again() -> ProcessHost:
+        events = list(journal.events())
+        # A new interpreter, however the first was made: there are threads by now, whose locks a fork would inherit.
+        process = ProcessHost(_SEARCHER, folder / _SEARCH_LOG)
+        process.begin(journal.header, events)
+        return process
+
+    return RevivedHost(first, again, _inline("random", state), observer.say)
 
 
 def _swept_store(setup: StudySetup, state: StudyState, jobs: JobFactory) -> CheckpointStore:
@@ -223,14 +243,23 @@ def _note_on_network(folder: Path) -> str | None:
     )
 
 
-def _recommendation(state: StudyState, host: ProcessHost | None, limit_s: float) -> Recommendation | None:
-    """By the searcher's model if it lives in a process, else computed here, which needs no model."""
+def _recommendation(state: StudyState, host: RevivedHost | None, limit_s: float) -> Recommendation | None:
+    """By the searcher's model if it lives in a process that answers in time, else computed here without a model."""
     if state.best_any is None:
         return None
-    if host is None:
-        return recommendation_of(state, recommend(state.view(), state.options.searcher))
-    found = host.recommend(limit_s)
-    return None if found is None else recommendation_of(state, Recommended(*found))
+    found = None if host is None else host.recommend(limit_s)
+    if found is not None:
+        return recommendation_of(state, Recommended(*found))
+    view = state.view() if host is None else _ViewWithoutModel(state)
+    return recommendation_of(state, recommend(view, state.options.searcher))
+
+
+class _ViewWithoutModel(StudyView):
+    """For the launcher, which is not to import torch, let alone to fit what has just killed another process."""
+
+    @property
+    def state(self) -> None:
+        return None
 
 
 def _conclude(

@@ -93,9 +93,10 @@ class Proposals:
         except SearcherFailed as problem:
             request = self._state.request(self._wanted) if self._wanted is not None else None
             return self._replace_searcher(problem, request)
-        if answer is None:
-            return None
         request = None if self._wanted is None else self._state.request(self._wanted)
+        if answer is None:
+            # A question is lost with the process it was put to.
+            return None if request is None or self._host.is_busy else self._ask(request)
         if request is None:
             self._ahead = answer
             return None

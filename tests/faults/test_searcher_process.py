@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from omegaconf import OmegaConf
 
 from lightning_hpo.core.domains import uniform
-from lightning_hpo.core.events import Reported, WorkerReady, to_json
+from lightning_hpo.core.events import Reported, Suggested, WorkerReady, to_json
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.errors import HpoError, OptionError, SearcherFailed
 from lightning_hpo.runtime import process_table, suggesting
+from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.suggesting import Answered, ProcessHost
 from lightning_hpo.searchers import server
 from lightning_hpo.searchers.server import serve
@@ -369,6 +371,69 @@ class TestAStudyWithAnOptionThatOnlyTheProcessCanRefuse:
         assert last.endswith("Set searcher.device to auto or cpu.")
         assert "random search" not in ended.output
         assert (tmp_path / "study" / "search.log").exists() and not (tmp_path / "trained").exists()
+
+
+def pids_of_searcher(study: Path) -> list[int]:
+    """Processes that print to the study's search.log."""
+    found = []
+    for pid, _, _ in process_table.processes():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/fd/1").readlink() == study / "search.log":
+                found.append(pid)
+    return found
+
+
+class TestAStudyWhoseSearcherIsKilled:
+    """It goes on with the model, not with random search to its end."""
+
+    LAUNCHER = ("metric=val_loss", "algorithm=mobster", "type=promotion", "searcher.num_init_random=2", "n_workers=2")
+
+    def begin(self, programs, folder: Path, n_trials: int):
+        (folder / "script.py").write_text(PROGRAM)
+        launcher = [f"hydra.launcher.{option}" for option in (*self.LAUNCHER, f"n_trials={n_trials}")]
+        job = ["hydra.sweep.dir=study", "model.lr=tag(log,interval(1e-4,1e-1))", "sleep=0.3"]
+        running = programs.start(folder / "script.py", "-m", "hydra/launcher=hpo", *launcher, *job, folder=folder)
+        running.wait_for(lambda output: "trial 1    start" in output)
+        return running
+
+    def kill(self, study: Path) -> None:
+        deadline = time.monotonic() + 20
+        while not (pids := pids_of_searcher(study)):
+            assert time.monotonic() < deadline, "no process has taken over"
+            time.sleep(0.01)
+        (pid,) = pids
+        os.kill(pid, signal.SIGKILL)
+
+    def recommended(self, study: Path) -> dict:
+        return OmegaConf.to_container(OmegaConf.load(study / "optimization_results.yaml"))["recommended"]
+
+    @pytest.mark.timeout(180)
+    def test_a_searcher_that_is_killed_comes_back_with_its_model(self, programs, tmp_path):
+        running = self.begin(programs, tmp_path, n_trials=10)
+        self.kill(tmp_path / "study")
+        running.wait_for(lambda output: "The searcher is there again" in output)
+        so_far = running.output
+        ended = running.end()
+        assert ended.code == 0, ended.output
+        assert so_far.count("The searcher failed; until a new process takes over") == 1
+        assert "killed by SIGKILL" in so_far and "(EI " not in so_far
+        assert "(EI " in ended.output[len(so_far) :], "the model's suggestions have not come again"
+        with Journal.read(tmp_path / "study") as journal:
+            origins = [event.origin for event in journal.events() if isinstance(event, Suggested)]
+        assert "model" in origins
+        assert self.recommended(tmp_path / "study")["trial"] in range(10) and "recommended" in ended.output
+
+    @pytest.mark.timeout(180)
+    def test_a_searcher_that_is_killed_again_and_again_is_given_up(self, programs, tmp_path):
+        running = self.begin(programs, tmp_path, n_trials=6)
+        for told in ("The searcher failed;", "The searcher failed again;", "The searcher failed 3 times"):
+            self.kill(tmp_path / "study")  # whether or not it has begun
+            running.wait_for(lambda output, told=told: told in output)
+        ended = running.end()
+        assert ended.code == 0, ended.output
+        assert "failed 3 times without a suggestion in between; the study goes on with random search" in ended.output
+        assert not pids_of_searcher(tmp_path / "study") and "(EI " not in ended.output
+        assert self.recommended(tmp_path / "study")["trial"] in range(6), "which needs no model"
 
 
 class TestCauseOfDeath:

@@ -144,6 +144,18 @@ def test_if_the_searcher_fails_the_fallback_answers_the_same_request(asked: Aske
     assert again is not None and again.request.trial_id == 1
 
 
+def test_a_question_that_was_lost_with_a_process_is_put_to_the_next_if_somebody_waits(asked: Asked) -> None:
+    asked.proposals.think_ahead()
+    asked.host.answered.append(asked.host.asked[-1])  # busy no more, and no answer
+    assert asked.proposals.take() is None and len(asked.host.asked) == 1, "nobody waits for it"
+    assert asked.want() is None and asked.host.is_busy
+    asked.host.answered.append(asked.host.asked[-1])
+    assert asked.proposals.take() is None and len(asked.host.asked) == 3
+    asked.host.answer()
+    answer = asked.proposals.take()
+    assert answer is not None and answer.request == asked.host.asked[-1]
+
+
 def test_a_fallback_that_fails_too_ends_the_run(asked: Asked) -> None:
     asked.want()
     asked.host.failure = asked.spare.failure = SearcherFailed("It died.")
