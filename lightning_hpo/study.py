@@ -31,7 +31,7 @@ from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, Config, Trial
 from lightning_hpo.core.unread import note_on_unread
-from lightning_hpo.errors import HpoError, ReportError, StudyCorrupt, StudyMismatch
+from lightning_hpo.errors import HpoError, ReportError, StudyCorrupt, StudyError, StudyMismatch
 from lightning_hpo.searchers import make_searcher
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class Recommendation:
     trial_id: int
     config: Config
     mean: float
-    """Expected value of the metric at ``max_t``, in the user's sign."""
+    """Expected value of the metric in a training to ``max_t``, in the user's sign: the mean of the best few epochs in a
+    row, up to five (:func:`lightning_hpo.core.confirmation.window`), not that of a single lucky one."""
     std: float
     """Standard deviation of that expectation; infinite where nothing tells it. Without confirmations it does not count
     what another seed of training would change: one training of each configuration cannot tell."""
@@ -86,6 +87,7 @@ class Study:
         self._searcher: Searcher = make_searcher(state.options.searcher_name, state.options.searcher)
         self._zero = time.monotonic() - state.progress.time
         self._unwritten: list[Event] = []
+        self._is_closed = False
 
     # -------------------------------------------------------------------------------------- opening
 
@@ -142,14 +144,25 @@ class Study:
             raise
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Study:
+    def load(cls, path: str | os.PathLike[str], *, read_only: bool = False) -> Study:
         """The study in the folder, with the settings it was created with.
+
+        Args:
+            path: the study folder.
+            read_only: a copy in memory, to look at while a launcher goes on with the study; what it is told is not
+                kept. False: the study itself, to go on with; nobody else can until it is closed.
 
         Raises:
             StudyNotFound, StudyLocked, StudyCorrupt: if it cannot be opened.
         """
         from lightning_hpo.runtime.journal import Journal
 
+        if read_only:
+            with Journal.read(path) as reader:
+                state = state_from_header(reader.header)
+                for event in reader.events():
+                    state.handle(event)
+            return cls(state)
         journal = Journal.open(path)
         try:
             return cls(continued_state(journal)[0], journal)
@@ -161,6 +174,7 @@ class Study:
         """Let others continue the study; a study in memory needs no closing."""
         if self._journal is not None:
             self._journal.close()
+            self._is_closed = True
 
     # ---------------------------------------------------------------------------------- ask and tell
 
@@ -173,6 +187,7 @@ class Study:
         A resumed trial goes on after ``from_resource``; where its state cannot be kept it may also be trained from
         scratch: reports up to ``from_resource`` are ignored then.
         """
+        self._check_open()
         wanted = self._state.wanted  # still there if the searcher raised the last time
         if wanted is None:
             ready = WorkerReady(self._now())
@@ -211,11 +226,18 @@ class Study:
         Raises:
             ReportError: for an unknown trial or an impossible resource.
         """
+        self._check_open()
         trial = self._state.trial(trial_id)
         number = _number(value, trial_id)
         others = {str(name): _number(other, trial_id) for name, other in (metrics or {}).items()}
         spent = None if cost is None else _number(cost, trial_id)
-        event = Reported(self._now(), trial_id, trial.attempt, _integer(resource), number, others, spent)
+        at, max_t = _integer(resource), self._state.scheduler.max_t
+        if max_t is not None and isinstance(at, int) and at > max_t:
+            raise ReportError(
+                f"Trial {trial_id} reported at resource {resource}, but a full training ends at max_t={max_t}. "
+                "Report up to max_t, or create the study with the right max_t."
+            )
+        event = Reported(self._now(), trial_id, trial.attempt, at, number, others, spent)
         told = next(d for d in self._handle(event) if isinstance(d, Told))
         if told.completed:
             self._end(trial, Outcome.COMPLETED)
@@ -234,11 +256,13 @@ class Study:
 
         Nothing happens if it was stopped, paused or complete already.
         """
+        self._check_open()
         self._end(self._state.trial(trial_id), Outcome.COMPLETED)
         self._commit()
 
     def fail(self, trial_id: int, error: str = "it failed") -> None:
         """The trial cannot go on; its configuration will not be proposed again."""
+        self._check_open()
         self._end(self._state.trial(trial_id), Outcome.FAILED, error)
         self._commit()
 
@@ -248,6 +272,7 @@ class Study:
         Raises:
             SpaceError: if the configuration is not of the study's space.
         """
+        self._check_open()
         space = self._state.space
         checked = space.check(config)
         trial_id = len(self._state.trials)
@@ -275,7 +300,7 @@ class Study:
         return best_of(self._state)
 
     def recommend(self) -> Recommendation:
-        """The configuration to use: the best expected value at ``max_t``, noise taken into account.
+        """The configuration to use: the best expected value in a training to ``max_t``, noise taken into account.
 
         Not the luckiest report: the lowest of many noisy values is lower than what the configuration gives when it is
             trained again. Where the best were confirmed, the mean of these trainings decides.
@@ -290,6 +315,10 @@ class Study:
         return recommendation_of(self._state, recommend(self._state.view(), self._state.options.searcher))
 
     # -------------------------------------------------------------------------------------- details
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StudyError("The study is closed, and what it is told would be lost. Open it again with load_study.")
 
     def _suggested(self, request: SuggestRequest) -> Suggested:
         suggestion = self._searcher.suggest(self._state.view(), request)
@@ -327,14 +356,14 @@ def best_of(state: StudyState) -> Best:
         if found is None:
             return None
         trial_id, resource, value = found
-        return Incumbent(trial_id, state.space.with_constants(state.trials[trial_id].config), resource, value)
+        return Incumbent(trial_id, state.whole_config(state.trials[trial_id]), resource, value)
 
     return Best(incumbent(state.best_full), incumbent(state.best_any))
 
 
-def load_study(path: str | os.PathLike[str]) -> Study:
-    """The study in a folder, to look at or to continue: :meth:`Study.load`."""
-    return Study.load(path)
+def load_study(path: str | os.PathLike[str], *, read_only: bool = False) -> Study:
+    """The study in a folder, to continue or, ``read_only``, to look at: :meth:`Study.load`."""
+    return Study.load(path, read_only=read_only)
 
 
 def study_header(space: SearchSpace, options: StudyOptions) -> dict[str, Any]:
@@ -395,8 +424,7 @@ def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: Stu
     # Read and written again, so that options which are newer than the study are there, and off.
     old, new = _flat(StudyOptions.from_json(header["options"])), _flat(options)
     changes = [f"{name}: {value!r} -> {new[name]!r}" for name, value in sorted(old.items()) if value != new[name]]
-    if header["space"] != space.to_json():
-        changes.append(f"space: {header['space']} -> {space.to_json()}")
+    changes += _changes_of_space(header["space"], space.to_json())
     if changes:
         raise StudyMismatch(
             "The study was created with other settings:\n  " + "\n  ".join(changes) + "\n"
@@ -405,10 +433,28 @@ def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: Stu
         )
 
 
+def _changes_of_space(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+    """What differs between two spaces, entry by entry."""
+    old, new = ({entry["name"]: _described(entry) for entry in space} for space in (before, now))
+    names = list(dict.fromkeys((*old, *new)))
+    changes = [
+        f"space: {name}: {old.get(name, 'was not there')} -> {new.get(name, 'is not there')}"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
+    if not changes and before != now:
+        changes = [f"space: order: {', '.join(old)} -> {', '.join(new)}"]
+    return changes
+
+
+def _described(entry: Mapping[str, Any]) -> str:
+    return repr(entry["constant"]) if "constant" in entry else repr(entry["domain"])
+
+
 def _flat(options: StudyOptions) -> dict[str, Any]:
-    """Values by name, ``searcher.device`` and the like; without limits."""
+    """Values by name, ``searcher.model`` and the like; without limits."""
     data = {name: value for name, value in options.to_json().items() if name not in LIMITS}
-    searcher = data.pop("searcher")
+    searcher = {name: value for name, value in data.pop("searcher").items() if name != "device"}
     return data | {f"searcher.{name}": value for name, value in searcher.items()}
 
 

@@ -173,6 +173,13 @@ class TestValues:
         with pytest.raises(ReportError, match="Report after 1, 2, 3"):
             study.tell(0, resource, 0.5)
 
+    def test_nothing_is_trained_beyond_max_t(self):
+        study = create()
+        study.ask()
+        with pytest.raises(ReportError, match=r"ends at max_t=9\. Report up to max_t"):
+            study.tell(0, 10, 0.5)
+        assert study.tell(0, 9, 0.5) == "stop"
+
     def test_unknown_trials_are_refused(self):
         for call in (lambda s: s.tell(3, 1, 0.5), lambda s: s.complete(3), lambda s: s.fail(3)):
             with pytest.raises(ReportError, match="There is no trial 3"):
@@ -263,6 +270,25 @@ class TestOnDisk:
         assert [job.trial_id for job in train(study)] == [2, 3, 4]
         study.close()
         assert load_study(tmp_path).options.n_trials == 5
+
+    def test_it_can_be_looked_at_while_somebody_goes_on_with_it(self, tmp_path):
+        study = create(algorithm="random", path=tmp_path)
+        study.tell(study.ask().trial_id, 1, 0.5)
+        seen = load_study(tmp_path, read_only=True)
+        assert seen.best() == study.best() and seen.trials[0].curve == {1: 0.5}
+        study.tell(0, 2, 0.4)
+        assert seen.trials[0].curve == {1: 0.5}
+        seen.tell(0, 2, 0.1)
+        study.close()
+        assert load_study(tmp_path, read_only=True).trials[0].curve == {1: 0.5, 2: 0.4}
+
+    def test_what_is_closed_takes_nothing_in_and_says_so(self, tmp_path):
+        study = create(path=tmp_path)
+        study.ask()
+        study.close()
+        for call in (study.ask, lambda: study.tell(0, 1, 0.5), lambda: study.complete(0), lambda: study.fail(0)):
+            with pytest.raises(StudyError, match=r"Open it again with load_study\.$"):
+                call()
 
     def test_other_settings_are_refused_and_named(self, tmp_path):
         create(path=tmp_path).close()

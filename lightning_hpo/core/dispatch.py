@@ -131,7 +131,7 @@ class Dispatcher(StudyRecord):
         self._verdicts.pop(trial.id, None)
         return Resume(
             trial.id,
-            self._whole_config(trial),
+            self.whole_config(trial),
             trial.resume_from,
             trial.milestone,
             trial.attempt,
@@ -194,7 +194,7 @@ class Dispatcher(StudyRecord):
         self.trials[trial.id] = trial
         self._live.add(trial.id)
         self.progress.started += 1
-        return Start(trial.id, self._whole_config(trial), trial.milestone, replicate=trial.replicate)
+        return Start(trial.id, self.whole_config(trial), trial.milestone, replicate=trial.replicate)
 
     # -------------------------------------------------------------------------------- confirmation
 

@@ -261,8 +261,9 @@ class StudyOptions:
             )
 
     def limits(self) -> dict[str, Any]:
-        """The options that may change when the study is continued, as JSON data."""
-        return {name: value for name, value in self.to_json().items() if name in LIMITS}
+        """The options that may change when the study is continued, as JSON data; ``searcher.device`` is ``device``."""
+        limits = {name: value for name, value in self.to_json().items() if name in LIMITS}
+        return limits | {"device": self.searcher.device}
 
     def with_limits(self, limits: Mapping[str, Any]) -> StudyOptions:
         """These options with other limits (:meth:`limits`).
@@ -275,6 +276,8 @@ class StudyOptions:
             values["stop"] = StopCriterion.from_mapping(values["stop"])
         if "confirm" in values:
             values["confirm"] = _confirm_options(values["confirm"])
+        if "device" in limits:  # of the machine, which may be another one now
+            values["searcher"] = dataclasses.replace(self.searcher, device=limits["device"])
         return dataclasses.replace(self, **values)
 
     def to_json(self) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class StudyRecord:
                 f"returned."
             ) from None
 
-    def _whole_config(self, trial: Trial) -> Config:
+    def whole_config(self, trial: Trial) -> Config:
         """Searched values and constants; a confirmation's seed is its own."""
         whole = self.space.with_constants(trial.config)
         return with_seed(whole, self.options.confirm.seed_attr, trial.replicate)

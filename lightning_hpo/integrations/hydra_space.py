@@ -97,11 +97,6 @@ class ParsedSweep:
     notes: tuple[str, ...] = ()
     """What the user should be told once, before the study begins."""
 
-    @property
-    def fixed(self) -> tuple[str, ...]:
-        """Overrides that are the same for every trial."""
-        return tuple(p.fixed for p in self.parameters if p.fixed is not None)
-
     def overrides(self, config: Mapping[str, Any]) -> list[str]:
         """The job's overrides for a configuration; constants of the space are not needed in it.
 

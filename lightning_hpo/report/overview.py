@@ -97,7 +97,7 @@ def best(study: StudyFolder) -> list[Text]:
     parts = [Text(table(best_rows(state, study.unit)))]
     found = dict.fromkeys(b[0] for b in (state.best_full, state.best_any) if b is not None)
     for trial_id in found:
-        config = state.space.with_constants(state.trials[trial_id].config)
+        config = state.whole_config(state.trials[trial_id])
         rows = [(formats.plain(name), formats.plain(formats.exact(item))) for name, item in config.items()]
         parts.append(Text(f"\ntrial {trial_id}\n{table(rows)}" if rows else f"\ntrial {trial_id}"))
     return parts

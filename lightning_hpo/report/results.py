@@ -261,7 +261,7 @@ def summary(
         commands.insert(0, ("continue", continue_command))
     if retrain is not None and best is not None:
         chosen = recommendation.trial_id if recommendation is not None else best[0]
-        config = state.space.with_constants(state.trials[chosen].config)
+        config = state.whole_config(state.trials[chosen])
         commands.insert(0, (f"train trial {chosen}", retrain(config)))
     return f"{text}\n\n{table(commands)}"
 
@@ -336,7 +336,7 @@ def _recommended(state: StudyState, recommendation: Recommendation) -> str:
     config = formats.configuration(state.space.searched(recommendation.config), names)
     spread = f" ± {recommendation.std:.2g}" if math.isfinite(recommendation.std) else ""
     again = formats.amount(recommendation.confirmations, "other training")
-    source = f", the mean of {again}" if recommendation.confirmations else ""
+    source = f", the mean of the best epochs of {again}" if recommendation.confirmations else ""
     return f"expected {formats.number(recommendation.mean)}{spread}{source}  trial {recommendation.trial_id}  {config}"
 
 

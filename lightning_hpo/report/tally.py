@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lightning_hpo.core.events import Event, Reported
+from lightning_hpo.core.schedulers.searcher_led import SearcherLedPromotion
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial, TrialStatus
 
@@ -102,10 +103,10 @@ class Tally:
 
 
 def is_rung(state: StudyState, trial: Trial, resource: int) -> bool:
-    """Is the trial judged at this resource? One of a higher bracket is not, at the levels below it, nor one that the
-    searcher lets run through."""
-    if state.scheduler.is_searcher_led and resource < trial.milestone:
-        return False
+    """Is the trial, which has reported there, judged at this resource? One of a higher bracket is not, at the levels
+    below it, nor one that the searcher let run through."""
+    if isinstance(state.scheduler, SearcherLedPromotion) and resource != state.scheduler.max_t:
+        return resource in state.scheduler.levels and trial.id in state.scheduler.rungs()[resource]
     return resource in state.scheduler.levels[trial.bracket :] or resource == state.scheduler.max_t
 
 

@@ -52,7 +52,8 @@ class _Candidates:
 def recommend(view: SearchView, options: SearcherOptions) -> Recommended:
     """The best expected configuration: among those that were confirmed, else among the trials trained furthest.
 
-    The latter are the trials that reached the highest or second highest level reached by any trial.
+    The latter are the trials that reached the highest or second highest level reached by any trial, without those that
+    failed.
 
     Raises:
         ReportError: if no trial has reported a finite value.
@@ -110,6 +111,8 @@ def _best_confirmed(view: SearchView, confirmed: Mapping[int, np.ndarray]) -> Re
 
 def _candidates(view: SearchView) -> _Candidates:
     curves = {trial: dict(curve) for trial in view.configs if (curve := view.curve(trial))}
+    # A configuration whose training failed is likely to fail again; it is better than none.
+    curves = {trial: curve for trial, curve in curves.items() if trial not in view.failed} or curves
     if not curves:
         raise ReportError("No trial has reported a finite value yet. Tell the study some results first.")
     width = window(view.max_t)

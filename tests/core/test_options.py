@@ -207,10 +207,12 @@ class TestJson:
         options = parse(n_trials=10, stop={"max_num_evaluations": 5})
         assert set(options.limits()) == {
             "n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row", "asynchronous", "confirm",
+            "device",
         }  # fmt: skip
         more = options.with_limits(parse(n_trials=20, n_workers=4).limits())
         assert more == dataclasses.replace(options, n_trials=20, n_workers=4, stop=StopCriterion())
         assert options.with_limits({"metric": "other"}).metric == "loss"
+        assert options.with_limits(parse(searcher={"device": "cpu"}).limits()).searcher.device == "cpu"
         with pytest.raises(OptionError):
             options.with_limits({"n_trials": -3})
 

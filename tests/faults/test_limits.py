@@ -49,6 +49,7 @@ ACCEPTED = [
     {"asynchronous": False},
     {"stop": {"max_wallclock_time": 60.0}},
     {"max_failures_in_a_row": 1},
+    {"searcher": {"device": "cpu"}},
 ]
 REFUSED = [
     ({"metric": "acc"}, "metric: 'loss' -> 'acc'"),

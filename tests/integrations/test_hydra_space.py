@@ -90,7 +90,7 @@ class TestWhereTheSpaceIsWritten:
 
     def test_params_may_hold_plain_yaml_values(self):
         sweep = read_space(None, ["x=1,2"], params={"lr": 0.1, "sizes": [1, 2], "clip": None, "on": True})
-        assert sweep.fixed == ("lr=0.1", "sizes=[1,2]", "clip=null", "on=true")
+        assert set(sweep.overrides({"x": 1})) == {"x=1", "lr=0.1", "sizes=[1,2]", "clip=null", "on=true"}
 
     def test_richer_domains_come_from_the_launcher_flat_or_nested(self):
         width = {"domain": "logfinrange", "lower": 16, "upper": 512, "size": 6, "cast_int": True}

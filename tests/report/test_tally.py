@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_hpo import Study, uniform
 from lightning_hpo.core.events import AttemptEnded, Outcome, Reported, Resume, Start
 from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.report.tally import RungTally, Tally, counts, is_rung
@@ -73,6 +74,22 @@ def test_trials_of_a_higher_bracket_are_not_counted_at_the_rungs_they_skip():
     driver.ready()
     state.trials[0].bracket = 1
     assert [level for level in (1, 2, 3, 9) if is_rung(state, state.trials[0], level)] == [3, 9]
+
+
+def test_where_the_searcher_leads_a_rung_counts_the_trials_that_were_judged_there_and_those_that_have_gone_on_too():
+    study = Study.create({"x": uniform(0, 1)}, metric="loss", max_t=27, random_seed=0)
+    state = study._state
+    for _ in range(25):
+        job = study.ask()
+        epoch, verdict = getattr(job, "from_resource", 0), "continue"
+        while verdict == "continue":
+            epoch += 1
+            verdict = study.tell(job.trial_id, epoch, abs(job.config["x"] - 0.3) + 1 / epoch)
+    paused = {level: len(rung) for level, rung in state.scheduler.rungs().items()}
+    resumed = [trial for trial in state.trials.values() if trial.resource > 1]
+    assert paused[1] and resumed
+    tally = Tally(state)
+    assert {level: tally.rungs[level].count for level in paused} == paused
 
 
 def test_counts_leave_out_what_nobody_is():

@@ -49,6 +49,16 @@ def test_the_luckiest_report_does_not_win():
     assert found.mean == pytest.approx(0.30)
 
 
+def test_a_configuration_that_failed_is_recommended_only_if_all_did():
+    view = View(LINE, max_t=9)
+    view.add({"x": 0.1}, *[0.1] * 9)
+    view.add({"x": 0.2}, *[0.2] * 9)
+    view.failed.add(0)
+    assert recommend(view, OPTIONS).trial_id == 1
+    view.failed.add(1)
+    assert recommend(view, OPTIONS).trial_id == 0
+
+
 def test_a_curve_that_gets_worse_counts_by_its_best_stretch():
     view = View(LINE, max_t=27, rung_levels=(1, 3, 9))
     view.add({"x": 0.1}, *[0.30] * 27)
