@@ -16,6 +16,7 @@ on_train_end                first of all: save, after Lightning has stepped epoc
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ from lightning_hpo.integrations import lightning_internals as internals
 from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
 from lightning_hpo.integrations.random_state import RandomState, random_state, restore_random_state
 from lightning_hpo.integrations.saving import check_unpicklable, without_odd_hyperparameters, write_checkpoint
+from lightning_hpo.report.shared_folders import lines_for_the_log
 from lightning_hpo.runtime.channel import TrialChannel
 from lightning_hpo.runtime.checkpoints import Written, checkpoint_path, publish, temporary_path, verify
 from lightning_hpo.runtime.failpoints import failpoint
@@ -105,7 +107,9 @@ class SteeredFit:
     def take_up(self, checkpoint: dict[str, Any]) -> None:
         """Our checkpoint is about to be restored."""
         self.restored = checkpoint[STATE_KEY]
-        internals.keep_checkpoint_folders(self._trainer, checkpoint, self._channel.directory)
+        internals.keep_checkpoint_folders(
+            self._trainer, checkpoint, self._channel.directory, self.restored.get("folders")
+        )
 
     def begin(self, pl_module: LightningModule) -> None:
         """The loaders exist, everything is restored, the first epoch comes next."""
@@ -113,6 +117,7 @@ class SteeredFit:
         self._began_at = time.monotonic()
         with self._announcing_errors():
             self._check_validations()
+        self._say_where_it_writes()
         if self.restored is None:
             return
         failpoint("callback.resumed")
@@ -215,6 +220,13 @@ class SteeredFit:
                 f"Set hydra.launcher.max_t={expected}, or let the Trainer train longer or validate more often."
             )
 
+    def _say_where_it_writes(self) -> None:
+        """In the trial's log, if it is not in the trial's folder; the launcher looks there."""
+        if self._trainer.is_global_zero:
+            places = internals.places_outside(self._trainer, self._channel.directory)
+            with contextlib.suppress(OSError, ValueError):  # a script may have closed its stderr
+                print(lines_for_the_log(places), end="", file=sys.stderr, flush=True)
+
     def _have_checkpoint_loaded(self) -> None:
         if self._welcome.checkpoint_path is None:
             return
@@ -305,6 +317,7 @@ class SteeredFit:
             "validations": self._validations,
             "seconds": self._seconds(),
             "callback_metrics": metrics,
+            "folders": internals.folders_now(self._channel.directory),
         }
         path = checkpoint_path(self._channel.directory, resource)
         shards = None

@@ -26,8 +26,10 @@ from lightning_hpo.core.events import Decision, Event
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.report import formats
 from lightning_hpo.report.decisions import DecisionLines
+from lightning_hpo.report.folder import trial_log
 from lightning_hpo.report.header import header_text
 from lightning_hpo.report.live_table import live_table
+from lightning_hpo.report.shared_folders import SharedFolders
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ class RunObserver(ABC):
         self._stream = stream
         self._clock = clock
         self._lines: DecisionLines | None = None
+        self._shared_folders = SharedFolders(lambda trial: trial_log(folder, trial))
         self._warnings: dict[str, int] = {}
         self._first_of: dict[str, str] = {}
         self._not_shown = 0
@@ -111,6 +114,11 @@ class RunObserver(ABC):
     def event(self, event: Event, decisions: Sequence[Decision], state: StudyState) -> None:
         """An event was handled."""
         self._safely(lambda: self._note(event, decisions, state))
+        self._safely(lambda: self._warn(self._shared_folders.warning(event, state)))
+
+    def _warn(self, message: str | None) -> None:
+        if message is not None:
+            self.say(message, warning=True)
 
     def say(self, message: str, warning: bool = False) -> None:
         """Show a message now. Of warnings that differ in numbers only, the first is shown and the rest are counted."""

@@ -99,6 +99,74 @@ def test_lightnings_own_checkpoints_stay_in_one_place(trials: Trials) -> None:
     assert resumed["files"] == [resumed["best"]], "the best of before the pause should have been replaced"
 
 
+def paused_twice(trials: Trials, first: str, then: str | None = None, *, worsens: bool = True) -> Any:
+    """What a script with a relative logger returns after pauses at 1 and 3.
+
+    Args:
+        first, then: its working folder until the last pause and after it, seen from the trial's.
+    """
+    for resource in (1, 3):
+        trials.pause_at(resource, "relative_logger", working=first, worsens=worsens)
+    return trials.run("relative_logger", working=then or first, worsens=worsens).returned
+
+
+@pytest.mark.parametrize("worsens", [True, False])
+def test_a_relative_logger_in_the_trials_folder_loses_nothing_at_a_pause(trials: Trials, worsens: bool) -> None:
+    whole = trials.anew("whole").run("relative_logger", working=".", worsens=worsens).returned
+    assert whole["score"] == (0.0 if worsens else 3.0)
+    assert whole["best"].startswith("logs/lightning_logs/version_0/")
+    assert paused_twice(trials.anew("paused"), ".", worsens=worsens) == whole
+
+
+def test_a_trials_folder_behind_a_link_is_the_trials(trials: Trials) -> None:
+    (trials.folder / "elsewhere").mkdir()
+    (trials.folder / "trial").symlink_to("elsewhere")
+    assert paused_twice(trials, ".")["best"].startswith("logs/lightning_logs/version_0/")
+
+
+@pytest.mark.parametrize("worsens", [True, False])
+@pytest.mark.parametrize("by_link", [True, False])
+def test_outside_of_the_trials_folder_the_best_stays_known_and_its_folder_untouched(
+    trials: Trials, by_link: bool, worsens: bool
+) -> None:
+    logs = trials.folder / "logs"
+    if by_link:
+        (trials.folder / "trial").mkdir()
+        (trials.folder / "trial" / "logs").symlink_to(logs)
+        logs.mkdir()
+    working = "." if by_link else ".."
+    trials.pause_at(1, "relative_logger", working=working, worsens=worsens)
+    first = logs / "lightning_logs" / "version_0" / "checkpoints"
+    before = {file.name: file.stat().st_mtime_ns for file in first.iterdir()}
+    resumed = paused_twice(trials, working, worsens=worsens)
+    assert (resumed["score"], resumed["best_two"]) == ((0.0, [0.0, 1.0]) if worsens else (3.0, [2.0, 3.0]))
+    assert resumed["is_there"]
+    assert {file.name: file.stat().st_mtime_ns for file in first.iterdir()} == before
+
+
+def test_the_best_is_found_from_another_working_folder(trials: Trials) -> None:
+    resumed = paused_twice(trials, "..", then=".")
+    assert (resumed["score"], resumed["is_there"]) == (0.0, True)
+    assert resumed["best"].startswith(f"{trials.folder}/logs/lightning_logs/version_0/")
+
+
+def test_the_best_is_found_in_a_study_that_was_moved(trials: Trials) -> None:
+    trials.pause_at(2, "checkpoints_beside_the_logs", worsens=True)
+    (trials.folder / "new").mkdir()
+    (trials.folder / "trial").rename(trials.folder / "new" / "trial")
+    moved = replace(trials, folder=trials.folder / "new")
+    resumed = moved.run("checkpoints_beside_the_logs", worsens=True).returned
+    assert resumed["best"] == "lightning_logs/version_0/checkpoints/epoch=0-step=6.ckpt"
+    assert resumed["files"] == [resumed["best"]]
+
+
+def test_a_best_file_that_is_gone_is_forgotten(trials: Trials) -> None:
+    trials.pause_at(2, "relative_logger", working="..", worsens=True)
+    shutil.rmtree(trials.folder / "logs" / "lightning_logs" / "version_0" / "checkpoints")
+    resumed = trials.run("relative_logger", working="..", worsens=True).returned
+    assert (resumed["score"], resumed["is_there"]) == (2.0, True)
+
+
 def test_early_stopping_goes_on_counting(trials: Trials) -> None:
     uninterrupted = pauses_change_nothing(trials, (1, 2), callbacks=["early"])
     assert uninterrupted.returned["epoch"] == 3, "early stopping should have ended this fit"

@@ -117,6 +117,14 @@ class Model(LightningModule):
         return optimizer
 
 
+class Scored(Model):
+    """Logs the number of each epoch as its score."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.log("score", float(self.current_epoch))
+
+
 class WithoutValidation(Model):
     validation_step = LightningModule.validation_step
 
@@ -330,12 +338,32 @@ def own_checkpoint_path(folder: str) -> int:
     return trainer.current_epoch
 
 
-def checkpoints_beside_the_logs(folder: str) -> dict[str, Any]:
+def checkpoints_beside_the_logs(folder: str, worsens: bool = False) -> dict[str, Any]:
     """Lightning's own checkpoints where it puts them by default: in the logger's newest version."""
-    checkpoint = ModelCheckpoint(monitor="val_loss", save_top_k=1)
-    _trainer(folder, HPOCallback(), checkpoint, enable_checkpointing=True, logger=True).fit(Model(), *_loaders())
+    checkpoint = ModelCheckpoint(monitor="score", mode="min" if worsens else "max", save_top_k=1)
+    _trainer(folder, HPOCallback(), checkpoint, enable_checkpointing=True, logger=True).fit(Scored(), *_loaders())
     files = [str(file.relative_to(folder)) for file in Path(folder).glob("lightning_logs/*/checkpoints/*.ckpt")]
     return {"files": files, "best": os.path.relpath(checkpoint.best_model_path, folder)}
+
+
+def relative_logger(folder: str, working: str, worsens: bool) -> dict[str, Any]:
+    """A logger with a relative path, and a ModelCheckpoint that writes where the logger does.
+
+    Args:
+        working: the working folder, seen from the trial's.
+        worsens: the first epoch is the best one, else the last.
+    """
+    os.chdir(Path(folder, working))
+    checkpoint = ModelCheckpoint(monitor="score", mode="min" if worsens else "max", save_top_k=2, save_last=True)
+    options = {"enable_checkpointing": True, "logger": CSVLogger("logs")}
+    _trainer(folder, HPOCallback(), checkpoint, **options).fit(Scored(), *_loaders())
+    return {
+        "best": checkpoint.best_model_path,
+        "score": float(checkpoint.best_model_score),
+        "best_two": sorted(float(score) for score in checkpoint.best_k_models.values()),
+        "is_there": all(map(os.path.exists, (checkpoint.best_model_path, *checkpoint.best_k_models))),
+        "files": sorted(map(str, Path("logs").glob("**/*.ckpt"))),
+    }
 
 
 def noisy(folder: str, quiet: bool) -> list[str]:
