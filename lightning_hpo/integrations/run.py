@@ -44,6 +44,9 @@ from lightning_hpo.study import (
     study_header,
 )
 
+_ABSENT = object()
+_SHOWN = 5
+"""So many changed settings are named."""
 _RECOMMEND_S = 30.0
 """Time the searcher has for its recommendation at the end."""
 _RECOMMEND_SOON_S = 3.0
@@ -70,8 +73,8 @@ class StudySetup:
     """Command line that trains a configuration once, for people."""
     notes: tuple[str, ...] = ()
     """What the user should be told once."""
-    fixed: tuple[str, ...] = ()
-    """What the user set besides the space, ``key=value``, kept with the study."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Name -> JSON value of what the trials are made with besides the space, kept with the study."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Name -> text of files for the study folder."""
     preload: tuple[str, ...] = ()
@@ -130,14 +133,14 @@ def _run(
         journal = closing.enter_context(_open_journal(setup, study_options))
         state, events = continued_state(journal, study_options)
         if process is not None:
-            process.begin(journal.header, events)
+            process.begin(_header_here(journal, state), events)
         # Trials on other nodes cannot reach a socket of the file system.
         server = closing.enter_context(ChannelServer(setup.folder, interface=getattr(backend, "interface", None)))
         jobs = setup.jobs(study_options)
         observer = closing.enter_context(make_observer(setup.folder, unit=options.resource))
         for name, text in setup.files.items():
             write_atomically(setup.folder / name, text)
-        notes = (*setup.notes, note_on_unread(study_options), _note_on_fixed(setup.fixed, journal.header))
+        notes = (*setup.notes, note_on_unread(study_options), _note_on_settings(setup.settings, journal.header))
         _introduce(setup, state, backend, observer, notes)
         host = None if process is None else _revived(setup.folder, process, journal, state, observer)
         if host is not None:
@@ -177,10 +180,17 @@ def _revived(
         events = list(journal.events())
         # A new interpreter, however the first was made: there are threads by now, whose locks a fork would inherit.
         process = ProcessHost(_SEARCHER, folder / _SEARCH_LOG)
-        process.begin(journal.header, events)
+        process.begin(_header_here(journal, state), events)
         return process
 
     return RevivedHost(first, again, _inline("random", state), observer.say)
+
+
+def _header_here(journal: Journal, state: StudyState) -> dict[str, Any]:
+    """The header for the searcher's process, with this machine's device: the study may have begun on another."""
+    stored = journal.header["options"]
+    searcher = (stored.get("searcher") or {}) | {"device": state.options.searcher.device}
+    return journal.header | {"options": stored | {"searcher": searcher}}
 
 
 def _swept_store(setup: StudySetup, state: StudyState, jobs: JobFactory) -> CheckpointStore:
@@ -221,15 +231,17 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _note_on_fixed(fixed: tuple[str, ...], header: Mapping[str, Any]) -> str | None:
+def _note_on_settings(now: Mapping[str, Any], header: Mapping[str, Any]) -> str | None:
     """What was set otherwise when the study began: another data set, say, or only another number of data workers."""
-    before = [str(entry) for entry in header.get("fixed", ())]
-    gone, new = ([e for e in a if e not in b] for a, b in ((before, fixed), (fixed, before)))
-    if not gone and not new:
+    before = header.get("settings", now)
+    names = [name for name in dict.fromkeys((*before, *now)) if before.get(name, _ABSENT) != now.get(name, _ABSENT)]
+    if not names:
         return None
+    shown = [f"{name}: {before.get(name, 'absent')} -> {now.get(name, 'absent')}" for name in names[:_SHOWN]]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
-        f"The study began with {' '.join(gone) or 'nothing'} where there is {' '.join(new) or 'nothing'} now. "
-        "If that changes what is trained, start a new study in another folder: its trials are compared with each other."
+        f"The scripts' configuration is not that with which the study began: {'; '.join(shown)}{more}. "
+        "If that changes what is trained, start a new study in another folder: trials are compared with each other."
     )
 
 
@@ -269,7 +281,12 @@ def _conclude(
         if result.problem is None:
             print(f"The study ended before its first trial: {result.reason}.", flush=True)
         return
-    write_results(setup.folder, state, reason=result.reason, recommendation=recommendation)
+    try:
+        write_results(setup.folder, state, reason=result.reason, recommendation=recommendation)
+    except StudyError as problem:
+        if not result.is_interrupted:
+            raise
+        print(f"Warning: The results are not written. {problem}", flush=True)
     if result.problem is not None and state.best_any is None:
         return  # there is nothing to sum up, and the problem has the last word
     print(
@@ -317,7 +334,10 @@ def _backend(setup: StudySetup) -> Backend:
 
 def _open_journal(setup: StudySetup, options: StudyOptions) -> Journal:
     if not Journal.exists(setup.folder):
-        header = study_header(setup.space, options) | {"resource": setup.options.resource, "fixed": [*setup.fixed]}
+        header = study_header(setup.space, options) | {
+            "resource": setup.options.resource,
+            "settings": {**setup.settings},
+        }
         header |= continuing(setup.continue_command, setup.folder)
         return Journal.create(setup.folder, header)
     journal = Journal.open(setup.folder)

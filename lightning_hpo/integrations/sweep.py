@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def run_sweep(
     another = parsed.space.sample(np.random.default_rng(0))
     hydra_job.composer.learn(parsed.overrides(middle), parsed.overrides(another))
     composed = hydra_job.compose(parsed.overrides(middle), 0)
-    found = list(targets(OmegaConf.to_container(composed, resolve=False)))
+    written = OmegaConf.to_container(composed, resolve=False)
+    found = list(targets(written))
     max_t = resolve_max_t(composed, options, parsed.space.names)
     seed = resolve_seed(composed, options, parsed.space.names)
     notes = parsed.notes
@@ -72,7 +74,7 @@ def run_sweep(
         continue_command=program.continued(folder),
         retrain_command=lambda values: program.single(parsed.overrides(values)),
         notes=notes,
-        fixed=parsed.fixed,
+        settings=script_settings(written, parsed.space.domains),
         files={"multirun.yaml": OmegaConf.to_yaml(config)},
         preload=tuple(module for module, _ in found),
     )
@@ -96,6 +98,24 @@ def targets(node: Any) -> Iterator[tuple[str, str]]:
     if isinstance(node, list):
         for child in node:
             yield from targets(child)
+
+
+def script_settings(written: Any, searched: Collection[str]) -> dict[str, Any]:
+    """What a job's configuration holds besides what Hydra needs for itself and what is searched, by dotted name."""
+    own = {key: node for key, node in written.items() if key != "hydra"}
+    return {name: value for name, value in leaves(own) if name not in searched}
+
+
+def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in a configuration that is no mapping; other than JSON's types as text."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from leaves(value, f"{name}.{key}" if name else str(key))
+    else:
+        is_plain = (
+            node is None or isinstance(node, (bool, int, str)) or (isinstance(node, float) and math.isfinite(node))
+        )
+        yield name, node if is_plain else str(node)
 
 
 class HydraTrial:

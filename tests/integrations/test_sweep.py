@@ -165,7 +165,7 @@ class TestConfirmation:
         results = yaml.safe_load((ended.study / "optimization_results.yaml").read_text())
         assert results["recommended"]["confirmations"] == 2
         assert results["recommended"]["trial"] == int(best["trial"])
-        assert "the mean of 2 other trainings" in ended.output
+        assert "the mean of the best epochs of 2 other trainings" in ended.output
         assert results["ended"] == "the best one is confirmed"
 
     def test_a_key_of_the_seed_that_is_not_there(self, tune):
@@ -264,7 +264,14 @@ class TestBadInput:
         study = tune(LR, "sleep=0.0").study
         ended = tune(LR, "sleep=0.01", f"hydra.launcher.study={study}", "hydra.launcher.n_trials=5")
         assert ended.code == 0, ended.output
-        assert "The study began with sleep=0.0 where there is sleep=0.01 now." in " ".join(ended.output.split())
+        assert "not that with which the study began: sleep: 0.0 -> 0.01." in " ".join(ended.output.split())
+
+    def test_also_what_was_changed_in_the_config_itself(self, tune, program):
+        study = tune(LR).study
+        program.write_text(PROGRAM.replace('"sleep": 0.0', '"sleep": 0.01, "depth": 2'))
+        ended = tune(LR, f"hydra.launcher.study={study}", "hydra.launcher.n_trials=5")
+        assert ended.code == 0, ended.output
+        assert "sleep: 0.0 -> 0.01; depth: absent -> 2." in " ".join(ended.output.split())
 
     def test_options_that_nothing_reads_are_named(self, tune):
         ended = tune(LR, "hydra.launcher.searcher.opt_nstarts=7", "hydra.launcher.n_trials=1")
