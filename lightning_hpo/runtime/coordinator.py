@@ -53,12 +53,13 @@ from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
 from lightning_hpo.runtime.channel_server import ChannelServer, ClientConnection
 from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.failpoints import failpoint
-from lightning_hpo.runtime.interrupts import Interrupts
+from lightning_hpo.runtime.interrupts import TERM_LIMIT_S, Interrupts
 from lightning_hpo.runtime.journal import Backups, Journal
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.proposals import Proposals
 from lightning_hpo.runtime.retention import Retention
 from lightning_hpo.runtime.suggesting import Answered, SearcherHost
+from lightning_hpo.runtime.writing import GivenUp, Writer
 
 _TICK_S = 0.5
 """Longest time between two looks at clocks and screens."""
@@ -66,7 +67,6 @@ _LONGEST_TURN_S = 2.0
 """Of a turn that took longer, only this counts against the trials: the launcher was not there to listen."""
 _GRACE_S = 5.0
 """Time between SIGTERM and SIGKILL for a trial."""
-_RETRY_COMMIT_S = 2.0
 _BACKUP_EVERY_S = 600.0
 """Between two copies of the journal."""
 _MOST_DRAINS = 100
@@ -173,12 +173,13 @@ class Coordinator:
         self._attempts: dict[int, Attempt] = {}
         self._starting = 0
         """Jobs decided on in this turn; the backend does not count them yet."""
-        self._without_room: set[int] = set()
-        """Trials that cannot write their checkpoints because the disk is full."""
+        self._without_room: dict[int, float] = {}
+        """Trials that cannot write their checkpoints because the disk is full, and since when."""
         self._finish: str | None = None
         self._problem: HpoError | None = None
         self._backups = Backups(journal, _BACKUP_EVERY_S, clock)
         self._interrupts = Interrupts(clock)
+        self._writer = Writer(journal, self._interrupts, observer.say, clock)
         self._has_asked_to_pause = False
         self._proposals = Proposals(state, host, fallback, self._flushed, self._warn, clock)
         self._retention = Retention(
@@ -190,10 +191,13 @@ class Coordinator:
     def run(self) -> RunResult:
         """Work until the study ends or is interrupted; returns when no attempt runs any more."""
         with self._interrupts.listening():
-            self._fill_workers()
-            self._commit()
-            while not self._is_done():
-                self._turn()
+            try:
+                self._fill_workers()
+                self._commit()
+                while not self._is_done():
+                    self._turn()
+            except GivenUp as problem:
+                self._give_up(problem)
         self._report_backup(self._backups.finish())
         self._interrupts.close()
         if self._interrupts.count:
@@ -223,6 +227,14 @@ class Coordinator:
     def _is_ending(self) -> bool:
         """Nothing is to be started any more."""
         return bool(self._interrupts.count) or self._problem is not None or self._finish is not None
+
+    def _give_up(self, problem: GivenUp) -> None:
+        """End like a launcher that is killed: the next one goes on from what is in the journal."""
+        self._warn(f"The study ends without what could not be written. {problem}")
+        for attempt in self._attempts.values():
+            why = "the study was interrupted"
+            self._state.handle(AttemptEnded(self._now, attempt.trial_id, attempt.attempt, Outcome.INTERRUPTED, why))
+            self._backend.stop(attempt.trial_id, attempt.attempt, grace_s=1.0)
 
     def _is_done(self) -> bool:
         return self._is_ending and not self._attempts and not self._batch.events
@@ -276,28 +288,11 @@ class Coordinator:
         while self._batch.events or self._batch.effects:
             batch, self._batch = self._batch, _Batch()
             self._starting = 0
-            self._append(batch.events)
+            self._writer.append(batch.events)
             self._proposals.follow(batch.events)
             failpoint("coordinator.before_effects")
             for effect in batch.effects:
                 effect()
-
-    def _append(self, events: list[Event]) -> None:
-        """Trials that reported wait for their answers while the journal cannot be written, so no result is lost."""
-        complained = False
-        while True:
-            try:
-                self._journal.append(events)
-                if complained:
-                    self._observer.say("The study can be written again and goes on.")
-                return
-            except StudyError as problem:
-                if self._interrupts.count > 1:
-                    raise
-                if not complained:
-                    self._warn(f"The study waits: {problem}")
-                complained = True
-                time.sleep(_RETRY_COMMIT_S)
 
     # -------------------------------------------------------------------------------------- messages
 
@@ -373,12 +368,12 @@ class Coordinator:
             return
         if not self._without_room:
             self._warn(f"The study waits: {message.message}")
-        self._without_room.add(message.trial_id)
+        self._without_room.setdefault(message.trial_id, self._clock())
         self._reply(client, Answer("continue", "the study waits for room on the disk"))
 
     def _has_room(self, trial_id: int) -> None:
         if trial_id in self._without_room:
-            self._without_room.discard(trial_id)
+            del self._without_room[trial_id]
             if not self._without_room:
                 self._observer.say("No trial waits for room on the disk any more; the study goes on.")
 
@@ -470,11 +465,17 @@ class Coordinator:
             running = [
                 a for a in self._attempts.values() if self._state.trials[a.trial_id].status is TrialStatus.RUNNING
             ]
+            stuck = f" {len(self._without_room)} wait for room on the disk, for {TERM_LIMIT_S:.0f} s at most."
             self._observer.say(
-                f"Pausing {len(running)} running trials at their next report. Press Ctrl-C again to stop now."
+                f"Pausing {len(running)} running trials at their next report.{stuck if self._without_room else ''} "
+                "Press Ctrl-C again to stop now."
             )
             for attempt in running:
                 self._handle(PauseRequested(self._now, attempt.trial_id, "the study was interrupted"))
+        for attempt in self._attempts.values():
+            since = self._without_room.get(attempt.trial_id)
+            if attempt.fate is None and since is not None and self._interrupts.left(since) <= 0.0:
+                self._end(attempt, Outcome.INTERRUPTED, "the disk had no room for its checkpoint", grace_s=1.0)
         if kill or end_all:
             for attempt in self._attempts.values():
                 status = self._state.trials[attempt.trial_id].status
@@ -509,7 +510,7 @@ class Coordinator:
     def _flushed(self) -> list[Event]:
         """Commit the turn's events so far."""
         events, self._batch.events = self._batch.events, []
-        self._append(events)
+        self._writer.append(events)
         return events
 
     def _use(self, answer: Answered) -> None:

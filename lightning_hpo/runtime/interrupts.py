@@ -32,6 +32,7 @@ class Interrupts:
         self.count = 0
         self.by = signal.SIGINT
         self._limit = math.inf
+        self._heard_at = math.inf
         self.waitable, self._waker = os.pipe()
         os.set_blocking(self.waitable, False)
         os.set_blocking(self._waker, False)
@@ -43,9 +44,11 @@ class Interrupts:
             limit_s: after this time the interruption is urgent.
             by: what the run's result will name.
         """
+        now = self._clock()
         self.count += 1
         self.by = by
-        self._limit = min(self._limit, self._clock() + limit_s)
+        self._limit = min(self._limit, now + limit_s)
+        self._heard_at = min(self._heard_at, now)
         with contextlib.suppress(OSError):
             os.write(self._waker, b"\0")
 
@@ -53,6 +56,18 @@ class Interrupts:
     def is_urgent(self) -> bool:
         """Twice, or the time limit is over: nothing is waited for any more."""
         return self.count > 1 or self._clock() > self._limit
+
+    def left(self, since: float) -> float:
+        """Seconds for which the run waits for what no trial can bring about, such as room on the disk.
+
+        It has the time that SIGTERM gives also after Ctrl-C, by which trials may train on to their next report.
+
+        Args:
+            since: when it began to wait.
+        """
+        if self.is_urgent:
+            return 0.0
+        return max(min(self._limit, max(self._heard_at, since) + TERM_LIMIT_S) - self._clock(), 0.0)
 
     def drain(self) -> None:
         with contextlib.suppress(OSError):

@@ -125,9 +125,10 @@ class Proposals:
     def _ask(self, request: SuggestRequest) -> Answered | None:
         self._ahead_data = len(self._state.data)
         self._asked_at = self._clock()
+        # The searcher must have seen what this turn has brought.
+        events = self._flush()
         try:
-            # The searcher must have seen what this turn has brought.
-            self._host.follow(self._flush())
+            self._host.follow(events)
             failpoint("coordinator.before_suggestion")
             self._host.ask(request)
         except OptionError as problem:

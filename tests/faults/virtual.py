@@ -27,6 +27,7 @@ from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, TrialStatus
 from lightning_hpo.errors import ChannelError, SearcherFailed, StudyError
 from lightning_hpo.runtime import coordinator as coordinator_module
+from lightning_hpo.runtime import writing as writing_module
 from lightning_hpo.runtime.backends.base import Exit, Job, Started
 from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, RunResult
@@ -376,10 +377,12 @@ class VirtualCluster:
                 self._forget_processes()
                 continue
             except StudyError as problem:
-                # Full at the very start, or when the user will not wait any more: the launcher says so and ends.
+                # Full at the very start: the launcher says so and ends.
                 assert "disk full" in str(problem)
                 self._forget_processes()
                 continue
+            if self._is_full and result.is_interrupted:
+                self._forget_processes()  # nobody waits for them any more: they end when the backend is closed
             assert not self._processes, "the launcher left processes behind"
             if not result.is_interrupted:
                 self._check_end()
@@ -405,7 +408,7 @@ class VirtualCluster:
         }
         with (
             mock.patch.object(coordinator_module, "wait", self.wait),
-            mock.patch.object(coordinator_module.time, "sleep", self.sleep),
+            mock.patch.object(writing_module, "wait", lambda waitables, timeout: self.sleep(timeout)),
             mock.patch.object(coordinator_module, "Backups", self.backups),
         ):
             self._coordinator = self.last_coordinator = Coordinator(**parts)

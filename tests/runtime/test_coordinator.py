@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import signal
 from typing import Any
@@ -25,7 +26,7 @@ from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import TrialStatus
-from lightning_hpo.errors import HpoError, MetricMissing, OptionError, RepeatedFailure
+from lightning_hpo.errors import HpoError, MetricMissing, OptionError, RepeatedFailure, StudyError
 from lightning_hpo.runtime.coordinator import RunResult
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.suggesting import Answered
@@ -251,6 +252,59 @@ class TestInterrupts:
         made.after(4.0, 4.0, lambda: made.last_coordinator.interrupt(limit_s=0.1, by=signal.SIGTERM))
         made.run()
         assert [e.outcome for e in made.logged(AttemptEnded)[:2]] == [Outcome.INTERRUPTED] * 2
+
+    @pytest.mark.parametrize("presses", [1, 2])
+    def test_a_disk_that_stays_full_does_not_keep_the_launcher(self, presses: int):
+        """The end is that of a killed launcher: what is in the journal stands, and the study goes on from there."""
+        made = Recorded(algorithm="random", type=None, n_workers=2, n_trials=4, max_retries=0)
+        before_commit, ended_at, results = made.before_commit, [], []
+        made.after(10.0, 10.0, lambda: setattr(made, "_is_full", True))
+
+        def fail() -> None:
+            if made._is_full:
+                raise StudyError("The study cannot be written: disk full.")
+            before_commit()
+
+        def sleep(seconds: float) -> None:
+            made.now += seconds
+            if made.now >= 60.0 and made.last_coordinator._interrupts.count < presses:
+                made.last_coordinator.interrupt(by=signal.SIGTERM, limit_s=30.0)
+
+        launch = made._launch
+
+        def launching() -> RunResult:
+            results.append(launch())
+            ended_at.append(made.now)
+            if results[-1].is_interrupted:
+                made._forget_processes()
+            made._is_full = False
+            return results[-1]
+
+        made.before_commit, made.sleep, made._launch = fail, sleep, launching  # type: ignore[method-assign]
+        made.run()
+        assert results[0] == RunResult("interrupted", signal.SIGTERM) and len(results) == 2
+        assert ended_at[0] < (95.0 if presses == 1 else 70.0)
+        assert "The study ends without what could not be written. " in made.said[2]
+        assert all(t.status is TrialStatus.COMPLETED and t.failures == 0 for t in made.durable.trials.values())
+
+    def test_nor_do_trials_whose_checkpoints_have_no_room(self):
+        made = Recorded(Faults(interrupts_at=(30.0,)), n_workers=2, n_trials=4)
+        launch, ended_at = made._launch, []
+        made.faults = dataclasses.replace(made.faults, no_room=1.0)
+
+        def launching() -> RunResult:
+            result = launch()
+            ended_at.append(made.now)
+            made.faults = NO_FAULTS
+            return result
+
+        made._launch = launching  # type: ignore[method-assign]
+        made.run()
+        assert "2 wait for room on the disk, for 30 s at most. Press Ctrl-C again to stop now." in made.said[1]
+        assert 60.0 < ended_at[0] < 65.0
+        ended = [e for e in made.logged(AttemptEnded) if e.outcome is Outcome.INTERRUPTED]
+        assert [e.error for e in ended] == ["the disk had no room for its checkpoint"] * 2
+        assert all(t.failures == 0 for t in made.durable.trials.values()) and len(made.durable.trials) == 4
 
     def test_the_result_names_the_signal(self):
         interrupted = RunResult("interrupted", signal.SIGTERM)

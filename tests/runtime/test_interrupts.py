@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -61,6 +62,22 @@ def test_sigterm_is_urgent_when_its_time_is_over_and_is_named(interrupts: Interr
     assert not interrupts.is_urgent
     clock.now += 0.1
     assert interrupts.is_urgent
+
+
+def test_what_no_trial_can_bring_about_is_not_waited_for_longer_after_ctrl_c(
+    interrupts: Interrupts, clock: Clock
+) -> None:
+    assert interrupts.left(since=0.0) == math.inf
+    clock.now += 1000.0
+    interrupts.interrupt()
+    assert interrupts.left(since=0.0) == TERM_LIMIT_S, "who waited long before has time all the same"
+    clock.now += 10.0
+    assert interrupts.left(since=clock.now) == TERM_LIMIT_S
+    assert interrupts.left(since=0.0) == TERM_LIMIT_S - 10.0
+    clock.now += TERM_LIMIT_S
+    assert interrupts.left(since=0.0) == 0.0 and not interrupts.is_urgent
+    interrupts.interrupt()
+    assert interrupts.left(since=clock.now) == 0.0
 
 
 def test_ctrl_c_is_heard_without_an_exception(interrupts: Interrupts) -> None:
