@@ -25,6 +25,7 @@ from rich.text import Text
 from lightning_hpo.core.events import Decision, Event
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.report import formats
+from lightning_hpo.report.afterwards import warning_of_failure_afterwards
 from lightning_hpo.report.decisions import DecisionLines
 from lightning_hpo.report.folder import trial_log
 from lightning_hpo.report.header import header_text
@@ -114,6 +115,7 @@ class RunObserver(ABC):
     def event(self, event: Event, decisions: Sequence[Decision], state: StudyState) -> None:
         """An event was handled."""
         self._safely(lambda: self._note(event, decisions, state))
+        self._safely(lambda: self._warn(warning_of_failure_afterwards(event, state, self._folder)))
         self._safely(lambda: self._warn(self._shared_folders.warning(event, state)))
 
     def _warn(self, message: str | None) -> None:

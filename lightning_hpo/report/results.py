@@ -18,6 +18,7 @@ from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Config, Trial, TrialStatus
 from lightning_hpo.errors import StudyError
 from lightning_hpo.report import formats
+from lightning_hpo.report.afterwards import all_failed_afterwards, how_it_failed
 from lightning_hpo.report.folder import params, trial_log
 from lightning_hpo.report.tally import Tally, counts
 from lightning_hpo.study import Recommendation
@@ -362,21 +363,32 @@ def disk_line(state: StudyState) -> str:
 
 
 def failure_lines(state: StudyState, folder: Path, log_of: Callable[[int], Path] | None = None) -> list[str]:
-    """The first different failures: the line that names the problem, who had it, and a log if there is one."""
-    alike: dict[str, list[Trial]] = {}
-    for trial in state.trials.values():
-        if trial.status is TrialStatus.FAILED:
-            alike.setdefault(formats.error_line(trial.error) or "no error was told", []).append(trial)
+    """The first different failures: the line that names the problem, who had it, and a log if there is one.
+
+    Those of scripts that failed after their training come last.
+    """
+    failed = {trial.id: trial.error for trial in state.trials.values() if trial.status is TrialStatus.FAILED}
+
+    def log(trial_id: int) -> Path | None:
+        return log_of(trial_id) if log_of is not None else trial_log(folder, state.trials[trial_id])
+
+    look = f"lightning-hpo trials {formats.quoted(formats.path(folder))} --status failed"
+    lines = _alike(failed, "failed", log, look)
+    for status, errors in all_failed_afterwards(state, folder).items():
+        lines += _alike(errors, how_it_failed(status), log, f"the errors in {TRIALS_NAME}")
+    return lines
+
+
+def _alike(errors: Mapping[int, str | None], what: str, log_of: Callable[[int], Path | None], look: str) -> list[str]:
+    """One line per error, and where to look for those that are too many."""
+    alike: dict[str, list[int]] = {}
+    for trial_id, error in errors.items():
+        alike.setdefault(formats.error_line(error) or "no error was told", []).append(trial_id)
     lines = []
     for error, trials in list(alike.items())[:_MAX_FAILED_SHOWN]:
-        first = trials[0]
-        log = log_of(first.id) if log_of is not None else trial_log(folder, first)
+        log = log_of(trials[0])
         where = f"  ({formats.path(log)})" if log is not None else ""
         others = f" and {len(trials) - 1} more" if len(trials) > 1 else ""
-        lines.append(f"  trial {first.id}{others} failed: {error}{where}")
+        lines.append(f"  trial {trials[0]}{others} {what}: {error}{where}")
     hidden = sum(map(len, list(alike.values())[_MAX_FAILED_SHOWN:]))
-    if hidden:
-        lines.append(
-            f"  {hidden} more failed: lightning-hpo trials {formats.quoted(formats.path(folder))} --status failed"
-        )
-    return lines
+    return [*lines, f"  {hidden} more {what}: {look}"] if hidden else lines

@@ -27,6 +27,7 @@ from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.errors import ReportError
 from lightning_hpo.report import formats
+from lightning_hpo.report.afterwards import failed_afterwards
 from lightning_hpo.report.folder import StudyFolder, params, read_study, trial_log
 from lightning_hpo.report.results import table
 from lightning_hpo.report.tally import is_rung
@@ -133,7 +134,7 @@ class _Recorder:
         elif isinstance(event, Reported) and event.trial_id == trial.id:
             self._reported(event, next(d for d in decisions if isinstance(d, Told)), trial, state)
         elif getattr(event, "trial_id", None) == trial.id:
-            self._happened(event)
+            self._happened(event, state)
 
     def _add(self, event: Event, what: str, why: str = "") -> None:
         self._entries.append(_Entry(event.time, what, why))
@@ -151,7 +152,7 @@ class _Recorder:
         why = f"{verdict}: {formats.plain(told.reason)}"
         self._entries.append(_Entry(event.time, what, why, event.resource))
 
-    def _happened(self, event: Event) -> None:
+    def _happened(self, event: Event, state: StudyState) -> None:
         if isinstance(event, AttemptStarted):
             process = "" if event.pid is None else f"process {event.pid}"
             self._add(event, f"attempt {event.attempt} runs", ", ".join(filter(None, (event.worker, process))))
@@ -163,7 +164,8 @@ class _Recorder:
         elif isinstance(event, PauseRequested):
             self._add(event, "asked to pause", formats.plain(event.reason))
         elif isinstance(event, AttemptEnded):
-            what = f"attempt {event.attempt} ended: {_OUTCOMES[event.outcome]}"
+            when = " after the training" if failed_afterwards(event, state) else ""
+            what = f"attempt {event.attempt} ended: {_OUTCOMES[event.outcome]}{when}"
             self._add(event, what, formats.error_line(event.error))
 
     def lines(self, study: StudyFolder) -> list[str]:

@@ -41,12 +41,12 @@ class Clock:
 class Run(Driver):
     """Events, watched by an observer."""
 
-    def __init__(self, state: StudyState, live: bool = False) -> None:
+    def __init__(self, state: StudyState, live: bool = False, folder: Path = Path("runs")) -> None:
         super().__init__(state)
         self.stream = io.StringIO()
         self.clock = Clock()
         kind = LiveObserver if live else LineObserver
-        self.observer = kind(Path("runs"), "epoch", self.stream, self.clock)
+        self.observer = kind(folder, "epoch", self.stream, self.clock)
 
     def feed(self, event: object) -> list:
         decisions = super().feed(event)  # type: ignore[arg-type]
@@ -194,6 +194,34 @@ def test_warnings_of_one_kind_are_shown_once_and_counted(live: bool):
     assert "Trial 1" not in text
     assert text.count("Another kind") == 1
     assert "2 more like: Trial 0: the disk is full" in text
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_script_that_fails_after_its_training_is_told_once_per_error(live: bool, tmp_path: Path):
+    run = Run(new_state(algorithm="random", type=None, max_t=1), live, tmp_path)
+    for trial, error in enumerate(["ValueError: no 7", "ValueError: no 8", "KeyError: 'x'"]):
+        (tmp_path / str(trial)).mkdir()
+        (tmp_path / str(trial) / "trial.log").touch()
+        run.ready()
+        run.report(trial, 1, 0.5)
+        run.end(trial, Outcome.FAILED, error)
+    run.observer.close()
+    text = run.stream.getvalue()
+    assert text.count("Warning: Trial 0 failed after the training, still completed: ValueError: no 7") == 1
+    assert f"({tmp_path}/0/trial.log)" in text
+    assert "Warning: Trial 1" not in text
+    assert text.count("Warning: Trial 2 failed after the training, still completed: KeyError: 'x'") == 1
+
+
+def test_a_script_that_fails_when_it_was_paused_is_told_and_one_that_failed_earlier_only_as_such():
+    run = Run(new_state())
+    run.ready()
+    run.report(0, 1, 0.5)
+    run.end(0, Outcome.FAILED, "KeyError: 'test'")
+    run.ready()
+    run.end(1, Outcome.FAILED, "ValueError: bad")
+    assert "Warning: Trial 0 failed after the training, still paused: KeyError: 'test'" in run.written()
+    assert not any("Trial 1" in line for line in run.written())
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -11,8 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_hpo.core.events import Reported
+from lightning_hpo.core.events import AttemptEnded, Outcome, Reported
 from lightning_hpo.core.space import choice, randint
+from lightning_hpo.core.study import StudyState
 from lightning_hpo.errors import StudyError
 from lightning_hpo.report.results import (
     column_names,
@@ -22,6 +23,8 @@ from lightning_hpo.report.results import (
     write_atomically,
     write_results,
 )
+from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.study import Recommendation, Study
 from tests.report.studies import OPTIONS, SPACE, Driver, new_state, small_study, state_of
 
@@ -269,6 +272,56 @@ def test_trials_with_the_same_error_share_a_line():
     lines = told(study).splitlines()
     assert "  trial 0 and 2 more failed: out of memory" in lines
     assert "  trial 1 failed: no disk" in lines
+
+
+def journalled(folder: Path, ends: list[tuple[Outcome, str | None]]) -> StudyState:
+    """A study on disk of one trial per end, each of which comes after a full training of one epoch."""
+    points = [{"model.lr": 0.01 * number, "act": "relu"} for number in range(1, len(ends) + 1)]
+    options = {"algorithm": "random", "type": None, "max_t": 1, "n_trials": len(ends)}
+    driver = Driver(new_state(points_to_evaluate=points, **options))
+    for trial, (outcome, error) in enumerate(ends):
+        driver.ready()
+        driver.feed(Reported(driver.time, trial, 1, 1, 0.5))
+        driver.feed(AttemptEnded(driver.time, trial, 1, outcome, error))
+    with Journal.create(folder, study_header(driver.state.space, driver.state.options)) as journal:
+        journal.append([event for event, _ in driver.seen])
+    return driver.state
+
+
+def test_scripts_that_failed_after_their_training_are_counted_with_a_log(tmp_path: Path):
+    ends = [(Outcome.COMPLETED, None), *[(Outcome.FAILED, "ValueError: after fit")] * 3, (Outcome.FAILED, "KeyError")]
+    text = summary(journalled(tmp_path, ends), tmp_path, reason="x", log_of=lambda i: Path(f"multirun/{i}/trial.log"))
+    assert "trials                 5: 5 completed" in text
+    what = "failed after the training, still completed"
+    assert f"  trial 1 and 2 more {what}: ValueError: after fit  (multirun/1/trial.log)" in text.splitlines()
+    assert f"  trial 4 {what}: KeyError  (multirun/4/trial.log)" in text.splitlines()
+
+
+def test_a_long_list_of_failures_after_the_training_is_cut(tmp_path: Path):
+    text = summary(journalled(tmp_path, [(Outcome.FAILED, f"error {n}") for n in range(7)]), tmp_path, reason="x")
+    assert "trial 4 failed after" in text and "error 5" not in text
+    assert "  2 more failed after the training, still completed: the errors in trials.csv" in text.splitlines()
+
+
+def test_a_process_that_was_lost_is_no_failure_of_the_script(tmp_path: Path):
+    state = journalled(tmp_path, [(Outcome.LOST, "killed by signal 9")])
+    assert state.trials[0].error == "killed by signal 9"
+    assert "killed" not in summary(state, tmp_path, reason="x")
+
+
+def test_a_script_that_failed_at_a_pause_and_ended_well_is_forgotten(tmp_path: Path):
+    driver = Driver(new_state(n_trials=1))
+    for attempt, (resources, outcome) in enumerate([([1], Outcome.FAILED), ([2, 3], Outcome.COMPLETED)], 1):
+        driver.ready()
+        for resource in resources:
+            driver.feed(Reported(driver.time, 0, attempt, resource, 0.5))
+        driver.feed(AttemptEnded(driver.time, 0, attempt, outcome, "KeyError" if attempt == 1 else None))
+        events = [event for event, _ in driver.seen]
+        folder = tmp_path / str(attempt)
+        with Journal.create(folder, study_header(driver.state.space, driver.state.options)) as journal:
+            journal.append(events)
+        told_of = "KeyError" in summary(driver.state, folder, reason="x")
+        assert told_of == (attempt == 1)
 
 
 @pytest.mark.parametrize(

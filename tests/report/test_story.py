@@ -22,7 +22,8 @@ from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import ReportError
 from lightning_hpo.report.story import tell_story
 from lightning_hpo.runtime.journal import Journal
-from lightning_hpo.study import Study, study_header
+from lightning_hpo.runtime.stored import study_header
+from lightning_hpo.study import Study
 from tests.report.studies import SPACE, Driver, new_state, small_study
 
 
@@ -81,6 +82,19 @@ def test_a_failed_trial_names_its_error(tmp_path: Path):
     assert lines[0] == "Trial 3 failed"
     assert f"log  {tmp_path}/3/trial.log" in lines
     assert lines[-1] == "0:00:00  attempt 1 ended: the script failed  → RuntimeError: out of memory"
+
+
+def test_a_script_that_failed_after_the_training_is_told_apart(tmp_path: Path):
+    state = new_state()
+    driver = Driver(state)
+    driver.ready()
+    driver.feed(Reported(2.0, 0, 1, 1, 0.5))
+    driver.feed(AttemptEnded(3.0, 0, 1, Outcome.FAILED, "KeyError: 'test'"))
+    with Journal.create(tmp_path, study_header(state.space, state.options)) as journal:
+        journal.append([event for event, _ in driver.seen])
+    lines = story(tmp_path, 0)
+    assert lines[0].startswith("Trial 0 is paused after 1 epoch")
+    assert lines[-1] == "0:00:03  attempt 1 ended: the script failed after the training  → KeyError: 'test'"
 
 
 def test_results_between_decisions_share_a_line(tmp_path: Path):
