@@ -44,9 +44,9 @@ from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator
 from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.runtime.suggesting import InlineHost
 from lightning_hpo.searchers import make_searcher
-from lightning_hpo.study import study_header
 
 SPACE = {"lr": loguniform(1e-5, 1e-1), "dropout": uniform(0.0, 0.7), "momentum": uniform(0.0, 1.0)}
 METRICS = {"train_loss": 0.123456789, "val_loss": 0.234567891, "val_acc": 0.912345678}

@@ -22,7 +22,7 @@ from lightning_hpo import Study, loguniform, uniform
 from lightning_hpo.core.events import Event
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.runtime.journal import FILE_NAME, Journal
-from lightning_hpo.study import continued_state, study_header
+from lightning_hpo.runtime.stored import continued_state, study_header
 
 SPACE = {"x": uniform(0.0, 1.0), "lr": loguniform(1e-4, 1.0)}
 GROUP = 200

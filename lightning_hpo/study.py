@@ -18,20 +18,19 @@ from lightning_hpo.core.events import (
     Reported,
     Resume,
     Start,
-    StudyContinued,
     Suggested,
     SuggestionWanted,
     Told,
     Verdict,
     WorkerReady,
 )
-from lightning_hpo.core.options import LIMITS, StudyOptions, max_t_among
+from lightning_hpo.core.options import StudyOptions, max_t_among
 from lightning_hpo.core.searcher import Searcher, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint, Config, Trial
 from lightning_hpo.core.unread import note_on_unread
-from lightning_hpo.errors import HpoError, ReportError, StudyCorrupt, StudyError, StudyMismatch
+from lightning_hpo.errors import ReportError, StudyError
 from lightning_hpo.searchers import make_searcher
 
 if TYPE_CHECKING:
@@ -131,6 +130,7 @@ class Study:
         if path is None:
             return study
         from lightning_hpo.runtime.journal import Journal
+        from lightning_hpo.runtime.stored import check_same_study, continued_state, study_header
 
         if not Journal.exists(path):
             study._journal = Journal.create(path, study_header(parsed, checked))
@@ -156,6 +156,7 @@ class Study:
             StudyNotFound, StudyLocked, StudyCorrupt: if it cannot be opened.
         """
         from lightning_hpo.runtime.journal import Journal
+        from lightning_hpo.runtime.stored import continued_state, state_from_header
 
         if read_only:
             with Journal.read(path) as reader:
@@ -364,98 +365,6 @@ def best_of(state: StudyState) -> Best:
 def load_study(path: str | os.PathLike[str], *, read_only: bool = False) -> Study:
     """The study in a folder, to continue or, ``read_only``, to look at: :meth:`Study.load`."""
     return Study.load(path, read_only=read_only)
-
-
-def study_header(space: SearchSpace, options: StudyOptions) -> dict[str, Any]:
-    """What a journal keeps besides events."""
-    return {"space": space.to_json(), "options": options.to_json()}
-
-
-def state_from_header(header: Mapping[str, Any]) -> StudyState:
-    """The state before the first event.
-
-    Raises:
-        StudyCorrupt: if the header is none of a study.
-        OptionError, SpaceError: if this version does not know what it says.
-    """
-    try:
-        return StudyState(SearchSpace.from_json(header["space"]), StudyOptions.from_json(header["options"]))
-    except HpoError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise StudyCorrupt(
-            f"This is not the header of a study: {str(dict(header))[:200]} ({problem!r}). "
-            "Open the study with the version that wrote it, or restore its backup."
-        ) from problem
-
-
-def continued_state(journal: Journal, options: StudyOptions | None = None) -> tuple[StudyState, list[Event]]:
-    """The study of a journal, ready to go on: attempts that ran when it was left are gone.
-
-    Args:
-        journal: gets a :class:`StudyContinued` if it has events already.
-        options: whose limits are in force from now on; None: those of the last time.
-
-    Returns:
-        The state, and the events that led to it.
-
-    Raises:
-        StudyCorrupt: if the journal cannot be read.
-    """
-    state = state_from_header(journal.header)
-    events = list(journal.events())
-    for event in events:
-        state.handle(event)
-    limits = None if options is None or options.limits() == state.options.limits() else options.limits()
-    if events or limits is not None:
-        continued = StudyContinued(state.progress.time, limits)
-        state.handle(continued)
-        journal.append([continued])
-        events.append(continued)
-    return state, events
-
-
-def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: StudyOptions) -> None:
-    """Refuse to continue a study with settings that would change what it means.
-
-    Raises:
-        StudyMismatch: naming every difference.
-    """
-    # Read and written again, so that options which are newer than the study are there, and off.
-    old, new = _flat(StudyOptions.from_json(header["options"])), _flat(options)
-    changes = [f"{name}: {value!r} -> {new[name]!r}" for name, value in sorted(old.items()) if value != new[name]]
-    changes += _changes_of_space(header["space"], space.to_json())
-    if changes:
-        raise StudyMismatch(
-            "The study was created with other settings:\n  " + "\n  ".join(changes) + "\n"
-            "What you did not set is a preset of the algorithm in this version. "
-            "Use the settings on the left, or start a new study in another folder."
-        )
-
-
-def _changes_of_space(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
-    """What differs between two spaces, entry by entry."""
-    old, new = ({entry["name"]: _described(entry) for entry in space} for space in (before, now))
-    names = list(dict.fromkeys((*old, *new)))
-    changes = [
-        f"space: {name}: {old.get(name, 'was not there')} -> {new.get(name, 'is not there')}"
-        for name in names
-        if old.get(name) != new.get(name)
-    ]
-    if not changes and before != now:
-        changes = [f"space: order: {', '.join(old)} -> {', '.join(new)}"]
-    return changes
-
-
-def _described(entry: Mapping[str, Any]) -> str:
-    return repr(entry["constant"]) if "constant" in entry else repr(entry["domain"])
-
-
-def _flat(options: StudyOptions) -> dict[str, Any]:
-    """Values by name, ``searcher.model`` and the like; without limits."""
-    data = {name: value for name, value in options.to_json().items() if name not in LIMITS}
-    searcher = {name: value for name, value in data.pop("searcher").items() if name != "device"}
-    return data | {f"searcher.{name}": value for name, value in searcher.items()}
 
 
 def _integer(resource: Any) -> Any:

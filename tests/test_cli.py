@@ -16,7 +16,8 @@ from lightning_hpo.core.events import CheckpointSaved
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.report.folder import continuing
 from lightning_hpo.runtime.journal import Journal
-from lightning_hpo.study import Study, study_header
+from lightning_hpo.runtime.stored import study_header
+from lightning_hpo.study import Study
 from tests.report.studies import SPACE, new_state, small_study
 
 

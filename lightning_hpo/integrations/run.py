@@ -32,17 +32,12 @@ from lightning_hpo.runtime.filesystems import network_filesystem
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.revival import RevivedHost
 from lightning_hpo.runtime.script import refuse_nested_sweep
+from lightning_hpo.runtime.stored import check_same_study, continued_state, study_header
 from lightning_hpo.runtime.suggesting import InlineHost, ProcessHost, SearcherHost
 from lightning_hpo.searchers import make_searcher
 from lightning_hpo.searchers.recommend import Recommended, recommend
 from lightning_hpo.searchers.server import serve
-from lightning_hpo.study import (
-    Recommendation,
-    check_same_study,
-    continued_state,
-    recommendation_of,
-    study_header,
-)
+from lightning_hpo.study import Recommendation, recommendation_of
 
 _ABSENT = object()
 _SHOWN = 5

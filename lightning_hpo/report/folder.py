@@ -14,7 +14,7 @@ from lightning_hpo.core.trial import Trial
 from lightning_hpo.errors import StudyNotFound
 from lightning_hpo.report import formats
 from lightning_hpo.runtime.journal import FILE_NAME, Journal
-from lightning_hpo.study import state_from_header
+from lightning_hpo.runtime.stored import state_from_header
 
 LOG_NAME = "trial.log"
 """What a trial printed, in the trial's folder."""

@@ -28,7 +28,7 @@ from lightning_hpo.runtime.checkpoints import Written, checkpoint_path, measure,
 from lightning_hpo.runtime.failpoints import failpoint
 from lightning_hpo.runtime.journal import Backups, Journal
 from lightning_hpo.runtime.messages import Answer, Message, Problem, Saved, Welcome
-from lightning_hpo.study import state_from_header, study_header
+from lightning_hpo.runtime.stored import state_from_header, study_header
 from tests.faults import virtual
 from tests.faults.virtual import Process, VirtualCluster, true_value
 

@@ -38,10 +38,10 @@ from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, RunResult
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.messages import Report, encode
+from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.runtime.suggesting import InlineHost
 from lightning_hpo.runtime.wire import Refused, frame, shake_hands
 from lightning_hpo.searchers import make_searcher
-from lightning_hpo.study import study_header
 from tests.faults.malformed import MALFORMED, is_refused, some_message
 
 ROOT = Path(__file__).parents[2]

@@ -33,8 +33,9 @@ from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import StudyMismatch
 from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.stored import check_same_study, study_header
 from lightning_hpo.searchers import make_searcher
-from lightning_hpo.study import check_same_study, load_study, study_header
+from lightning_hpo.study import load_study
 
 SPACE = SearchSpace({"lr": loguniform(1e-4, 1.0), "x": uniform(0.0, 1.0), "act": choice(["relu", "gelu"])})
 OPTIONS = {"metric": "loss", "algorithm": "asha", "type": "promotion", "max_t": 27, "n_trials": 20, "random_seed": 0}

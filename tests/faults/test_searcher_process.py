@@ -25,10 +25,10 @@ from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.errors import HpoError, OptionError, SearcherFailed
 from lightning_hpo.runtime import process_table, suggesting
 from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.runtime.suggesting import Answered, ProcessHost
 from lightning_hpo.searchers import server
 from lightning_hpo.searchers.server import serve
-from lightning_hpo.study import study_header
 from tests.integrations.programs import PROGRAM, ProgramServer
 
 

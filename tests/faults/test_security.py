@@ -41,7 +41,8 @@ from lightning_hpo.report.page import page
 from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.database import FILE_NAME, checksum
 from lightning_hpo.runtime.journal import Journal
-from lightning_hpo.study import Study, load_study, study_header
+from lightning_hpo.runtime.stored import study_header
+from lightning_hpo.study import Study, load_study
 from tests.integrations.programs import PROGRAM, ProgramServer
 from tests.report.studies import new_state, small_study
 

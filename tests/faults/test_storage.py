@@ -19,7 +19,7 @@ from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.errors import StudyCorrupt
 from lightning_hpo.runtime import database
 from lightning_hpo.runtime.journal import SCHEMA, Journal
-from lightning_hpo.study import study_header
+from lightning_hpo.runtime.stored import study_header
 from tests.faults.durable import DurableCluster
 
 OPTIONS = StudyOptions.from_mapping(

@@ -32,9 +32,9 @@ from lightning_hpo.runtime.backends.base import Exit, Job, Started
 from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, RunResult
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
+from lightning_hpo.runtime.stored import continued_state, study_header
 from lightning_hpo.runtime.suggesting import Answered
 from lightning_hpo.searchers import make_searcher
-from lightning_hpo.study import continued_state, study_header
 
 
 class LauncherCrash(BaseException):
@@ -471,7 +471,7 @@ class VirtualCluster:
         assert len(state.live) <= self.n_workers, "more trials than workers"
         assert not any(isinstance(d, Finish) for d in decisions)
         if isinstance(event, WorkerReady) and self.last_coordinator is not None:
-            assert not self.last_coordinator._without_room, "more work while the disk is full"
+            assert not self.last_coordinator._endings.without_room, "more work while the disk is full"
 
     def say(self, message: str, warning: bool = False) -> None:
         self.counts["warnings"] += warning

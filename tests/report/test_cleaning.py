@@ -10,7 +10,8 @@ from lightning_hpo.errors import CheckpointError, StudyLocked
 from lightning_hpo.report.cleaning import clean, doomed_checkpoints
 from lightning_hpo.report.folder import read_study
 from lightning_hpo.runtime.journal import Journal
-from lightning_hpo.study import Study, study_header
+from lightning_hpo.runtime.stored import study_header
+from lightning_hpo.study import Study
 from tests.report.studies import Driver, new_state
 
 

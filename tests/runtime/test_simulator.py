@@ -21,8 +21,8 @@ from lightning_hpo.errors import ConfigError, OptionError
 from lightning_hpo.runtime.curves import Curve, CurveTable, NearestCurves
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.simulator import Delays, WorkerFailures, simulate
+from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.searchers import make_searcher
-from lightning_hpo.study import study_header
 from tests.core.driving import snapshot
 from tests.faults.virtual import searcher_of
 
