@@ -52,8 +52,9 @@ from lightning_hpo.runtime.attempts import Attempt
 from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
 from lightning_hpo.runtime.channel_server import ChannelServer, ClientConnection
 from lightning_hpo.runtime.checkpoint_store import CheckpointStore
+from lightning_hpo.runtime.endings import Endings
 from lightning_hpo.runtime.failpoints import failpoint
-from lightning_hpo.runtime.interrupts import TERM_LIMIT_S, Interrupts
+from lightning_hpo.runtime.interrupts import Interrupts
 from lightning_hpo.runtime.journal import Backups, Journal
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.proposals import Proposals
@@ -65,8 +66,6 @@ _TICK_S = 0.5
 """Longest time between two looks at clocks and screens."""
 _LONGEST_TURN_S = 2.0
 """Of a turn that took longer, only this counts against the trials: the launcher was not there to listen."""
-_GRACE_S = 5.0
-"""Time between SIGTERM and SIGKILL for a trial."""
 _BACKUP_EVERY_S = 600.0
 """Between two copies of the journal."""
 _MOST_DRAINS = 100
@@ -173,14 +172,14 @@ class Coordinator:
         self._attempts: dict[int, Attempt] = {}
         self._starting = 0
         """Jobs decided on in this turn; the backend does not count them yet."""
-        self._without_room: dict[int, float] = {}
-        """Trials that cannot write their checkpoints because the disk is full, and since when."""
         self._finish: str | None = None
         self._problem: HpoError | None = None
         self._backups = Backups(journal, _BACKUP_EVERY_S, clock)
         self._interrupts = Interrupts(clock)
         self._writer = Writer(journal, self._interrupts, observer.say, clock)
-        self._has_asked_to_pause = False
+        self._endings = Endings(
+            state, self._attempts, backend, self._interrupts, self._request_pause, observer.say, clock
+        )
         self._proposals = Proposals(state, host, fallback, self._flushed, self._warn, clock)
         self._retention = Retention(
             state, store, self._folder, self._checkpoint_removed, self._after_commit, self._warn
@@ -257,8 +256,8 @@ class Coordinator:
         if self._finish is None:
             # Also while all workers are busy.
             self._finish = self._state.closing_reason(self._now)
-        self._obey_interrupts()
-        self._check_timeouts()
+        self._endings.obey(self._listened, self._finish, self._problem)
+        self._endings.check_timeouts(self._listened, self._epoch_timeout, self._trial_timeout)
         self._fill_workers()
         self._commit()
         self._report_backup(self._backups.tick())
@@ -276,6 +275,9 @@ class Coordinator:
             if isinstance(decision, DropCheckpoint):
                 self._retention.drop(decision)
         return decisions
+
+    def _request_pause(self, trial_id: int, why: str) -> None:
+        self._handle(PauseRequested(self._now, trial_id, why))
 
     def _checkpoint_removed(self, trial_id: int, reason: str) -> None:
         self._handle(CheckpointRemoved(self._now, trial_id, reason))
@@ -317,7 +319,7 @@ class Coordinator:
             if not isinstance(message, (Saved, Ended)):
                 self._reply(client, Answer("stop", "this attempt was given up"))
             return
-        attempt.heard_at = self._listened
+        self._endings.heard(attempt, self._listened)
         if isinstance(message, Report):
             self._take_report(message, client)
         elif isinstance(message, Hello):
@@ -362,19 +364,19 @@ class Coordinator:
 
     def _wait_for_room(self, message: Problem, client: ClientConnection, attempt: Attempt) -> None:
         """A trial holds its state in memory until the disk has room for it; meanwhile nothing is started."""
-        if self._finish is not None or self._problem is not None:
+        if self._problem is not None:
             attempt.fate = (Outcome.INTERRUPTED, message.message)
             self._reply(client, Answer("stop", "the study has ended"))
             return
-        if not self._without_room:
+        if not self._endings.without_room:
             self._warn(f"The study waits: {message.message}")
-        self._without_room.setdefault(message.trial_id, self._clock())
+        self._endings.without_room.setdefault(message.trial_id, self._clock())
         self._reply(client, Answer("continue", "the study waits for room on the disk"))
 
     def _has_room(self, trial_id: int) -> None:
-        if trial_id in self._without_room:
-            del self._without_room[trial_id]
-            if not self._without_room:
+        if trial_id in self._endings.without_room:
+            del self._endings.without_room[trial_id]
+            if not self._endings.without_room:
                 self._observer.say("No trial waits for room on the disk any more; the study goes on.")
 
     def _welcome(self, trial: Trial) -> Welcome:
@@ -445,49 +447,10 @@ class Coordinator:
                 f"The whole traceback is in {log}. Correct the script and start again."
             )
 
-    def _check_timeouts(self) -> None:
-        for attempt in self._attempts.values():
-            if attempt.fate is not None:
-                continue
-            overdue = attempt.overdue(self._listened, self._epoch_timeout, self._trial_timeout)
-            if overdue is not None:
-                self._end(attempt, *overdue)
-
-    def _end(self, attempt: Attempt, outcome: Outcome, why: str, grace_s: float = _GRACE_S) -> None:
-        attempt.fate = (outcome, why)
-        self._backend.stop(attempt.trial_id, attempt.attempt, grace_s)
-
-    def _obey_interrupts(self) -> None:
-        kill = self._interrupts.is_urgent
-        end_all = self._finish is not None or self._problem is not None
-        if self._interrupts.count and not self._has_asked_to_pause:
-            self._has_asked_to_pause = True
-            running = [
-                a for a in self._attempts.values() if self._state.trials[a.trial_id].status is TrialStatus.RUNNING
-            ]
-            stuck = f" {len(self._without_room)} wait for room on the disk, for {TERM_LIMIT_S:.0f} s at most."
-            self._observer.say(
-                f"Pausing {len(running)} running trials at their next report.{stuck if self._without_room else ''} "
-                "Press Ctrl-C again to stop now."
-            )
-            for attempt in running:
-                self._handle(PauseRequested(self._now, attempt.trial_id, "the study was interrupted"))
-        for attempt in self._attempts.values():
-            since = self._without_room.get(attempt.trial_id)
-            if attempt.fate is None and since is not None and self._interrupts.left(since) <= 0.0:
-                self._end(attempt, Outcome.INTERRUPTED, "the disk had no room for its checkpoint", grace_s=1.0)
-        if kill or end_all:
-            for attempt in self._attempts.values():
-                status = self._state.trials[attempt.trial_id].status
-                finishing = status in (TrialStatus.PAUSING, TrialStatus.STOPPING) and not kill
-                if attempt.fate is None and not finishing:
-                    why = "the study was interrupted" if kill else f"the study ended: {self._finish or self._problem}"
-                    self._end(attempt, Outcome.INTERRUPTED, why, grace_s=1.0)
-
     # ----------------------------------------------------------------------------------------- work
 
     def _fill_workers(self) -> None:
-        if self._is_ending or self._without_room or not self._proposals.has_begun:
+        if self._is_ending or self._endings.without_room or not self._proposals.has_begun:
             return
         # The slot for which a suggestion is being computed is taken; others may resume trials meanwhile.
         while self._backend.free_slots > self._starting + self._proposals.is_wanted:

@@ -191,6 +191,23 @@ def test_a_notice_to_the_launcher_pauses_what_runs(killed_study, number):
     assert len(resumed) >= 2
 
 
+def test_a_study_that_ended_at_its_limit_loses_nothing_when_the_limit_is_raised(killed_study):
+    options = [*TO_THE_END, "hydra.launcher.n_trials=2", "sleep=0.2", "trainer.max_epochs=12"]
+    killed_study.options = [*options, "hydra.launcher.stop.max_num_evaluations=7"]
+    killed_study.ensure_launched()
+    killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the limit ends the study")
+    assert killed_study.running.poll() == 0
+    assert not killed_study.processes()
+    state = killed_study.state()
+    assert all(t.checkpoint is not None and t.checkpoint.resource == t.resource for t in state.trials.values())
+    killed_study.options = options
+    killed_study.ensure_launched()
+    killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
+    killed_study.check_end()
+    again, _ = killed_study.repeated()
+    assert again == 0 and all(len(t.curve) == 12 for t in killed_study.state().trials.values())
+
+
 def test_a_trial_that_hangs_leaves_its_stacks_and_is_tried_again(killed_study):
     """Even if it ignores SIGTERM."""
     killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "hang=true", "hydra.launcher.epoch_timeout=3"]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from lightning_hpo.core.domains import uniform
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.core.trial import TrialStatus
 from tests.faults.virtual import NO_FAULTS, PROBABILITIES, Faults, VirtualCluster
 
@@ -61,6 +64,24 @@ EVERYTHING = st.builds(
 def test_whatever_goes_wrong_nothing_acknowledged_is_lost(name, faults, seed, n_workers, max_disk):
     """The cluster checks after every event, commit and answer; see its ``assert`` statements."""
     made = cluster(name, faults, seed=seed, n_workers=n_workers, max_disk=max_disk)
+    made.run()
+    assert len(made.durable.trials) == 12
+
+
+@settings(max_examples=30, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@given(
+    name=st.sampled_from(sorted(ALGORITHMS)),
+    faults=EVERYTHING,
+    seed=st.integers(0, 10**6),
+    evaluations=st.integers(1, 20),
+)
+def test_whatever_goes_wrong_a_study_that_has_ended_goes_on_when_its_limit_is_raised(name, faults, seed, evaluations):
+    made = cluster(name, faults, seed=seed)
+    unlimited = made.options
+    made.options = dataclasses.replace(unlimited, stop=StopCriterion(max_num_evaluations=evaluations))
+    first = made.run()
+    assert f"max_num_evaluations is {evaluations}" in first.reason
+    made.options = unlimited
     made.run()
     assert len(made.durable.trials) == 12
 

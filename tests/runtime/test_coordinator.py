@@ -25,6 +25,7 @@ from lightning_hpo.core.events import (
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.errors import HpoError, MetricMissing, OptionError, RepeatedFailure, StudyError
 from lightning_hpo.runtime.coordinator import RunResult
@@ -309,6 +310,87 @@ class TestInterrupts:
     def test_the_result_names_the_signal(self):
         interrupted = RunResult("interrupted", signal.SIGTERM)
         assert interrupted.is_interrupted and not RunResult("all 4 trials are done").is_interrupted
+
+
+class TestAStudyThatEndsByItself:
+    """What runs pauses, so that whoever raises the limit later loses nothing."""
+
+    def limited(self, faults: Faults = NO_FAULTS, **stop: Any) -> Recorded:
+        return Recorded(faults, algorithm="random", type=None, n_workers=2, n_trials=4, stop=stop)
+
+    def go_on(self, made: Recorded) -> None:
+        """With larger limits, to the end."""
+        made.options = dataclasses.replace(made.options, stop=StopCriterion())
+        assert made.run().reason == "all 4 trials are done"
+        reported = [(e.trial_id, e.resource) for e in made.logged(Reported)]
+        assert sorted(reported) == [(trial, epoch) for trial in range(4) for epoch in range(1, 10)], "trained again"
+        assert all(t.failures == 0 for t in made.durable.trials.values())
+
+    @pytest.mark.parametrize(
+        "stop", [{"max_wallclock_time": 12.0}, {"max_num_evaluations": 6}, {"min_metric_value": 0.75}], ids=str
+    )
+    def test_whatever_ended_it(self, stop: dict[str, Any]):
+        made = self.limited(**stop)
+        (name,) = stop
+        assert name in made.run().reason
+        ends = made.logged(AttemptEnded)
+        paused = [e.trial_id for e in ends if e.outcome is Outcome.PAUSED]
+        assert len(paused) == 2 and not any(e.outcome is Outcome.INTERRUPTED for e in ends)
+        assert [e.trial_id for e in made.logged(CheckpointSaved)] == paused
+        assert made.said[0].startswith("The study ends: ") and "Pausing 2 running trials at their next" in made.said[0]
+        told = [r.reason for _, r in made.replies if isinstance(r, Answer) and r.decision == "pause"]
+        assert len(told) == 2 and all(name in reason for reason in told)
+        self.go_on(made)
+
+    def test_the_criterion_is_as_strict_as_ever(self):
+        made = self.limited(max_num_evaluations=6)
+        assert made.run().reason == "7 evaluations were reported, max_num_evaluations is 6"
+        reports = made.logged(Reported)
+        assert len(reports) in (8, 9), "one more of each trial that runs: the seventh was followed by a pause or not"
+        assert len(made.durable.trials) == 2
+
+    def test_epochs_that_take_long_are_waited_for(self):
+        made = self.limited(max_wallclock_time=1000.0)
+        made._epoch_timeout = None
+        made._train = lambda process: made.after(290.0, 310.0, lambda: made._trained(process))  # type: ignore[method-assign]
+        made.run()
+        assert 1000.0 < made.now < 1320.0
+        assert sum(e.outcome is Outcome.PAUSED for e in made.logged(AttemptEnded)) == 2
+        self.go_on(made)
+
+    @pytest.mark.parametrize(
+        ("epoch_s", "limit", "least", "most"), [(3.0, 20.0, 30.0, 33.0), (40.0, 100.0, 80.0, 90.0)]
+    )
+    def test_a_trial_that_says_nothing_more_is_not(self, epoch_s: float, limit: float, least: float, most: float):
+        made = self.limited(max_wallclock_time=limit)
+        made._epoch_timeout = None
+
+        def train(process: Process) -> None:
+            if process.trial_id == 0 or made.now < limit / 2:
+                made.after(epoch_s, epoch_s, lambda: made._trained(process))
+
+        made._train = train  # type: ignore[method-assign]
+        result = made.run()
+        assert "max_wallclock_time" in result.reason
+        ended = [e for e in made.logged(AttemptEnded) if e.outcome is Outcome.INTERRUPTED]
+        assert [e.error for e in ended] == [f"the study ended: {result.reason}"]
+        assert least <= made.now - limit <= most
+        assert made.durable.trials[ended[0].trial_id].failures == 0
+
+    def test_nor_is_one_whose_checkpoint_has_no_room(self):
+        made = self.limited(Faults(no_room=1.0), max_wallclock_time=12.0)
+        made.run()
+        assert 42.0 < made.now < 60.0
+        ended = [e for e in made.logged(AttemptEnded) if e.outcome is Outcome.INTERRUPTED]
+        assert [e.error for e in ended] == ["the disk had no room for its checkpoint"] * 2
+
+    def test_ctrl_c_twice_ends_it_now(self):
+        made = self.limited(Faults(interrupts_at=(110.0, 111.0)), max_wallclock_time=100.0)
+        made._epoch_timeout = None
+        made._train = lambda process: made.after(90.0, 90.0, lambda: made._trained(process))  # type: ignore[method-assign]
+        launched = made._launch()
+        assert launched.is_interrupted and made.now < 114.0
+        assert [e.outcome for e in made.logged(AttemptEnded)] == [Outcome.INTERRUPTED] * 2
 
 
 class TestTimeouts:
