@@ -12,6 +12,7 @@ import sys
 import time
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -20,9 +21,11 @@ from omegaconf import OmegaConf
 from lightning_hpo.core.domains import uniform
 from lightning_hpo.core.events import Reported, Suggested, WorkerReady, to_json
 from lightning_hpo.core.options import StudyOptions
-from lightning_hpo.core.searcher import SuggestRequest
+from lightning_hpo.core.searcher import Suggestion, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.study import StudyState
 from lightning_hpo.errors import HpoError, OptionError, SearcherFailed
+from lightning_hpo.integrations import run
 from lightning_hpo.runtime import process_table, suggesting
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.stored import study_header
@@ -434,6 +437,26 @@ class TestAStudyWhoseSearcherIsKilled:
         assert "failed 3 times without a suggestion in between; the study goes on with random search" in ended.output
         assert not pids_of_searcher(tmp_path / "study") and "(EI " not in ended.output
         assert self.recommended(tmp_path / "study")["trial"] in range(6), "which needs no model"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_recommendation_needs_no_process_that_answers(monkeypatch, answers):
+    """Then it is made without a model: what killed the process must not be done in the launcher."""
+
+    def fit(*_):
+        raise AssertionError("the launcher fits a model")
+
+    monkeypatch.setattr("lightning_hpo.searchers.recommend._smooth_over_configurations", fit)
+    options = StudyOptions.from_mapping({"metric": "loss", "algorithm": "random", "max_t": 3, "points_to_evaluate": []})
+    state = StudyState(SearchSpace({"x": uniform(0.0, 1.0)}), options)
+    for trial, value in enumerate((0.5, 0.25)):
+        suggestion = Suggestion({"x": value}, "EI 1.0", "model", state={"parameters": {"noise": [1.0]}})
+        state.handle(suggested(1.0, trial, suggestion))
+        state.handle(Reported(2.0, trial, 1, 3, value, {}, None))
+    assert "parameters" in state.searcher_state
+    host = SimpleNamespace(recommend=lambda timeout_s: (0, {"x": 0.5}, 0.3, 0.1, 0) if answers else None)
+    found = run._recommendation(state, host, 1.0)
+    assert (found.trial_id, found.config) == ((0, {"x": 0.5}) if answers else (1, {"x": 0.25}))
 
 
 class TestCauseOfDeath:
