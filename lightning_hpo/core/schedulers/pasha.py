@@ -65,9 +65,10 @@ class _Ceiling:
         self._max_t = max_t
         self._top = min(2, len(self._rungs))
         self.resource = max_t if len(self._rungs) < 2 else self._rungs[self._top - 1].level
-        self.epsilon = 0.0
+        self._epsilon = 0.0
         self._curves: dict[int, dict[int, float]] = {}
         self._largest_epoch = 0
+        self._is_due = False
         self._window = (0, 0)
         self._gaps: dict[tuple[int, int], float] = {}
         self._in_window: dict[int, None] = {}
@@ -80,8 +81,19 @@ class _Ceiling:
         self._largest_epoch = max(self._largest_epoch, epoch)
         if len(self._rungs) < 2:
             return
+        if self.resource == self._max_t:
+            self._is_due = True  # the ceiling cannot grow any more: epsilon is worked out only if somebody asks
+            return
         self._update_epsilon(trial_id if is_new else None)
         self._grow_unless_stable()
+
+    @property
+    def epsilon(self) -> float:
+        """See :meth:`Pasha.epsilon`."""
+        if self._is_due:
+            self._window, self._is_due = (0, 0), False
+            self._update_epsilon(None)
+        return self._epsilon
 
     def _update_epsilon(self, trial_id: int | None) -> None:
         top, below = self._rungs[self._top - 1].level, self._rungs[self._top - 2].level
@@ -101,7 +113,7 @@ class _Ceiling:
                 if other != trial_id:
                     self._compare(min(trial_id, other), max(trial_id, other))
         if self._gaps:
-            self.epsilon = float(np.percentile(list(self._gaps.values()), 90))
+            self._epsilon = float(np.percentile(list(self._gaps.values()), 90))
 
     def _reaches_window(self, curve: dict[int, float]) -> bool:
         low, high = self._window
@@ -151,11 +163,7 @@ class _Ceiling:
         above += sorted(diverged, key=lambda i: position.get(i, len(under)))  # equally bad: in the order they had below
         epsilon = self.epsilon if len(under) >= 2 else 0.0
         for i, trial_id in enumerate(above[: len(under)]):
-            first = last = i
-            while first > 0 and abs(under[first - 1].value - under[i].value) <= epsilon:
-                first -= 1
-            while last + 1 < len(under) and abs(under[last + 1].value - under[i].value) <= epsilon:
-                last += 1
-            if all(e.trial_id != trial_id for e in under[first : last + 1]):
+            own = position.get(trial_id)
+            if own is None or (own != i and not abs(under[own].value - under[i].value) <= epsilon):
                 return False
         return True

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import math
+import random
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lightning_hpo.core.events import Verdict
 from tests.core.driving import Driven
@@ -167,3 +172,86 @@ class TestMoreLevels:
     def test_systems_of_their_own_have_ceilings_of_their_own(self):
         study = pasha(27, brackets=2, rung_system_per_bracket=True)
         assert [study.state.scheduler.ceiling(s) for s in (0, 1)] == [3, 9]
+
+
+class Rule:
+    """Ceiling and epsilon by the definition: after every report, all pairs and all positions are looked at."""
+
+    def __init__(self, levels: tuple[int, ...], max_t: int, mode: str) -> None:
+        self.levels, self.max_t, self.mode = levels, max_t, mode
+        self.top = 1
+        self.ceiling = levels[1]
+        self.epsilon = 0.0
+        self.curves: dict[int, dict[int, float]] = {}
+        self.came: dict[int, list[int]] = {}
+
+    def report(self, trial_id: int, epoch: int, value: float) -> None:
+        self.curves.setdefault(trial_id, {})[epoch] = value if math.isfinite(value) else math.inf
+        self.came.setdefault(epoch, []).append(trial_id)
+        gaps = [gap for a, b in itertools.combinations(sorted(self.curves), 2) if (gap := self.gap(a, b)) is not None]
+        if gaps:
+            self.epsilon = float(np.percentile(gaps, 90))
+        if self.is_stable():
+            return
+        self.top += 1
+        self.ceiling = self.levels[self.top] if self.top < len(self.levels) else self.max_t
+        self.top = min(self.top, len(self.levels) - 1)
+
+    def gap(self, first: int, second: int) -> float | None:
+        """How far they are apart at their last common epoch, if their order had been the same and another before."""
+        a, b = self.curves[first], self.curves[second]
+        if self.mode == "max":
+            a, b = b, a
+        common = [e for e in sorted(a.keys() & b.keys()) if e <= self.levels[self.top]]
+        if not common or common[-1] <= self.levels[self.top - 1] or not math.isfinite(a[common[-1]] - b[common[-1]]):
+            return None
+        *orders, last = [a[e] > b[e] for e in common]
+        crossed_twice = any(orders[i] == last and (not last) in orders[i:] for i in range(len(orders)))
+        return abs(a[common[-1]] - b[common[-1]]) if crossed_twice else None
+
+    def is_stable(self) -> bool:
+        below, top = self.levels[self.top - 1], self.levels[self.top]
+        there = self.came.get(top, [])
+        ranked_below = sorted(there, key=lambda i: self.curves[i][below])
+        # Sorting keeps the order in which equal ones came; those that diverged have none.
+        ranked = sorted((i for i in there if math.isfinite(self.curves[i][top])), key=lambda i: self.curves[i][top])
+        ranked += [i for i in ranked_below if not math.isfinite(self.curves[i][top])]
+        near = self.epsilon if len(there) >= 2 else 0.0
+        return all(
+            abs(self.curves[trial_id][below] - self.curves[other][below]) <= near
+            for trial_id, other in zip(ranked, ranked_below, strict=True)
+        )
+
+
+class TestLikeTheRule:
+    """Whatever is kept from one report to the next, ceiling and epsilon are those of the definition."""
+
+    @settings(max_examples=30)
+    @pytest.mark.parametrize("mode", ["min", "max"])
+    @given(
+        ladder=st.sampled_from([(9, (1, 3)), (16, (1, 2, 4, 8)), (8, (2, 5))]),
+        seed=st.integers(0, 10**6),
+        noise=st.sampled_from([0.01, 0.1, 1.0]),
+        bad=st.sampled_from([0.0, 0.1]),
+        digits=st.sampled_from([1, 15]),
+    )
+    def test_whatever_is_reported_in_whatever_order(self, mode, ladder, seed, noise, bad, digits):
+        """Four workers; values of one decimal are often equal."""
+        draw = random.Random(seed)
+        max_t, levels = ladder
+        study = pasha(max_t, rung_levels=levels, mode=mode, n_trials=15)
+        rule = Rule(levels, max_t, mode)
+        while True:
+            while len(study.state.live) < 4 and study.job() != "idle" and study.state.ended is None:
+                pass
+            if not study.state.live:
+                return
+            trial_id = draw.choice(sorted(study.state.live))
+            resource = study[trial_id].resource + 1
+            exact = (7 * trial_id % 15) / 15 + 0.3 / resource + draw.gauss(0.0, noise)
+            value = math.inf if draw.random() < bad else round(exact, digits)
+            study.tell(trial_id, resource, value if mode == "min" else -value)
+            if resource < max_t:
+                rule.report(trial_id, resource, value)
+            scheduler = study.state.scheduler
+            assert (scheduler.ceiling(), scheduler.epsilon()) == (rule.ceiling, rule.epsilon)
