@@ -7,21 +7,14 @@ Source: Bohdal et al., arXiv:2207.06940, soft ranking with automatically estimat
 
 from __future__ import annotations
 
-import bisect
 import math
-import operator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lightning_hpo.core.rungs import Rung
 from lightning_hpo.core.schedulers.base import Ruling
 from lightning_hpo.core.schedulers.hyperband import PromotionAsha
-
-_Floats: TypeAlias = npt.NDArray[np.float64]
-_Rows: TypeAlias = npt.NDArray[np.int64]
-_Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
 class Pasha(PromotionAsha):
@@ -64,278 +57,113 @@ class Pasha(PromotionAsha):
 
 
 class _Ceiling:
-    """Ceiling of one rung system."""
+    """Ceiling and noise estimate of one rung system."""
 
     def __init__(self, rungs: dict[int, Rung], max_t: int, later_first: bool) -> None:
+        self._later_first = later_first
         self._rungs = list(rungs.values())
         self._max_t = max_t
         self._top = min(2, len(self._rungs))
         self.resource = max_t if len(self._rungs) < 2 else self._rungs[self._top - 1].level
-        self._noise = _Noise(later_first)
-        self._ranking = _Ranking()
-
-    @property
-    def epsilon(self) -> float:
-        return self._noise.epsilon
-
-    def update(self, trial_id: int, epoch: int, value: float) -> None:
-        if len(self._rungs) < 2:
-            return
-        top, below = self._rungs[self._top - 1], self._rungs[self._top - 2]
-        self._noise.report(trial_id, epoch, value, (below.level, top.level))
-        if self.resource == self._max_t:
-            return
-        if trial_id in top:
-            self._ranking.add(trial_id, top, below)
-        if not self._noise.reaches(self._ranking.difference):
-            self._grow()
-
-    def _grow(self) -> None:
-        if self._top == len(self._rungs):
-            self.resource = self._max_t
-            self._noise.rest()
-            return
-        self._top += 1
-        top, below = self._rungs[self._top - 1], self._rungs[self._top - 2]
-        self.resource = top.level
-        self._ranking = _Ranking()
-        for entry in top.ranked():
-            self._ranking.add(entry.trial_id, top, below)
-
-
-class _Ranking:
-    """The trials of the upper rung, ranked by their values there and by those at the lower rung.
-
-    Attributes:
-        difference: the largest difference, at the lower rung, between the trial that is i-th at the upper rung and the
-            one that is i-th at the lower one. The ranking is stable if epsilon is not less: the trials within epsilon
-            of the latter are its neighbours in a sorted list, and for every i the former has to be one of them.
-    """
-
-    def __init__(self) -> None:
-        self.difference = 0.0
-        self._trials: set[int] = set()
-        self._above: list[float] = []
-        """Values at the upper rung, sorted."""
-        self._of_above: list[float] = []
-        """The same trials' values at the lower rung; infinite if they were never there, so near to nobody."""
-        self._below: list[float] = []
-        """Values at the lower rung, sorted."""
-
-    def add(self, trial_id: int, top: Rung, below: Rung) -> None:
-        """A trial has reached the upper rung. Equal ones are to be added in the order in which they came there."""
-        if trial_id in self._trials:
-            return
-        self._trials.add(trial_id)
-        value, lower = top.value_of(trial_id), math.inf
-        if trial_id in below:
-            lower = below.value_of(trial_id)
-            bisect.insort(self._below, lower)
-        place = bisect.bisect_right(self._above, value)
-        if math.isinf(value):
-            # Who diverged is as bad as the others that did: their order is the one that they had below.
-            place = bisect.bisect_right(self._of_above, lower, lo=bisect.bisect_left(self._above, value))
-        self._above.insert(place, value)
-        self._of_above.insert(place, lower)
-        self.difference = max(map(abs, map(operator.sub, self._of_above, self._below)), default=0.0)
-
-
-class _Noise:
-    """Epsilon: the 90th percentile of the gaps between trials whose curves cross back and forth.
-
-    Counted is each pair of trials that both reported in the window of epochs from the lower rung (without it) to the
-    upper one, and whose order changed at least twice until their last common epoch there. Its gap is the difference of
-    their values at that epoch. A report changes the pairs of one trial only, and only if its epoch is new; a trial's
-    epochs come in increasing order.
-    """
-
-    def __init__(self, later_first: bool) -> None:
-        self._later_first = later_first
+        self._epsilon = 0.0
         self._curves: dict[int, dict[int, float]] = {}
         self._largest_epoch = 0
-        self._low = self._high = 0
-        self._epsilon: float | None = 0.0
-        """None: the gaps have changed since it was last computed."""
-        self._is_resting = self._is_stale = False
-        self._forget_pairs()
+        self._is_due = False
+        self._window = (0, 0)
+        self._gaps: dict[tuple[int, int], float] = {}
+        self._in_window: dict[int, None] = {}
+        """Trials that reported in the window; only these have to be compared."""
 
-    def _forget_pairs(self) -> None:
-        self._gaps = _Multiset()
-        self._rows: dict[int, int] = {}
-        """Trials of the window, numbered from 0 on."""
-        self._ids = np.zeros(0, dtype=np.int64)
-        self._values: dict[int, _Floats] = {}
-        """Epoch -> value by row, NaN where there is none."""
-        self._changes = np.zeros((0, 0), dtype=np.uint8)
-        """How often the order of two rows changed; more than two counts as two."""
+    def update(self, trial_id: int, epoch: int, value: float) -> None:
+        curve = self._curves.setdefault(trial_id, {})
+        is_new = epoch not in curve
+        curve[epoch] = value if math.isfinite(value) else math.inf
+        self._largest_epoch = max(self._largest_epoch, epoch)
+        if len(self._rungs) < 2:
+            return
+        if self.resource == self._max_t:
+            self._is_due = True  # the ceiling cannot grow any more: epsilon is worked out only if somebody asks
+            return
+        self._update_epsilon(trial_id if is_new else None)
+        self._grow_unless_stable()
 
     @property
     def epsilon(self) -> float:
-        if self._is_stale:
-            self._is_stale = False
-            self._find_pairs()
-        if self._epsilon is None:
-            self._epsilon = float(np.percentile(self._gaps.sorted(), 90))
+        """See :meth:`Pasha.epsilon`."""
+        if self._is_due:
+            self._window, self._is_due = (0, 0), False
+            self._update_epsilon(None)
         return self._epsilon
 
-    def reaches(self, difference: float) -> bool:
-        """Is epsilon at least as large?
+    def _update_epsilon(self, trial_id: int | None) -> None:
+        top, below = self._rungs[self._top - 1].level, self._rungs[self._top - 2].level
+        window = (min(below, self._largest_epoch), min(top, self._largest_epoch))
+        if window != self._window:
+            # The epochs that count have moved: every pair has to be looked at again.
+            self._window = window
+            self._gaps.clear()
+            ids = sorted(i for i, curve in self._curves.items() if self._reaches_window(curve))
+            self._in_window = dict.fromkeys(ids)
+            for n, first in enumerate(ids):
+                for second in ids[n + 1 :]:
+                    self._compare(first, second)
+        elif trial_id is not None and self._reaches_window(self._curves[trial_id]):
+            self._in_window[trial_id] = None
+            for other in self._in_window:
+                if other != trial_id:
+                    self._compare(min(trial_id, other), max(trial_id, other))
+        if self._gaps:
+            self._epsilon = float(np.percentile(list(self._gaps.values()), 90))
 
-        The percentile lies between two neighbouring gaps. Unless the difference does so, too, counting is enough.
-        """
-        if self._epsilon is not None:
-            return difference <= self._epsilon
-        neighbour = int((len(self._gaps) - 1) * 0.9)
-        smaller = self._gaps.count_below(difference)
-        if smaller == neighbour + 1:
-            return difference <= self.epsilon
-        return smaller <= neighbour
+    def _reaches_window(self, curve: dict[int, float]) -> bool:
+        low, high = self._window
+        return any(e in curve for e in range(high, low, -1))
 
-    def rest(self) -> None:
-        """Nothing depends on epsilon any more: it is worked out only if somebody asks.
-
-        If by then every pair has gone because trials diverged, it is what it was last known to be.
-        """
-        self._epsilon = self.epsilon
-        self._is_resting = True
-        self._forget_pairs()
-
-    def report(self, trial_id: int, epoch: int, value: float, window: tuple[int, int]) -> None:
-        """A trial reported; what it has reported before it only repeats.
-
-        Args:
-            window: levels of the lower and the upper rung. Epochs that nobody has reached yet do not count.
-        """
-        curve = self._curves.setdefault(trial_id, {})
-        is_new = epoch not in curve
-        curve.setdefault(epoch, value if math.isfinite(value) else math.inf)
-        self._largest_epoch = max(self._largest_epoch, epoch)
-        low, self._high = min(window[0], self._largest_epoch), min(window[1], self._largest_epoch)
-        if self._is_resting:
-            self._is_stale = True
-        elif low != self._low:
-            self._epsilon = self.epsilon
-            self._low = low
-            self._find_pairs()
-        elif is_new and trial_id in self._rows and epoch <= self._high:
-            self._compare(self._rows[trial_id], epoch, curve[epoch])
-        elif is_new and self._low < epoch <= self._high:
-            self._enter(trial_id)
-
-    def _find_pairs(self) -> None:
-        """Compare all trials anew. If no pair is counted, epsilon stays."""
-        before = self._epsilon
-        self._forget_pairs()
-        for trial_id in self._curves:
-            self._enter(trial_id)
-        self._epsilon = None if len(self._gaps) else before
-
-    def _enter(self, trial_id: int) -> None:
-        """Compare the trial with all others of the window, if it has reported there itself."""
-        epochs = [e for e in sorted(self._curves[trial_id]) if e <= self._high]
-        if not epochs or epochs[-1] <= self._low:
+    def _compare(self, first: int, second: int) -> None:
+        """Keep the pair's difference if its curves crossed twice before their last common epoch of the window."""
+        a, b = self._curves[first], self._curves[second]
+        if self._later_first:
+            a, b = b, a
+        low, high = self._window
+        last = next((e for e in range(high, low, -1) if e in a and e in b), None)
+        if last is None:
             return
-        row = self._rows[trial_id] = len(self._rows)
-        if row == len(self._ids):
-            more = 16 + row // 4
-            self._ids = np.pad(self._ids, (0, more))
-            self._changes = np.pad(self._changes, (0, more))
-            self._values = {e: np.pad(v, (0, more), constant_values=math.nan) for e, v in self._values.items()}
-        self._ids[row] = trial_id
-        for epoch in epochs:
-            self._compare(row, epoch, self._curves[trial_id][epoch])
-
-    def _compare(self, row: int, epoch: int, value: float) -> None:
-        """Compare a trial with all others that have reported at the epoch, now that it has, too."""
-        if epoch not in self._values:
-            self._values[epoch] = np.full(len(self._ids), math.nan)
-        met: _Rows = np.flatnonzero(~np.isnan(self._values[epoch]))
-        self._values[epoch][row] = value
-        gone: list[_Floats] = []
-        left = met
-        for last in range(epoch - 1, 0, -1):
-            if not len(left):
-                break
-            if last not in self._values or math.isnan(self._values[last][row]):
+        gap = abs(a[last] - b[last])
+        if not math.isfinite(gap):  # how far a trial that diverged is from another says nothing of the noise
+            self._gaps.pop((first, second), None)
+            return
+        order = a[last] > b[last]
+        crossed = False
+        for epoch in range(last - 1, 0, -1):
+            if epoch not in a or epoch not in b:
                 continue
-            had = ~np.isnan(self._values[last][left])
-            both, left = left[had], left[~had]
-            if last > self._low:
-                gone.append(self._crossed_gaps(row, both, last))
-            changed = self._order(row, both, epoch) != self._order(row, both, last)
-            self._changes[row, both] = np.minimum(self._changes[row, both] + changed, 2)
-            self._changes[both, row] = self._changes[row, both]
-        if epoch > self._low:
-            self._replace(gone, self._crossed_gaps(row, met, epoch))
+            if (a[epoch] > b[epoch]) != order:
+                crossed = True
+            elif crossed:
+                self._gaps[first, second] = gap
+                return
+        self._gaps.pop((first, second), None)
 
-    def _order(self, row: int, others: _Rows, epoch: int) -> _Flags:
-        """Of each pair, is the one that counts as the first worse?"""
-        values = self._values[epoch]
-        mine, theirs = values[row], values[others]
-        others_first = (self._ids[others] < self._ids[row]) != self._later_first
-        is_first_worse: _Flags = np.where(others_first, theirs > mine, mine > theirs)
-        return is_first_worse
-
-    def _crossed_gaps(self, row: int, others: _Rows, epoch: int) -> _Floats:
-        crossed = others[self._changes[row, others] >= 2]
-        values = self._values[epoch]
-        with np.errstate(invalid="ignore", over="ignore"):
-            gaps: _Floats = np.abs(values[crossed] - values[row])
-        finite: _Floats = gaps[np.isfinite(gaps)]  # how far a trial that diverged is from another is not noise
-        return finite
-
-    def _replace(self, gone: list[_Floats], new: _Floats) -> None:
-        removed = np.concatenate([*gone, np.zeros(0)])
-        if not len(removed) and not len(new):
+    def _grow_unless_stable(self) -> None:
+        top, below = self._rungs[self._top - 1], self._rungs[self._top - 2]
+        if not len(top) or not len(below) or self._is_stable(top, below):
             return
-        if len(removed) == len(self._gaps) and not len(new):
-            self._epsilon = self.epsilon  # stays while there is no pair
-            self._gaps = _Multiset()
-            return
-        self._gaps.add(new)
-        self._gaps.remove(removed)
-        self._epsilon = None
+        if self._top < len(self._rungs):
+            self._top += 1
+            self.resource = self._rungs[self._top - 1].level
+        else:
+            self.resource = self._max_t
 
-
-class _Multiset:
-    """Numbers of which many come and go at a time.
-
-    Those that came and those that went are kept in sorted runs, each at least twice as long as the next. So few of
-    them have to be merged for new ones, and counting takes a bisection of each run.
-    """
-
-    def __init__(self) -> None:
-        self._came: list[_Floats] = []
-        self._went: list[_Floats] = []
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def add(self, values: _Floats) -> None:
-        self._size += len(values)
-        _merge(self._came, values)
-
-    def remove(self, values: _Floats) -> None:
-        """All of them must be there."""
-        self._size -= len(values)
-        _merge(self._went, values)
-        if sum(map(len, self._went)) > self._size:
-            self._came, self._went = [self.sorted()], []
-
-    def count_below(self, value: float) -> int:
-        came = sum(int(run.searchsorted(value)) for run in self._came)
-        return came - sum(int(run.searchsorted(value)) for run in self._went)
-
-    def sorted(self) -> _Floats:
-        came, went = (np.sort(np.concatenate([*runs, np.zeros(0)]), kind="stable") for runs in (self._came, self._went))
-        # The n-th of equal numbers that went takes with it the n-th of those that came.
-        nth = np.arange(len(went)) - np.searchsorted(went, went)
-        return np.delete(came, np.searchsorted(came, went) + nth)
-
-
-def _merge(runs: list[_Floats], values: _Floats) -> None:
-    while runs and len(runs[-1]) < 2 * len(values):
-        values = np.concatenate([runs.pop(), values])
-    if len(values):
-        runs.append(np.sort(values, kind="stable"))  # which is fast where there are sorted runs
+    def _is_stable(self, top: Rung, below: Rung) -> bool:
+        """Is the i-th trial of the upper rung within epsilon of the i-th of the lower one, for every i?"""
+        under = [e for e in below.ranked() if e.trial_id in top]
+        position = {e.trial_id: i for i, e in enumerate(under)}
+        above = [e.trial_id for e in top.ranked() if math.isfinite(e.value)]
+        diverged = [e.trial_id for e in top.ranked() if not math.isfinite(e.value)]
+        above += sorted(diverged, key=lambda i: position.get(i, len(under)))  # equally bad: in the order they had below
+        epsilon = self.epsilon if len(under) >= 2 else 0.0
+        for i, trial_id in enumerate(above[: len(under)]):
+            own = position.get(trial_id)
+            if own is None or (own != i and not abs(under[own].value - under[i].value) <= epsilon):
+                return False
+        return True

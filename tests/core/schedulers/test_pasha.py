@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import time
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_hpo.core.events import Verdict
-from lightning_hpo.core.schedulers.pasha import Pasha
 from tests.core.driving import Driven
 
 
@@ -257,37 +255,3 @@ class TestLikeTheRule:
                 rule.report(trial_id, resource, value)
             scheduler = study.state.scheduler
             assert (scheduler.ceiling(), scheduler.epsilon()) == (rule.ceiling, rule.epsilon)
-
-
-class TestLargeStudies:
-    @pytest.mark.slow
-    def test_a_report_costs_milliseconds_among_ten_thousand_trials(self):
-        """The hardest case: the ceiling stays at 3, yet only the noise says so, with a million crossed pairs."""
-        draw = random.Random(0)
-        scheduler = Pasha(27, (1, 3, 9))
-        paused: set[int] = set()
-        quality = [draw.random() for _ in range(10_000)]
-        took: list[float] = []
-        started = 0
-        while True:
-            promotion = scheduler.promote(0, paused.__contains__)
-            if promotion is not None:
-                trial_id, resource = promotion.trial_id, promotion.from_resource
-                paused.remove(trial_id)
-            elif started < len(quality):
-                trial_id, resource = started, 0
-                scheduler.start(trial_id, 0)
-                started += 1
-            else:
-                break
-            verdict = Verdict.CONTINUE
-            while verdict is Verdict.CONTINUE:
-                resource += 1
-                value = quality[trial_id] + draw.gauss(0.0, 0.3 if resource == 2 else 1e-4)
-                begun = time.process_time()
-                verdict = scheduler.report(trial_id, resource, value).verdict
-                took.append(time.process_time() - begun)
-            paused.add(trial_id)
-        assert scheduler.ceiling() == 3
-        assert scheduler.epsilon() > 0.0
-        assert sorted(took)[int(0.99 * len(took))] < 0.005
