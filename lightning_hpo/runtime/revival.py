@@ -1,4 +1,4 @@
-"""A searcher's process that is followed by another one when it dies: all that it knew is in the journal."""
+"""A searcher's process that is followed by another one when it dies or fails: all that it knew is in the journal."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from lightning_hpo.core.events import Event
 from lightning_hpo.core.searcher import SuggestRequest
-from lightning_hpo.errors import HpoError
+from lightning_hpo.errors import HpoError, OptionError
 from lightning_hpo.runtime.suggesting import Answered, ProcessHost, SearcherHost
 
-MOST_DEATHS = 3
+MOST_FAILURES = 3
 """Without a suggestion in between: what kills every process, too little memory say, will kill the next one too."""
 
 
 class RevivedHost:
-    """A searcher in a process, and in the next one if that dies.
+    """A searcher in a process, and in the next one if that dies or raises.
 
     A process takes seconds to begin, and trials do not wait for one that takes over: until then ``spare`` answers.
 
@@ -37,7 +37,7 @@ class RevivedHost:
         self._again = again
         self._spare = spare
         self._say = say
-        self._deaths = 0
+        self._failures = 0
         """Since the last suggestion."""
         self._is_successor = False
         self._was_usable = False
@@ -71,17 +71,18 @@ class RevivedHost:
         try:
             answer = self._process.poll()
         except HpoError as problem:
-            # What the process itself tells of would happen to the next one too; but where one was usable, a next
-            # that is not has met with something new: a GPU that is gone, a disk that cannot be read.
-            if self._process.has_raised and (self._process.has_begun or not self._was_usable):
+            # A wrong option is as wrong for the next process; but where one was usable, a next that finds it wrong has
+            # met with something new: a GPU that is gone, say.
+            if isinstance(problem, OptionError) and (self._process.has_begun or not self._was_usable):
                 raise
+            # An exception in a fit may be due to what that process had come to, such as a full GPU.
             self._follow_up(self._process, problem)
             return None
         self._was_usable |= self._process.has_begun
         if self._asked is not None and not was_asked:
             self._say("The searcher is there again: suggestions come from its model.", False)
         if answer is not None:
-            self._deaths = 0
+            self._failures = 0
         return answer
 
     def recommend(self, timeout_s: float) -> tuple[int, dict[str, Any], float, float, int] | None:
@@ -101,15 +102,15 @@ class RevivedHost:
     def _follow_up(self, dead: ProcessHost, problem: HpoError) -> None:
         dead.close()
         self._process, self._is_successor = None, True
-        self._deaths += 1
-        if self._deaths >= MOST_DEATHS:
+        self._failures += 1
+        if self._failures >= MOST_FAILURES:
             self._say(
-                f"The searcher failed {self._deaths} times without a suggestion in between; the study goes on with "
+                f"The searcher failed {self._failures} times without a suggestion in between; the study goes on with "
                 f"random search to its end. {problem}",
                 True,
             )
             return
-        failed = "failed" if self._deaths == 1 else "failed again"
+        failed = "failed" if self._failures == 1 else "failed again"
         self._say(f"The searcher {failed}; until a new process takes over, random search goes on. {problem}", True)
         try:
             self._process = self._again()

@@ -147,8 +147,6 @@ class ProcessHost:
         self._request: SuggestRequest | None = None
         self._asked_at = 0.0
         self._has_begun = False
-        self.has_raised = False
-        """It has told of an error itself, and did not just die."""
         self._failure: HpoError | None = None
 
     def begin(self, header: dict[str, Any], events: Sequence[Event]) -> None:
@@ -213,7 +211,6 @@ class ProcessHost:
             if "begun" in answer:
                 self._has_begun = True
             elif "error" in answer:
-                self.has_raised = True
                 raise self._failed(_raised(str(answer["error"]), answer.get("kind")))
             elif self._request is None:
                 raise self._failed(SearcherFailed(f"The searcher answered without being asked. {_LOOK}"))

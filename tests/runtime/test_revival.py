@@ -9,7 +9,7 @@ import pytest
 from lightning_hpo.core.events import Event, WorkerReady
 from lightning_hpo.core.searcher import Suggestion, SuggestRequest
 from lightning_hpo.errors import HpoError, OptionError, SearcherFailed
-from lightning_hpo.runtime.revival import MOST_DEATHS, RevivedHost
+from lightning_hpo.runtime.revival import MOST_FAILURES, RevivedHost
 from lightning_hpo.runtime.suggesting import Answered
 
 REQUEST = SuggestRequest(0, 0, 1, None)
@@ -21,7 +21,7 @@ class Process:
     """A searcher's process, which begins, answers and fails when the test says so."""
 
     def __init__(self, name: str = "the model", begun: bool = False) -> None:
-        self.name, self.begins, self.has_begun, self.has_raised = name, begun, False, False
+        self.name, self.begins, self.has_begun = name, begun, False
         self.asked: list[SuggestRequest] = []
         self.followed: list[Event] = []
         self.failure: HpoError | None = None
@@ -41,8 +41,8 @@ class Process:
     def answer(self) -> None:
         self._answer = Answered(self.asked.pop(), Suggestion({"x": 0.25}, self.name), seconds=1.0)
 
-    def fail(self, failure: HpoError, raised: bool = False) -> None:
-        self.failure, self.has_raised = failure, raised
+    def fail(self, failure: HpoError) -> None:
+        self.failure = failure
 
     def waitables(self) -> list[Any]:
         return [] if self.failure is not None else [self]
@@ -143,18 +143,18 @@ def test_a_question_dies_with_its_process(revived: Revived) -> None:
 
 
 def test_three_deaths_without_a_suggestion_in_between_are_enough(revived: Revived) -> None:
-    for _ in range(MOST_DEATHS - 1):
+    for _ in range(MOST_FAILURES - 1):
         revived.die()
         revived.begin()
     revived.die()
-    assert len(revived.processes) == MOST_DEATHS and revived.process.closed
+    assert len(revived.processes) == MOST_FAILURES and revived.process.closed
     assert "failed 3 times without a suggestion in between" in revived.said[-1][0] and revived.said[-1][1]
     assert revived.who_answers() == "random" and not revived.host.waitables()
     assert revived.host.recommend(1.0) is None
 
 
 def test_a_suggestion_in_between_makes_up_for_the_deaths_before(revived: Revived) -> None:
-    for _ in range(3 * MOST_DEATHS):
+    for _ in range(3 * MOST_FAILURES):
         revived.die()
         revived.begin()
         assert revived.who_answers() == "the model"
@@ -165,16 +165,20 @@ def test_the_recommendation_is_that_of_the_process_that_took_over(revived: Reviv
     assert revived.host.recommend(1.0) == (7, {"x": 0.25}, 0.5, 0.1, 0)
 
 
-def test_an_exception_that_the_process_tells_of_is_no_death(revived: Revived) -> None:
-    revived.process.fail(SearcherFailed("The searcher raised: ValueError: x."), raised=True)
-    with pytest.raises(SearcherFailed, match="ValueError"):
-        revived.host.poll()
-    assert len(revived.processes) == 1 and not revived.said
+def test_an_exception_that_the_process_tells_of_counts_like_its_death(revived: Revived) -> None:
+    """A GPU that is full is not for the next process; an exception that comes back three times is for all."""
+    for failure in range(1, MOST_FAILURES + 1):
+        assert len(revived.processes) == failure
+        revived.begin()
+        revived.process.fail(SearcherFailed("The searcher raised: OutOfMemoryError: CUDA out of memory."))
+        assert revived.host.poll() is None
+        assert "CUDA out of memory" in revived.said[-1][0]
+    assert revived.who_answers() == "random" and len(revived.processes) == MOST_FAILURES
 
 
 def test_an_option_that_could_be_used_before_does_not_end_the_study(revived: Revived) -> None:
     revived.die()
-    revived.process.fail(NO_GPU, raised=True)
+    revived.process.fail(NO_GPU)
     assert revived.host.poll() is None
     assert "no GPU" in revived.said[-1][0] and revived.who_answers() == "random"
 
@@ -182,7 +186,7 @@ def test_an_option_that_could_be_used_before_does_not_end_the_study(revived: Rev
 def test_one_of_which_nothing_was_known_does() -> None:
     revived = Revived(begun=False)
     revived.die()
-    revived.process.fail(NO_GPU, raised=True)
+    revived.process.fail(NO_GPU)
     with pytest.raises(OptionError):
         revived.host.poll()
 
