@@ -109,8 +109,8 @@ class Study:
             mode: ``min`` or ``max``.
             algorithm: scheduler and searcher by name.
             path: folder in which the study is kept; without one it lives in memory.
-            **options: see :class:`lightning_hpo.core.options.StudyOptions`. ``max_t`` may be left out where the space
-                has a constant ``epochs``, ``max_t`` or ``max_epochs``.
+            **options: see :class:`lightning_hpo.core.options.StudyOptions`. With rungs, ``max_t`` may be left out where
+                the space has a constant ``epochs``, ``max_t`` or ``max_epochs``.
 
         Raises:
             OptionError, SpaceError: if an option or the space cannot be used.
@@ -121,7 +121,7 @@ class Study:
         """
         parsed = space if isinstance(space, SearchSpace) else SearchSpace.parse(space)
         if options.get("max_t") is None:
-            options["max_t"] = max_t_among(parsed.constants)
+            options["max_t"] = max_t_among(parsed.constants, algorithm)
         checked = StudyOptions.from_mapping({"metric": metric, "mode": mode, "algorithm": algorithm, **options})
         study = cls(StudyState(parsed, checked))
         note = note_on_unread(checked)

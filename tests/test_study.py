@@ -213,6 +213,10 @@ class TestOptions:
         study = Study.create({"lr": loguniform(1e-4, 1e-1), name: 27}, metric="loss", algorithm="asha")
         assert study.options.max_t == 27
 
+    def test_algorithms_without_rungs_need_not_know(self):
+        space = {"lr": loguniform(1e-4, 1e-1), "epochs": 27}
+        assert Study.create(space, metric="loss", algorithm="random").options.max_t is None
+
     def test_unless_max_t_does(self):
         space = {"lr": loguniform(1e-4, 1e-1), "epochs": 27}
         assert Study.create(space, metric="loss", algorithm="asha", max_t=9).options.max_t == 9

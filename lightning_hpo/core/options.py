@@ -295,15 +295,19 @@ def _is_led(given: Mapping[str, Any]) -> bool:
     return given.get("type") in (None, "promotion") and model in (None, "gp_rungs")
 
 
-def max_t_among(constants: Mapping[str, Any], named: str | None = None) -> int | None:
+def max_t_among(constants: Mapping[str, Any], algorithm: str, named: str | None = None) -> int | None:
     """The resource of a full training, if the constants of a space say it.
 
     Args:
+        constants: of the space.
+        algorithm: its name; one without rungs need not know.
         named: the constant it is; None: the first of :data:`RESOURCE_CONSTANTS` that is a positive integer.
 
     Raises:
         OptionError: if the constant that is named is none, or no positive integer.
     """
+    if named is None and (algorithm not in ALGORITHMS or ALGORITHMS[algorithm].scheduler == "fifo"):
+        return None
     for name in RESOURCE_CONSTANTS if named is None else (named,):
         value = constants.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 1:

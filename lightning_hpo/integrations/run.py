@@ -42,6 +42,8 @@ from lightning_hpo.study import Recommendation, recommendation_of
 _ABSENT = object()
 _SHOWN = 5
 """So many changed settings are named."""
+_LONGEST = 60
+"""Characters of a value that are shown."""
 _RECOMMEND_S = 30.0
 """Time the searcher has for its recommendation at the end."""
 _RECOMMEND_SOON_S = 3.0
@@ -232,12 +234,19 @@ def _note_on_settings(now: Mapping[str, Any], header: Mapping[str, Any]) -> str 
     names = [name for name in dict.fromkeys((*before, *now)) if before.get(name, _ABSENT) != now.get(name, _ABSENT)]
     if not names:
         return None
-    shown = [f"{name}: {before.get(name, 'absent')} -> {now.get(name, 'absent')}" for name in names[:_SHOWN]]
+    shown = [f"{name}: {_shown(before, name)} -> {_shown(now, name)}" for name in names[:_SHOWN]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
         f"The scripts' configuration is not that with which the study began: {'; '.join(shown)}{more}. "
         "If that changes what is trained, start a new study in another folder: trials are compared with each other."
     )
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    if name not in settings:
+        return "absent"
+    text = repr(settings[name])
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _note_on_network(folder: Path) -> str | None:

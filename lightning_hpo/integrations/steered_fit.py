@@ -223,8 +223,9 @@ class SteeredFit:
     def _say_where_it_writes(self) -> None:
         """In the trial's log, if it is not in the trial's folder; the launcher looks there."""
         if self._trainer.is_global_zero:
-            places = internals.places_outside(self._trainer, self._channel.directory)
-            with contextlib.suppress(OSError, ValueError):  # a script may have closed its stderr
+            # A hint must not end a training: a logger may raise when it is asked, a script may have closed its stderr.
+            with contextlib.suppress(Exception):
+                places = internals.places_outside(self._trainer, self._channel.directory)
                 print(lines_for_the_log(places), end="", file=sys.stderr, flush=True)
 
     def _have_checkpoint_loaded(self) -> None:

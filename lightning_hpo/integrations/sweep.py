@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import signal
 from collections.abc import Collection, Iterator, Mapping
@@ -27,6 +28,7 @@ from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.script import refuse_nested_sweep
 
 _CALLBACK = "HPOCallback"
+_SECRET = re.compile(r"passw|token|secret|credential|api_?key", re.IGNORECASE)
 
 
 def run_sweep(
@@ -101,9 +103,12 @@ def targets(node: Any) -> Iterator[tuple[str, str]]:
 
 
 def script_settings(written: Any, searched: Collection[str]) -> dict[str, Any]:
-    """What a job's configuration holds besides what Hydra needs for itself and what is searched, by dotted name."""
+    """What a job's configuration holds besides what Hydra needs for itself and what is searched, by dotted name.
+
+    Secrets are left out, as what is returned is kept and shown.
+    """
     own = {key: node for key, node in written.items() if key != "hydra"}
-    return {name: value for name, value in leaves(own) if name not in searched}
+    return {name: value for name, value in leaves(own) if name not in searched and not _SECRET.search(name)}
 
 
 def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

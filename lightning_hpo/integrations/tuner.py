@@ -82,7 +82,7 @@ class Tuner:
             StudySetup(
                 space=self.space,
                 options=self.options,
-                max_t=self.options.max_t or max_t_among(self.space.constants, self.options.max_resource_attr),
+                max_t=self._max_t(),
                 folder=self.path,
                 entry=TrialEntry(FunctionTrial(self.train_fn)),
                 jobs=lambda study: FunctionJobs(self.path, study, self.options.ranks_per_trial),
@@ -90,6 +90,12 @@ class Tuner:
             )
         )
         return best_of(state)
+
+    def _max_t(self) -> int | None:
+        options, named = self.options, self.options.max_resource_attr
+        if options.max_t is not None or (options.resource != "epoch" and named is None):
+            return options.max_t  # a constant of the space counts epochs unless it is named
+        return max_t_among(self.space.constants, options.algorithm, named)
 
 
 class FunctionTrial:

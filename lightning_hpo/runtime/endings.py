@@ -19,6 +19,9 @@ _SHORT_GRACE_S = 1.0
 _PATIENCE = 2.0
 """When the study ends by itself, a trial has so many times the longest silence of any trial to report once more."""
 
+_MOST_PATIENCE_S = 300.0
+"""No more than this: a limit in time is often set just below that of a batch system."""
+
 
 class Stops(Protocol):
     """What ends a process."""
@@ -117,7 +120,7 @@ class Endings:
             return None
         if problem is not None:
             return f"the study ended: {problem}"
-        patience = max(TERM_LIMIT_S, _PATIENCE * self._longest_silence)
+        patience = max(TERM_LIMIT_S, min(_PATIENCE * self._longest_silence, _MOST_PATIENCE_S))
         is_over = self._ended_at is not None and now - max(attempt.heard_at, self._asked_at) > patience
         return f"the study ended: {finish}" if is_over else None
 

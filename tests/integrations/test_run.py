@@ -18,6 +18,7 @@ from lightning_hpo.errors import MetricMissing
 from lightning_hpo.integrations import run
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.run import StudySetup, run_study
+from lightning_hpo.integrations.sweep import script_settings
 from lightning_hpo.runtime.coordinator import RunResult
 
 
@@ -121,3 +122,16 @@ def test_nothing_is_summed_up_if_nothing_was_reported(end: Callable[..., list[st
 def test_a_study_without_trials_says_why(end: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     assert end(RunResult("all 0 trials are done"), reports=0, starts=False) == ["the screen is free", "closed"]
     assert capsys.readouterr().out == "The study ended before its first trial: all 0 trials are done.\n"
+
+
+def test_changed_settings_are_named_in_short() -> None:
+    long = ["data"] * 100
+    note = run._note_on_settings({"a": 1, "paths": str(long)}, {"settings": {"a": "1", "paths": str(long[1:])}})
+    assert note is not None and "a: '1' -> 1;" in note and len(note) < 500
+    assert run._note_on_settings({"a": 1}, {"settings": {"a": 1}}) is None
+    assert run._note_on_settings({"a": 1}, {"options": {}}) is None, "studies of before did not keep them"
+
+
+def test_secrets_are_neither_kept_nor_shown() -> None:
+    written = {"db": {"password": "x", "host": "y"}, "hydra": {"job": 1}, "lr": 0.1, "wandb_api_key": "z"}
+    assert script_settings(written, {"lr"}) == {"db.host": "y"}
