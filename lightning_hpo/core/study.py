@@ -71,9 +71,10 @@ class StudyState(Dispatcher):
         event that does not raise must be, in this order, for the study to be the same when they are fed again.
 
         Raises:
-            ReportError: if the event speaks of a trial that does not exist, or is a report that no trial can have sent.
-                The study has not changed then.
+            ReportError: if the event speaks of a trial or an attempt that does not exist, or is a report that no trial
+                can have sent. The study has not changed then.
         """
+        self._check_attempt(event)
         self.progress.time = max(self.progress.time, event.time)
         if isinstance(event, WorkerReady):
             return [self._next_job(event)]
@@ -81,6 +82,17 @@ class StudyState(Dispatcher):
         if isinstance(event, StudyContinued):
             return decisions  # nobody is there yet to delete checkpoints: the next event brings it up
         return decisions + self._spent()
+
+    def _check_attempt(self, event: Event) -> None:
+        """Only a journal that other rules have written speaks of attempts to come: what follows would be lost."""
+        if not isinstance(event, (AttemptStarted, Reported, CheckpointSaved, AttemptEnded)):
+            return
+        known = self.trial(event.trial_id).attempt
+        if event.attempt > known:
+            raise ReportError(
+                f"Trial {event.trial_id} has had {known} attempts, and this is of attempt {event.attempt}: when the "
+                "study was recorded, the rules decided otherwise. Open it with the version that recorded it."
+            )
 
     # --------------------------------------------------------------------------------------- events
 

@@ -307,6 +307,18 @@ class TestFailures:
         assert study.state.repeated_error is None and study.job() == "n6"
 
 
+class TestAttempts:
+    def test_an_attempt_to_come_is_refused_as_what_it_reports_would_be_lost(self):
+        study = promotion()
+        study.ready()
+        for event in (Reported(0.0, 0, 2, 1, 0.5), AttemptEnded(0.0, 0, 2, Outcome.COMPLETED)):
+            with pytest.raises(
+                ReportError, match=r"has had 1 attempts, .* Open it with the version that recorded it\.$"
+            ):
+                study.state.handle(event)
+        assert study[0].curve == {} and study[0].status is TrialStatus.RUNNING
+
+
 class TestContinuing:
     def test_running_trials_wait_for_a_worker_and_paused_ones_for_promotion(self):
         study = promotion()
