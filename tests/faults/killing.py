@@ -147,7 +147,8 @@ class KilledStudy:
                 self._kill_launcher()
             self.ensure_launched()
         elif kind == "trial server":
-            if not _kill(_parent_of(trial)):
+            server = _parent_of(trial)
+            if server is None or not _kill(server):
                 return False
         elif kind == "loading process":
             loading = [pid for pid, parent, _ in process_table.processes() if parent == trial]
@@ -260,8 +261,9 @@ def _kill(pid: int) -> bool:
     return False
 
 
-def _parent_of(pid: int) -> int:
-    return next(parent for found, parent, _ in process_table.processes() if found == pid)
+def _parent_of(pid: int) -> int | None:
+    """None if it has just ended."""
+    return next((parent for found, parent, _ in process_table.processes() if found == pid), None)
 
 
 def _has_mark(pid: int, mark: str) -> bool:

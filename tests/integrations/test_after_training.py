@@ -25,7 +25,12 @@ def test_a_script_that_raises_after_its_training_counts_and_is_told(server: Prog
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.replace(LAST_LINE, 'raise ValueError("no test set")', 1))
     study = ["-m", "hydra/launcher=hpo", "hydra.launcher.metric=val_loss", "hydra.launcher.algorithm=random"]
-    study += ["model.lr=interval(0.001,0.1)", "hydra.launcher.random_seed=1", f"hydra.launcher.study={tmp_path}/study"]
+    study += [
+        "model.lr=interval(0.001,0.1)",
+        "hydra.launcher.random_seed=1",
+        "hydra.launcher.n_workers=1",
+        f"hydra.launcher.study={tmp_path}/study",
+    ]
     for trials in (2, 3):
         ended = server.run(program, *study, f"hydra.launcher.n_trials={trials}", folder=tmp_path)
         assert ended.code == 0, ended.output

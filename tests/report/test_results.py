@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_hpo.core.events import AttemptEnded, Outcome, Reported
+from lightning_hpo.core.events import AttemptEnded, CheckpointSaved, Outcome, PauseRequested, Reported
 from lightning_hpo.core.space import choice, randint
 from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import StudyError
 from lightning_hpo.report.results import (
     column_names,
@@ -310,12 +311,16 @@ def test_a_process_that_was_lost_is_no_failure_of_the_script(tmp_path: Path):
 
 
 def test_a_script_that_failed_at_a_pause_and_ended_well_is_forgotten(tmp_path: Path):
-    driver = Driver(new_state(n_trials=1))
-    for attempt, (resources, outcome) in enumerate([([1], Outcome.FAILED), ([2, 3], Outcome.COMPLETED)], 1):
+    driver = Driver(new_state(algorithm="random", type=None, max_t=None, n_trials=1))
+    for attempt, (resource, outcome) in enumerate([(1, Outcome.FAILED), (2, Outcome.COMPLETED)], 1):
         driver.ready()
-        for resource in resources:
-            driver.feed(Reported(driver.time, 0, attempt, resource, 0.5))
+        if attempt == 1:
+            driver.feed(PauseRequested(driver.time, 0, "the study was interrupted"))
+        driver.feed(Reported(driver.time, 0, attempt, resource, 0.5))
+        if attempt == 1:
+            driver.feed(CheckpointSaved(driver.time, 0, 1, Checkpoint(1, "checkpoints/1.ckpt", "0" * 64, 1)))
         driver.feed(AttemptEnded(driver.time, 0, attempt, outcome, "KeyError" if attempt == 1 else None))
+        assert driver.state.trials[0].attempt == attempt
         events = [event for event, _ in driver.seen]
         folder = tmp_path / str(attempt)
         with Journal.create(folder, study_header(driver.state.space, driver.state.options)) as journal:

@@ -23,6 +23,10 @@ class Watched(Driver):
         """The next trial begins, writes its log and reports, or ends without a report."""
         self.ready()
         number = len(self.state.trials) - 1
+        for lost in range(1, attempt):
+            self.feed(AttemptEnded(self.time, number, lost, Outcome.LOST, "its process was lost"))
+            self.ready()
+        assert self.state.trials[number].attempt == attempt
         text = before + lines_for_the_log(dict.fromkeys(places, "CSVLogger"))
         (self.folder / str(number)).write_text(text)
         report = Reported(self.time, number, attempt, 1, 0.5)
