@@ -88,7 +88,7 @@ class StudyState(Dispatcher):
         if not isinstance(event, (AttemptStarted, Reported, CheckpointSaved, AttemptEnded)):
             return
         known = self.trial(event.trial_id).attempt
-        if event.attempt > known:
+        if isinstance(event.attempt, int) and event.attempt > known:  # a damaged journal may say anything
             raise ReportError(
                 f"Trial {event.trial_id} has had {known} attempts, and this is of attempt {event.attempt}: when the "
                 "study was recorded, the rules decided otherwise. Open it with the version that recorded it."
