@@ -237,7 +237,7 @@ def _note_on_settings(now: Mapping[str, Any], header: Mapping[str, Any]) -> str 
     shown = [f"{name}: {_shown(before, name)} -> {_shown(now, name)}" for name in names[:_SHOWN]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
-        f"The scripts' configuration is not that with which the study began: {'; '.join(shown)}{more}. "
+        f"The script's configuration is not that with which the study began: {'; '.join(shown)}{more}. "
         "If that changes what is trained, start a new study in another folder: trials are compared with each other."
     )
 
