@@ -18,7 +18,7 @@
         │   ├── MetricInvalid           the metric is not one real number
         │   ├── CallbackMissing         the Trainer has no HPOCallback
         │   ├── ResourceMismatch        the Trainer trains for another number of epochs than max_t
-        │   └── RepeatedFailure         the first trials all failed with the same error
+        │   └── RepeatedFailure         one trial after the other failed with the same error
         ├── ExecutionError              processes, channel, disk
         │   ├── BackendError            trials cannot be started
         │   ├── ChannelError            a message is malformed, too long or from a stranger
@@ -104,7 +104,7 @@ class ResourceMismatch(TrialError):
 
 
 class RepeatedFailure(TrialError):
-    """The first trials all failed with the same error."""
+    """One trial after the other failed with the same error, and none reported in between."""
 
 
 class ExecutionError(HpoError):

@@ -64,8 +64,8 @@ class StudyRecord:
         self.progress = Progress(options.metric)
         self.ended: str | None = None
         self.repeated_error: tuple[int, str] | None = None
-        """The error with which all trials failed, none having reported, and the first that did so, if that ended the
-        study."""
+        """The error with which all trials failed, none having reported in between, and the first that did so, if that
+        ended the study."""
         initial = space.complete(options.points_to_evaluate)
         self.initial_configs: Sequence[Config] = options.searcher.permitted(space, initial)
         self.searcher_state: dict[str, Any] | None = None

@@ -37,6 +37,9 @@ from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.errors import ReportError, StudyError
 
+_MOST_LATE_FAILURES = 20
+"""In a row, alike, once trials have reported: no longer the script's fault, but the GPU or the data may be gone."""
+
 
 class StudyState(Dispatcher):
     """A study: what is known of it, and how events change that.
@@ -49,8 +52,9 @@ class StudyState(Dispatcher):
         self._pause_requests: dict[int, str] = {}
         self._spent_checkpoints: set[int] = set()
         """Final trials that still have a checkpoint."""
-        self._first_errors: list[tuple[int, str]] = []
-        self._has_success = False
+        self._errors_in_a_row: list[tuple[int, str]] = []
+        """Of trials that failed since the last report of any trial."""
+        self._has_reports = False
         self._handlers: dict[type, Callable[[Any], list[Decision]]] = {
             Suggested: self._on_suggested,
             AttemptStarted: self._on_started,
@@ -156,6 +160,8 @@ class StudyState(Dispatcher):
         cost = _latest_cost(trial, event.cost)
         # First, because it may refuse the report.
         ruling = self._scheduler_of(trial).report(trial.id, event.resource, self.criterion(event.value), cost)
+        self._has_reports = True
+        self._errors_in_a_row.clear()
         self._account(trial, event, cost)
         told = self._rule(trial, event, ruling)
         self._verdicts[trial.id] = told
@@ -262,7 +268,6 @@ class StudyState(Dispatcher):
         return []
 
     def _complete(self, trial: Trial) -> None:
-        self._has_success = True
         self.progress.completed += 1
         self._finish(trial, TrialStatus.COMPLETED)
 
@@ -284,14 +289,16 @@ class StudyState(Dispatcher):
             self.taken_by_failed[self.space.match_key(trial.config)] = None
         self.progress.failed += 1
         self._give_up(trial, TrialStatus.FAILED)
-        if not self._has_success and not any(t.curve for t in self.trials.values()):
-            self._first_errors.append((trial.id, (trial.error or "unknown error").strip().splitlines()[-1]))
-            limit = self.options.max_failures_in_a_row
-            alike = self._first_errors[-limit:]
-            if len(alike) == limit and len({error for _, error in alike}) == 1:
-                self.repeated_error = alike[0]
-                which = "first" if len(self._first_errors) == limit else "last"
-                self.ended = f"the {which} {limit} trials failed with the same error: {alike[0][1]}"
+        errors = self._errors_in_a_row
+        errors.append((trial.id, (trial.error or "unknown error").strip().splitlines()[-1]))
+        limit = self.options.max_failures_in_a_row
+        if self._has_reports:
+            limit = max(limit, _MOST_LATE_FAILURES)
+        alike = errors[-limit:]
+        if len(alike) == limit and len({error for _, error in alike}) == 1:
+            self.repeated_error = alike[0]
+            which = "last" if self._has_reports or len(errors) > limit else "first"
+            self.ended = f"the {which} {limit} trials failed with the same error: {alike[0][1]}"
 
     def _give_up(self, trial: Trial, status: TrialStatus) -> None:
         self.data.drop_pending(trial.id)

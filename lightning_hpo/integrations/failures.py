@@ -29,7 +29,11 @@ _MEMORY_ADVICE = (
 
 
 def judge(error: BaseException) -> tuple[Outcome, str]:
-    """``LOST`` or ``FAILED``, and one line that names the error and, where there is any, the advice."""
+    """``LOST`` or ``FAILED``, and one line that names the error and, where there is any, the advice.
+
+    What counts is also what caused it: libraries wrap errors of the surroundings into their own, as ``logging.config``
+    does when the disk is full.
+    """
     summary = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[0]
     for outcome, applies, advice in (
         (Outcome.FAILED, _is_cuda_out_of_memory(error), _GPU_ADVICE),

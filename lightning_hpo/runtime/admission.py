@@ -122,9 +122,11 @@ class Admission:
             elif len(stranger.response) == RESPONSE_BYTES:
                 proof = stranger.handshake.proof(stranger.response)
                 self._forget(stranger)
-                # First, so that the loop knows of the client before the client can say anything and end.
+                # First, so that the loop knows of the client before the client can say anything and end. From here on
+                # the connection is the loop's, which finds out by itself if nobody is there any more.
                 self._admit(stranger.connection)
-                stranger.connection.send(proof)
+                with contextlib.suppress(OSError):
+                    stranger.connection.send(proof)
         except BlockingIOError:
             return
         except (OSError, Refused):

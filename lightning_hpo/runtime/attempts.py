@@ -51,6 +51,9 @@ class Attempt:
         if was_interrupted and end.signal is not None and self.ended is None:
             # Whoever ends the launcher (a batch system, a shell) may signal the trials too.
             return Outcome.INTERRUPTED, end.description
+        if self.ended is not None and self.ended.outcome is Outcome.INTERRUPTED and not was_interrupted:
+            # By itself: tried again as often as what is lost, not without end.
+            return Outcome.LOST, "the script raised KeyboardInterrupt, though nobody had interrupted the study"
         if self.ended is not None and self.ended.outcome is not Outcome.FAILED:
             return self.ended.outcome, self.ended.error
         if self.ended is not None:

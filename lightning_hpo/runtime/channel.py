@@ -47,6 +47,12 @@ _RETRY_AFTER_S = (0.1, 0.5, 2.0)
 """A launcher with a crowd at its door may turn away the right one."""
 
 
+_MOST_CHARACTERS = 1 << 15
+"""Of each text in the last message; written as JSON they may become six times as long."""
+_MOST_RESULT_CHARACTERS = 1000
+"""Of a result that cannot be told as it is."""
+
+
 class TrialChannel:
     """The trial's end: identity of this attempt and the connection to the launcher.
 
@@ -125,12 +131,14 @@ class TrialChannel:
     def ended(
         self, outcome: Outcome, error: str | None = None, traceback: str | None = None, result: Any = None
     ) -> None:
-        """Announce the end of the script."""
-        try:
-            json.dumps(result, allow_nan=False)
-        except (TypeError, ValueError):
-            result = str(result)[:1000]
-        self._send(Ended(self.trial_id, self.attempt, outcome, error, traceback, result))
+        """Announce the end of the script.
+
+        However much it has to say must not keep it from being heard: long texts are cut, and of a result that is long or
+        no JSON data the begin of its text is told.
+        """
+        error = None if error is None else error[:_MOST_CHARACTERS]
+        traceback = None if traceback is None else traceback[-_MOST_CHARACTERS:]
+        self._send(Ended(self.trial_id, self.attempt, outcome, error, traceback, _tellable(result)))
 
     def problem(self, kind: str, message: str) -> Answer:
         """Say that the script cannot be tuned as it is. ``kind``: name of an error class."""
@@ -218,6 +226,18 @@ def _close_inherited_connection() -> None:
 
 
 os.register_at_fork(after_in_child=_close_inherited_connection)
+
+
+def _tellable(result: Any) -> Any:
+    """The result if it is JSON data of moderate length, else the begin of its text."""
+    try:
+        if len(json.dumps(result, allow_nan=False)) <= _MOST_CHARACTERS:
+            return result
+        return str(result)[:_MOST_RESULT_CHARACTERS]
+    except (TypeError, ValueError):
+        return str(result)[:_MOST_RESULT_CHARACTERS]
+    except RecursionError:
+        return f"{type(result).__name__}, nested too deeply"
 
 
 def _connect(address: str, key: bytes) -> socket.socket:

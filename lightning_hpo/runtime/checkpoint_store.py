@@ -30,6 +30,8 @@ class CheckpointStore:
 
     def __init__(self, study_folder: Path, max_disk: int | None = None) -> None:
         self.study_folder = study_folder.resolve()
+        self._as_given = study_folder.absolute()
+        """Trials name their folders like the study's: where a symbolic link leads to it, by the link."""
         self.max_disk = max_disk
 
     def path(self, checkpoint: Checkpoint) -> Path:
@@ -120,12 +122,7 @@ class CheckpointStore:
         keep = {checkpoint.path for checkpoint in recorded}
         deleted = []
         for trial_folder in trial_folders:
-            try:
-                below = (*trial_folder.absolute().relative_to(self.study_folder).parts, FOLDER)
-            except ValueError as problem:
-                raise _outside(str(trial_folder)) from problem
-            if ".." in below:
-                raise _outside(str(trial_folder))
+            below = (*self._parts_below(trial_folder.absolute()), FOLDER)
             with contextlib.suppress(OSError), self._opened(below) as folder:
                 for name in sorted(os.listdir(folder)):
                     path = "/".join((*below, name))
@@ -133,6 +130,14 @@ class CheckpointStore:
                     if stray and remove_entry(folder, name):
                         deleted.append(path)
         return deleted
+
+    def _parts_below(self, trial_folder: Path) -> tuple[str, ...]:
+        for root in (self._as_given, self.study_folder):
+            if trial_folder.is_relative_to(root):
+                parts = trial_folder.relative_to(root).parts
+                if ".." not in parts:
+                    return parts
+        raise _outside(str(trial_folder))
 
     @contextlib.contextmanager
     def _opened(self, parts: Collection[str]) -> Iterator[int]:

@@ -443,8 +443,8 @@ class Coordinator:
             first, error = self._state.repeated_error
             log = self._folder(self._state.trials[first]) / "trial.log"
             self._problem = RepeatedFailure(
-                f"The first trials all failed, the last of them with the same error: {error}. "
-                f"The whole traceback is in {log}. Correct the script and start again."
+                f"One trial after the other failed with the same error, and none reported in between: {error}. "
+                f"The whole traceback is in {log}. Correct its cause and start again."
             )
 
     # ----------------------------------------------------------------------------------------- work

@@ -79,7 +79,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Ctrl-C interrupts; SIGTERM and SIGHUP do so with a time limit. Only in the main thread."""
+        """Ctrl-C interrupts; SIGTERM and SIGHUP do so with a time limit. Only in the main thread.
+
+        A SIGHUP that is ignored, as under ``nohup``, stays so.
+        """
 
         def on_interrupt(number: int, frame: FrameType | None) -> None:
             self.interrupt()
@@ -89,6 +92,8 @@ class Interrupts:
 
         handlers: dict[signal.Signals, Any] = {}
         wanted = {signal.SIGINT: on_interrupt, signal.SIGTERM: on_terminate, signal.SIGHUP: on_terminate}
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            del wanted[signal.SIGHUP]
         try:
             for number, handler in wanted.items():
                 handlers[number] = signal.signal(number, handler)

@@ -83,7 +83,7 @@ class Ended:
     error: str | None = None
     traceback: str | None = None
     result: Any = None
-    """What the script returned, if it is JSON data."""
+    """What the script returned, if it is JSON data and not too long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,6 +306,26 @@ class TestFailures:
             study.fail(trial)
         assert study.state.repeated_error is None and study.job() == "n6"
 
+    def test_but_twenty_in_a_row_without_a_report_in_between_do(self):
+        """What was there for the first trials is gone: the GPU, the data."""
+        study = promotion(max_t=3)
+        study.ready()
+        study.train(0, 0.5)
+        for trial in range(1, 20):
+            study.ready()
+            study.fail(trial, "OSError: no such mount")
+        study.ready()
+        study.train(20, 0.4)
+        for trial in range(21, 40):
+            study.ready()
+            study.fail(trial, "OSError: no such mount")
+        assert study.state.repeated_error is None, "a report came in between"
+        study.ready()
+        study.fail(40, "OSError: no such mount")
+        assert study.state.repeated_error == (21, "OSError: no such mount")
+        (decision,) = study.handle(WorkerReady(0.0))
+        assert isinstance(decision, Finish) and decision.reason.startswith("the last 20 trials failed")
+
 
 class TestAttempts:
     def test_an_attempt_to_come_is_refused_as_what_it_reports_would_be_lost(self):

@@ -118,6 +118,29 @@ def test_a_trial_gets_through_a_crowd(server: ChannelServer, loop: Loop) -> None
             stranger.close()
 
 
+def test_whoever_leaves_between_its_response_and_the_proof_disturbs_nobody(
+    server: ChannelServer, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that is killed at this moment, say."""
+    gone = threading.Event()
+    proof = wire.LauncherHandshake.proof
+
+    def late(self: wire.LauncherHandshake, response: bytes) -> bytes:
+        assert gone.wait(5.0)
+        return proof(self, response)
+
+    monkeypatch.setattr(wire.LauncherHandshake, "proof", late)
+    impatient = stranger_at(server)
+    impatient.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        wire.shake_hands(impatient, server.key)
+    impatient.close()
+    gone.set()
+    for trial_id in range(3):
+        assert trial_of(server, trial_id).hello(27) == WELCOME
+    assert loop.is_alive()
+
+
 def test_a_launcher_without_free_files_lets_in_again_when_there_are_some(server: ChannelServer, loop: Loop) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64

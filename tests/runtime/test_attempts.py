@@ -14,6 +14,7 @@ from lightning_hpo.runtime.messages import Ended
 KILLED = Exit(0, 1, 4711, None, signal=9)
 RAISED = Exit(0, 1, 4711, 1)
 CLEAN = Exit(0, 1, 4711, 0)
+UNORDERED = "the script raised KeyboardInterrupt, though nobody had interrupted the study"
 
 
 def attempt(outcome: Outcome | None = None, error: str | None = None, traceback: str | None = None) -> Attempt:
@@ -41,6 +42,9 @@ def log(tmp_path: Path) -> Path:
         (attempt(), RAISED, False, (Outcome.FAILED, "ValueError: no such data set")),
         (attempt(), KILLED, False, (Outcome.LOST, KILLED.description)),
         (attempt(), CLEAN, False, (Outcome.LOST, CLEAN.description)),
+        # An interruption that nobody ordered must not repeat itself without end.
+        (attempt(Outcome.INTERRUPTED), CLEAN, False, (Outcome.LOST, UNORDERED)),
+        (attempt(Outcome.INTERRUPTED), CLEAN, True, (Outcome.INTERRUPTED, None)),
         # Whoever interrupts the study may have signalled its trials too.
         (attempt(), KILLED, True, (Outcome.INTERRUPTED, KILLED.description)),
         (attempt(Outcome.PAUSED), KILLED, True, (Outcome.PAUSED, None)),

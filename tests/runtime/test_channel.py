@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import functools
 import socket
 import threading
 import time
@@ -101,6 +102,23 @@ def test_a_result_that_is_not_json_is_sent_as_text(server: ChannelServer, loop: 
     first, second = loop.received
     assert isinstance(first, Ended) and str(first.result).startswith("<object object")
     assert isinstance(second, Ended) and second.result == "nan"
+
+
+@pytest.mark.parametrize(
+    ("error", "traceback", "result", "told"),
+    [
+        ("no", "Traceback", [0.5] * 100_000, "[0.5, 0.5, 0.5"),
+        ("e" * 2_000_000, "é" * 2_000_000, "é" * 2_000_000, "éééé"),
+        ("no", "Traceback", functools.reduce(lambda inner, _: [inner], range(100_000), 0), "list, nested too deeply"),
+    ],
+)
+def test_a_trial_that_has_too_much_to_say_is_heard(server: ChannelServer, loop: Loop, error, traceback, result, told):
+    trial_of(server).ended(Outcome.FAILED, error, f"{traceback}, line 9", result)
+    loop.until(lambda: bool(loop.received))
+    (ended,) = loop.received
+    assert isinstance(ended, Ended) and ended.outcome is Outcome.FAILED
+    assert error.startswith(str(ended.error)) and str(ended.traceback).endswith(", line 9")
+    assert str(ended.result).startswith(told) and len(str(ended.result)) <= 1000
 
 
 def test_a_trial_that_is_turned_away_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

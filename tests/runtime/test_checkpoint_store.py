@@ -151,6 +151,16 @@ def test_sweeping_deletes_strays_only(tmp_path: Path) -> None:
     assert (tmp_path / "0" / "resource-5.ckpt").exists()
 
 
+@pytest.mark.parametrize("names_folders", ["by the link", "by what it points to"])
+def test_a_study_that_is_reached_by_a_symbolic_link_is_swept_too(tmp_path: Path, names_folders: str) -> None:
+    real, link = tmp_path / "scratch" / "runs", tmp_path / "runs"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    store = CheckpointStore(link / "study")
+    kept, stray = saved(real / "study", "0", 3), saved(real / "study", "0", 9)
+    assert store.sweep([(link if names_folders == "by the link" else real) / "study" / "0"], [kept]) == [stray.path]
+
+
 def test_the_least_promising_leave_first() -> None:
     def checkpoint(size: int) -> Checkpoint:
         return Checkpoint(1, "x", "", size)

@@ -80,6 +80,19 @@ def test_what_no_trial_can_bring_about_is_not_waited_for_longer_after_ctrl_c(
     assert interrupts.left(since=clock.now) == 0.0
 
 
+def test_under_nohup_a_closed_terminal_interrupts_nothing(interrupts: Interrupts) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.count == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (interrupts.count, interrupts.by) == (1, signal.SIGTERM)
+
+
 def test_ctrl_c_is_heard_without_an_exception(interrupts: Interrupts) -> None:
     with interrupts.listening():
         os.kill(os.getpid(), signal.SIGINT)
