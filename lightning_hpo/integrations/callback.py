@@ -4,12 +4,14 @@ Outside a trial the callback does nothing at all. Inside one it
 
 * tells the launcher the metric after each epoch (or validation) and does what the launcher answers,
 * pauses: writes a checkpoint and lets Lightning end the fit as after early stopping,
-* resumes: restores that checkpoint, in a new process, so that weights, optimizer, schedulers, callbacks and
-  random numbers go on as if there had been no pause.
+* resumes: restores that checkpoint, in a new process, so that weights, optimizer, schedulers, callbacks, random
+  numbers, frozen parameters, training modes and metrics of torchmetrics go on as if there had been no pause.
 
-What cannot be had: the state of random generators inside persistent DataLoader workers and of generators
-that a dataset keeps for itself; averages of *training* metrics over an epoch that was paused in its middle
-cover the part after the pause.
+What cannot be had: plain attributes of modules, callbacks and data modules (``self.best = 0``), unless they save them
+by ``on_save_checkpoint`` or ``state_dict``; metrics of torchmetrics that are no submodules of the LightningModule; the
+state of random generators inside persistent DataLoader workers and of generators that a dataset keeps for itself;
+averages of *training* values over an epoch that was paused in its middle cover the part after the pause, unless a
+metric of torchmetrics makes them.
 """
 
 from __future__ import annotations
@@ -123,9 +125,13 @@ class HPOCallback(EarlyStopping):
 
     # For the helper at the front of the list.
 
-    def first_in_epoch(self) -> None:
+    def first_in_epoch(self, pl_module: LightningModule) -> None:
         if self._fit is not None:
-            self._fit.restore_between_epochs()
+            self._fit.restore_between_epochs(pl_module)
+
+    def first_in_batch(self, pl_module: LightningModule) -> None:
+        if self._fit is not None:
+            self._fit.restore_before_batch(pl_module)
 
     def first_at_train_end(self, pl_module: LightningModule) -> None:
         if self._fit is not None:
@@ -151,7 +157,10 @@ class _FirstInLine(Callback):
         self._owner = owner
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._owner.first_in_epoch()
+        self._owner.first_in_epoch(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._owner.first_in_batch(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._owner.first_at_train_end(pl_module)

@@ -215,6 +215,21 @@ def strategy_writes_itself(trainer: Trainer) -> bool:
     return type(trainer.strategy).save_checkpoint is not Strategy.save_checkpoint
 
 
+def undone_after_validation(trainer: Trainer) -> tuple[dict[str, bool], list[torch.nn.Module]]:
+    """Call in ``on_validation_end``: what Lightning does to the module right after it.
+
+    Relies on the validation loop's ``_module_mode`` and ``_results``.
+
+    Returns:
+        Name of a submodule -> will it be in training mode, for those that there were before the validation.
+        The metrics that will be reset, because the validation logged them.
+    """
+    val_loop = trainer.fit_loop.epoch_loop.val_loop
+    modes = getattr(getattr(val_loop, "_module_mode", None), "mode", {})
+    results = getattr(val_loop, "_results", None) or {}
+    return modes, [result.value for result in results.values() if not result.is_tensor]
+
+
 # ---------------------------------------------------------------------------------------- stopping
 
 

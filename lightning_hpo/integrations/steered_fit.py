@@ -5,7 +5,10 @@ Where things happen, and why there:
 ==========================  ===========================================================================
 setup                       handshake; have our checkpoint loaded
 on_train_start              go on inside an epoch, if that is where the pause was
-on_train_epoch_start        first of all callbacks: restore random numbers, before anybody draws
+on_train_epoch_start        first of all callbacks: restore random numbers, before anybody draws, and what hooks of
+                            the start change: frozen parameters, metrics
+on_train_batch_start        first of all callbacks: the latter, if the pause was inside an epoch, which does not start
+                            again
 on_validation_end           last of all callbacks, after ModelCheckpoint: decide, if validations are counted
 on_train_epoch_end          last of all, after the module, so that its metrics are fresh: decide
 on_train_end                first of all: save, after Lightning has stepped epoch-wise schedulers and before
@@ -41,6 +44,7 @@ from lightning_hpo.errors import (
 )
 from lightning_hpo.integrations import lightning_internals as internals
 from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
+from lightning_hpo.integrations.module_state import ModuleState, module_state, restore_module_state
 from lightning_hpo.integrations.random_state import RandomState, random_state, restore_random_state
 from lightning_hpo.integrations.saving import check_unpicklable, without_odd_hyperparameters, write_checkpoint
 from lightning_hpo.report.shared_folders import lines_for_the_log
@@ -89,6 +93,8 @@ class SteeredFit:
         """Resource of the pause, from the end of the epoch to the end of the fit."""
         self._random_at_pause: RandomState | None = None
         self._random_at_epoch_start: RandomState | None = None
+        self._module_inside_epoch: ModuleState | None = None
+        """What is to be restored before the first batch, after a pause inside an epoch."""
         self._set_aside: list[Callback] | None = None
         """The Trainer's callbacks, while an epoch that was cut short is being closed."""
 
@@ -170,7 +176,7 @@ class SteeredFit:
             self._save(pl_module, self._pause_at, inside_epoch=False)
             self._pause_at = None
 
-    def restore_between_epochs(self) -> None:
+    def restore_between_epochs(self, pl_module: LightningModule) -> None:
         """In the first epoch after a pause between epochs."""
         if self.restored is None:
             return
@@ -178,6 +184,14 @@ class SteeredFit:
         self.restored = None
         self._restore_random_state(state["random"])
         internals.begin_epoch_as_uninterrupted(self._trainer, state["reloaded"])
+        if "module" in state:  # not in checkpoints of the first release
+            restore_module_state(pl_module, state["module"])
+
+    def restore_before_batch(self, pl_module: LightningModule) -> None:
+        """Before the first batch after a pause inside an epoch: the module's own ``on_train_start`` has been called."""
+        if self._module_inside_epoch is not None:
+            restore_module_state(pl_module, self._module_inside_epoch)
+            self._module_inside_epoch = None
 
     def end(self) -> None:
         """
@@ -308,8 +322,11 @@ class SteeredFit:
             state["random"] = self._random_state()
             state["random_at_epoch_start"] = self._random_at_epoch_start
             state["gradients"] = _accumulated_gradients(pl_module)
+            modes, metrics_to_reset = internals.undone_after_validation(trainer)
+            state["module"] = module_state(pl_module, modes, metrics_to_reset)
         else:
             state["random"] = self._random_at_pause
+            state["module"] = module_state(pl_module)
         metrics = {name: value for name, value in trainer.callback_metrics.items() if isinstance(value, torch.Tensor)}
         checkpoint = without_odd_hyperparameters(internals.dump_checkpoint(trainer))
         checkpoint[STATE_KEY] = {
@@ -352,6 +369,7 @@ class SteeredFit:
         state = self._state_of_rank()
         self.restored = None
         self._random_at_epoch_start = state["random_at_epoch_start"]
+        self._module_inside_epoch = state.get("module")
         self._restore_random_state(state["random_at_epoch_start"])
         internals.repeat_fetching(self._trainer)
         self._restore_random_state(state["random"])

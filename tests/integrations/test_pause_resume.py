@@ -47,6 +47,11 @@ SCRIPTS: dict[str, dict[str, Any]] = {
     "limited batches": {"limit_train_batches": 5},
     "ModelCheckpoint saves all": {"saving": {"save_top_k": -1, "save_last": True}},
     "a logger": {"logger": "csv"},
+    "a backbone unfrozen by BackboneFinetuning": {"frozen_by": "callback", "callbacks": ["backbone_finetuning"]},
+    "a backbone unfrozen by a BaseFinetuning": {"frozen_by": "callback", "callbacks": ["base_finetuning"]},
+    "a backbone unfrozen by the module": {"frozen_by": "module"},
+    "a backbone frozen by the module": {"frozen_by": "module, reversed"},
+    "metrics across epochs": {"measured": True},
 }  # fmt: skip
 
 PAUSED_TWICE = {
@@ -55,6 +60,12 @@ PAUSED_TWICE = {
     "max_steps too",
     "loaders reloaded every 2nd epoch",
     "callbacks that draw",
+    # They freeze and unfreeze in the second epoch.
+    "a backbone unfrozen by BackboneFinetuning",
+    "a backbone unfrozen by a BaseFinetuning",
+    "a backbone unfrozen by the module",
+    "a backbone frozen by the module",
+    "metrics across epochs",
 }
 
 
@@ -207,6 +218,11 @@ BY_VALIDATION: dict[str, dict[str, Any]] = {
     "own generators": {"val_check_interval": 0.5, "own_generators": True},
     "a stream without length": {"stream": True, "val_check_interval": 3},
     "a logger": {"val_check_interval": 0.5, "logger": "csv"},
+    "a backbone unfrozen by BackboneFinetuning": {
+        "val_check_interval": 0.5, "frozen_by": "callback", "callbacks": ["backbone_finetuning"],
+    },
+    "a backbone unfrozen by the module": {"val_check_interval": 0.5, "frozen_by": "module"},
+    "metrics across epochs": {"val_check_interval": 0.5, "measured": True},
 }  # fmt: skip
 
 
@@ -215,6 +231,8 @@ def test_pauses_inside_an_epoch_change_nothing(trials: Trials, name: str) -> Non
     trials.welcome = replace(trials.welcome, resource="validation", max_t=8)
     # With validation twice per epoch, 1 and 3 are in the middle of an epoch, 4 is at the end of one.
     pauses = (1, 3, 4) if name == "twice per epoch" else (1, 3)
+    if name == "metrics across epochs":
+        pauses = (1, 3, 7)  # the last one in the epoch whose metrics are compared
     uninterrupted = pauses_change_nothing(trials, pauses, **BY_VALIDATION[name])
     assert list(uninterrupted.reports) == [1, 2, 3, 4, 5, 6, 7, 8]
 
@@ -229,8 +247,9 @@ def test_a_cut_epoch_does_not_end_for_other_callbacks(trials: Trials) -> None:
     assert len(whole) == 4
 
 
-def test_both_ranks_go_on_as_before(trials: Trials) -> None:
-    options = {"strategy": "ddp", "devices": 2, "noise": "torch", "scheduler": "plateau"}
+@pytest.mark.parametrize("options", [{"noise": "torch", "scheduler": "plateau"}, {"measured": True}], ids=repr)
+def test_both_ranks_go_on_as_before(trials: Trials, options: dict[str, Any]) -> None:
+    options = {"strategy": "ddp", "devices": 2} | options
     whole, paused = trials.anew("whole"), trials.anew("paused")
     uninterrupted = whole.run(ranks=2, **options)
     first = paused.pause_at(2, ranks=2, **options)

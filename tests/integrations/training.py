@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
     Callback,
     EarlyStopping,
     LearningRateFinder,
@@ -27,6 +30,18 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchmetrics import (
+    CatMetric,
+    MaxMetric,
+    MeanAbsoluteError,
+    MeanMetric,
+    MeanSquaredError,
+    MetricCollection,
+    MetricTracker,
+    MinMaxMetric,
+    RunningMean,
+)
+from torchmetrics.classification import MulticlassPrecision, MulticlassRecall
 
 from lightning_hpo.integrations.callback import HPOCallback
 from lightning_hpo.runtime.channel import trial_channel
@@ -129,6 +144,97 @@ class WithoutValidation(Model):
     validation_step = LightningModule.validation_step
 
 
+class WithBackbone(Model):
+    """A backbone that is frozen at first and trained from the second epoch on.
+
+    Args:
+        frozen_by: ``callback``: a callback does both. ``module``: the module itself; before, the backbone is in
+            evaluation mode too. ``module, reversed``: it is frozen in the second epoch.
+    """
+
+    def __init__(self, frozen_by: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.backbone = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.BatchNorm1d(FEATURES))
+        self.head, self.net = self.net, nn.Sequential(self.backbone, self.net)
+        self.frozen_by = frozen_by
+        self.frozen = frozen_by == "module"
+        if self.frozen:
+            self.backbone.requires_grad_(False).eval()
+
+    def on_train_epoch_start(self) -> None:
+        if "module" in self.frozen_by and self.current_epoch == 1:
+            self.backbone.requires_grad_(self.frozen).train(self.frozen)
+
+    def configure_optimizers(self) -> Any:
+        # A callback adds the backbone's parameters by itself.
+        trained = self.head if self.frozen_by == "callback" else self.net
+        return torch.optim.AdamW(trained.parameters(), lr=self.lr)
+
+
+class LateBackbone(BaseFinetuning):
+    """Until the backbone is trained, its batch normalisation does without running statistics."""
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        self.freeze(pl_module.backbone, train_bn=False)
+
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.backbone, optimizer, lr=1e-3)
+
+
+class Measured(Model):
+    """Keeps metrics of several kinds over all epochs."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.accuracy, self.mean_of_epoch = MeanMetric(), MeanMetric()  # Lightning resets what is logged
+        self.best = MaxMetric()
+        self.range = MinMaxMetric(MeanMetric())
+        self.last_two = RunningMean(window=2)
+        self.every_value = CatMetric()
+        self.tracker = MetricTracker(MeanSquaredError())
+        self.group = MetricCollection([MulticlassPrecision(2), MulticlassRecall(2)])
+        self.errors = MetricCollection({"mse": MeanSquaredError(), "mae": MeanAbsoluteError()})
+
+    def on_train_start(self) -> None:
+        # As lightning-hydra-template does, so that the sanity check does not count.
+        self.best.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        self.tracker.increment()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.last_two(loss)
+        self.mean_of_epoch(loss)
+        self.log("train_mean", self.mean_of_epoch, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        output, target = self.net(batch[0]).softmax(1), batch[1]
+        self.accuracy((output.argmax(1) == target).float())
+        self.log("accuracy", self.accuracy)
+        self.range(output[:, 0])
+        self.group(output, target)
+        self.errors(output[:, 1], target.float())
+        self.tracker.update(output[:, 1], target.float())
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            value = torch.tensor([0.5, 0.9, 0.1, 0.3][self.current_epoch])
+            self.best(value)
+            self.every_value(value + self.global_step)
+            self.range.compute()
+
+    def across_epochs(self) -> dict[str, Any]:
+        """All that the metrics know at the end."""
+        names = ("best", "range", "last_two", "every_value", "group", "errors")
+        known = {name: getattr(self, name).compute() for name in names}
+        known |= {"tracker": self.tracker.compute_all(), "logged": self.trainer.callback_metrics["train_mean"]}
+        return {name: str(value) for name, value in known.items()}
+
+
 class DrawingCallback(Callback):
     """Draws random numbers where they are easily lost."""
 
@@ -206,6 +312,9 @@ def outcome(trainer: Trainer, model: LightningModule, checkpoint: ModelCheckpoin
         else None,
         "best_path": Path(checkpoint.best_model_path).name,
         "random": [torch.rand(1).item(), float(np.random.rand()), random.random()],
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "in_evaluation_mode": [name for name, inner in model.named_modules() if not inner.training],
+        "across_epochs": model.across_epochs() if isinstance(model, Measured) else None,
     }
 
 
@@ -225,6 +334,8 @@ def train(
     stream: bool = False,
     data_module: bool = False,
     random_split: bool = True,
+    frozen_by: str = "",
+    measured: bool = False,
     saving: dict[str, Any] | None = None,
     seed: int = 7,
     **options: Any,
@@ -250,9 +361,16 @@ def train(
         "swa": lambda: StochasticWeightAveraging(5e-3, swa_epoch_start=2, annealing_epochs=1),
         "drawing": DrawingCallback,
         "lr_finder": lambda: LearningRateFinder(num_training_steps=5, mode="linear"),
+        "backbone_finetuning": lambda: BackboneFinetuning(unfreeze_backbone_at_epoch=1),
+        "base_finetuning": LateBackbone,
     }
-    model = (Model if validation else WithoutValidation)(
-        scheduler, metric_from, {"hydra": OmegaConf.create({"a": {"b": [1, 2]}}), "lambda": lambda: 0}.get(config)
+    made_model: Any = Measured if measured else Model if validation else WithoutValidation
+    if frozen_by:
+        made_model = functools.partial(WithBackbone, frozen_by)
+    model = made_model(
+        scheduler=scheduler,
+        metric_from=metric_from,
+        config={"hydra": OmegaConf.create({"a": {"b": [1, 2]}}), "lambda": lambda: 0}.get(config),
     )
     options = {"max_epochs": 4, "accelerator": "cpu", "devices": 1, "logger": False} | options
     if options["logger"] == "csv":
