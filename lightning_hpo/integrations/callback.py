@@ -16,13 +16,16 @@ metric of torchmetrics makes them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateFinder, ModelSummary, ProgressBar
 
 from lightning_hpo.integrations.steered_fit import STATE_KEY, SteeredFit, interruption
+from lightning_hpo.report.log_notes import note_for_the_log
 from lightning_hpo.runtime.channel import trial_channel
 
 
@@ -33,9 +36,10 @@ class HPOCallback(EarlyStopping):
         monitor: logged name of the metric; None for the study's ``metric``. If both are given they must agree.
         quiet: in a trial, remove progress bars and model summaries, which nobody watches.
 
-    Only the first fit of a trial that has this callback is steered. After a pause or a stop ``fit`` returns
-    normally, and then ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise
-    :class:`~lightning_hpo.errors.TrialPaused` or :class:`~lightning_hpo.errors.TrialStopped`.
+    Only the first fit of a trial that has this callback is steered; further ones are left alone, and a note in the
+    trial's log, which the launcher shows, says so. After a pause or a stop ``fit`` returns normally, and then
+    ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise :class:`~lightning_hpo.errors.TrialPaused` or
+    :class:`~lightning_hpo.errors.TrialStopped`.
 
     It derives from ``EarlyStopping`` because Lightning calls such callbacks after the module at the end of
     an epoch, when everything is logged.
@@ -51,6 +55,7 @@ class HPOCallback(EarlyStopping):
 
     has_been_made = False
     """Was a callback made in this process, or before it was forked? A script that makes none has forgotten it."""
+    _has_told_of_further_fits = False
 
     def __init__(self, monitor: str | None = None, *, quiet: bool = True) -> None:
         super().__init__(monitor=monitor or "", check_on_train_epoch_end=True)
@@ -83,6 +88,7 @@ class HPOCallback(EarlyStopping):
         if channel.interrupted_as is not None:
             raise interruption(channel.interrupted_as)
         if self._finished or channel.steered_by not in (None, self):
+            _tell_of_further_fits(trainer)
             return
         channel.steered_by = self
         self._fit = SteeredFit(self, channel, trainer, self._asked_metric)
@@ -164,6 +170,21 @@ class _FirstInLine(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._owner.first_at_train_end(pl_module)
+
+
+def _tell_of_further_fits(trainer: Trainer) -> None:
+    """Once in a trial."""
+    if HPOCallback._has_told_of_further_fits or not trainer.is_global_zero:
+        return
+    HPOCallback._has_told_of_further_fits = True
+    note = (
+        "another fit with HPOCallback begins, and a study takes only the first one of each trial: this one is neither "
+        "reported nor paused nor stopped. Leave the callback out of Trainers that are not to be tuned; of the folds of "
+        "a cross-validation tune one, or report their mean with Study.ask and Study.tell."
+    )
+    # A hint must not end a training: a script may have closed its stderr.
+    with contextlib.suppress(Exception):
+        print(note_for_the_log(note), end="", file=sys.stderr, flush=True)
 
 
 class _NoTips(logging.Filter):

@@ -210,6 +210,11 @@ def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
     return checkpoint
 
 
+def ranks_it_started(trainer: Trainer) -> int:
+    """How many ranks there are, if Lightning has started all but this one, each as a new interpreter; else 1."""
+    return len(getattr(getattr(trainer.strategy, "launcher", None), "procs", ())) + 1
+
+
 def strategy_writes_itself(trainer: Trainer) -> bool:
     """Whether the strategy has its own way to write (sharded checkpoints), in which every rank takes part."""
     return type(trainer.strategy).save_checkpoint is not Strategy.save_checkpoint

@@ -47,6 +47,7 @@ from lightning_hpo.integrations.metrics import as_number, freshly_logged, missin
 from lightning_hpo.integrations.module_state import ModuleState, module_state, restore_module_state
 from lightning_hpo.integrations.random_state import RandomState, random_state, restore_random_state
 from lightning_hpo.integrations.saving import check_unpicklable, without_odd_hyperparameters, write_checkpoint
+from lightning_hpo.report.log_notes import note_for_the_log
 from lightning_hpo.report.shared_folders import lines_for_the_log
 from lightning_hpo.runtime.channel import TrialChannel
 from lightning_hpo.runtime.checkpoints import Written, checkpoint_path, publish, temporary_path, verify
@@ -124,6 +125,7 @@ class SteeredFit:
         with self._announcing_errors():
             self._check_validations()
         self._say_where_it_writes()
+        self._say_how_to_start_faster()
         if self.restored is None:
             return
         failpoint("callback.resumed")
@@ -241,6 +243,16 @@ class SteeredFit:
             with contextlib.suppress(Exception):
                 places = internals.places_outside(self._trainer, self._channel.directory)
                 print(lines_for_the_log(places), end="", file=sys.stderr, flush=True)
+
+    def _say_how_to_start_faster(self) -> None:
+        if self._trainer.is_global_zero and (ranks := internals.ranks_it_started(self._trainer)) > 1:
+            note = (
+                f"Lightning starts {ranks - 1} of this trial's {ranks} processes as new interpreters, at each start "
+                "and resume, which takes long. "
+                f"Set hydra.launcher.ranks_per_trial={ranks}: then the launcher starts them."
+            )
+            with contextlib.suppress(Exception):
+                print(note_for_the_log(note), end="", file=sys.stderr, flush=True)
 
     def _have_checkpoint_loaded(self) -> None:
         if self._welcome.checkpoint_path is None:

@@ -30,6 +30,7 @@ from lightning_hpo.report.decisions import DecisionLines
 from lightning_hpo.report.folder import trial_log
 from lightning_hpo.report.header import header_text
 from lightning_hpo.report.live_table import live_table
+from lightning_hpo.report.log_notes import LogNotes
 from lightning_hpo.report.shared_folders import SharedFolders
 
 _log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class RunObserver(ABC):
         self._clock = clock
         self._lines: DecisionLines | None = None
         self._shared_folders = SharedFolders(lambda trial: trial_log(folder, trial))
+        self._log_notes = LogNotes(lambda trial: trial_log(folder, trial))
         self._warnings: dict[str, int] = {}
         self._first_of: dict[str, str] = {}
         self._not_shown = 0
@@ -117,10 +119,12 @@ class RunObserver(ABC):
         self._safely(lambda: self._note(event, decisions, state))
         self._safely(lambda: self._warn(warning_of_failure_afterwards(event, state, self._folder)))
         self._safely(lambda: self._warn(self._shared_folders.warning(event, state)))
+        self._safely(lambda: self._warn(*self._log_notes.warnings(event, state)))
 
-    def _warn(self, message: str | None) -> None:
-        if message is not None:
-            self.say(message, warning=True)
+    def _warn(self, *messages: str | None) -> None:
+        for message in messages:
+            if message is not None:
+                self.say(message, warning=True)
 
     def say(self, message: str, warning: bool = False) -> None:
         """Show a message now. Of warnings that differ in numbers only, the first is shown and the rest are counted."""

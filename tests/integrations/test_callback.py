@@ -97,8 +97,16 @@ def test_a_second_trainer_after_a_pause_does_not_train(trials: Trials) -> None:
 @pytest.mark.parametrize("function", ["another_trainer", "same_callback_again"])
 def test_only_the_first_fit_is_steered(trials: Trials, function: str) -> None:
     attempt = trials.run(function)
-    assert attempt.returned == "two fits"
+    assert attempt.returned == "several fits"
     assert list(attempt.reports) == [1, 2, 3, 4]
+    assert attempt.log.count("another fit with HPOCallback begins") == 1
+
+
+def test_the_learning_rate_finder_before_a_fit_and_a_test_after_it_are_no_further_fits(trials: Trials) -> None:
+    before, after = trials.run("find_learning_rate_first"), trials.run("test_after_fit", method="test")
+    for attempt in (before, after):
+        assert list(attempt.reports) == [1, 2, 3, 4]
+        assert "another fit" not in attempt.log
 
 
 def test_the_learning_rate_finder_does_not_take_the_first_fits_place(trials: Trials) -> None:

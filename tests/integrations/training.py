@@ -422,10 +422,10 @@ def test_after_fit(folder: str, method: str) -> str:
 
 
 def another_trainer(folder: str) -> str:
-    """A second Trainer with the callback in the same script."""
-    _trainer(folder, HPOCallback()).fit(Model(), *_loaders())
-    _trainer(folder, HPOCallback(), max_epochs=2).fit(Model(), *_loaders())
-    return "two fits"
+    """Further Trainers with the callback in the same script."""
+    for epochs in (4, 2, 2):
+        _trainer(folder, HPOCallback(), max_epochs=epochs).fit(Model(), *_loaders())
+    return "several fits"
 
 
 def same_callback_again(folder: str) -> str:
@@ -433,7 +433,7 @@ def same_callback_again(folder: str) -> str:
     callback = HPOCallback()
     _trainer(folder, callback).fit(Model(), *_loaders())
     _trainer(folder, callback, max_epochs=2).fit(Model(), *_loaders())
-    return "two fits"
+    return "several fits"
 
 
 def find_learning_rate_first(folder: str) -> float:
