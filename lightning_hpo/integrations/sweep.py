@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 import signal
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,8 @@ from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.integrations.batch import read_launcher_options
 from lightning_hpo.integrations.hydra_space import ParsedSweep, read_space
-from lightning_hpo.integrations.job import HydraJob, JobResult, config_flags, resolve_max_t, resolve_seed
+from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t, resolve_seed
+from lightning_hpo.integrations.program import Program
 from lightning_hpo.integrations.run import StudySetup, check_folder, run_study
 from lightning_hpo.integrations.trial import TrialEntry
 from lightning_hpo.runtime.backends.base import Job
@@ -65,7 +65,7 @@ def run_sweep(
     if options.study is not None and not Journal.exists(folder):
         notes = (*notes, f"There was no study in {folder} to continue: this is a new one.")
     check_folder(folder)
-    program = _Program(hydra_job)
+    program = Program(hydra_job)
     setup = StudySetup(
         space=parsed.space,
         options=options,
@@ -172,18 +172,3 @@ class HydraJobs:
             ranks=self._ranks,
             seed=child_seed(self._options.random_seed, Stream.TRAINING, decision.trial_id),
         )
-
-
-class _Program:
-    """The user's program as a command line."""
-
-    def __init__(self, hydra_job: HydraJob) -> None:
-        self._argv = hydra_job.argv
-
-    def continued(self, folder: Path) -> str:
-        study = f"hydra.launcher.study={folder}"
-        arguments = [a for a in self._argv[1:] if not a.startswith("hydra.launcher.study=")]
-        return shlex.join(["python", self._argv[0], *arguments, study])
-
-    def single(self, overrides: list[str]) -> str:
-        return shlex.join(["python", self._argv[0], *config_flags(self._argv), *overrides])

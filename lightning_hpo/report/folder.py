@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,9 @@ LOG_NAME = "trial.log"
 
 SWEEPS = "multirun"
 """Where Hydra puts sweeps by default, relative to the current folder."""
+
+STUDY_OPTION = "hydra.launcher.study="
+"""Begin of the argument that tells a program which study to continue."""
 
 Watcher = Callable[[Event, Sequence[Decision], StudyState], None]
 
@@ -100,12 +104,28 @@ def continuing(command: str | None, folder: Path) -> dict[str, Any]:
     return {} if command is None else {"continue": {"command": command, "folder": str(folder), "in": os.getcwd()}}
 
 
+def naming_study(folder: str) -> str:
+    """The argument that tells a program to continue the study in a folder; for a shell it is still to be quoted."""
+    return f"{STUDY_OPTION}{formats.override_value(folder)}"
+
+
 def _continue_command(folder: Path, header: Mapping[str, Any]) -> str | None:
     kept = header.get("continue")
     if kept is None:
         return None
-    command = str(kept["command"]).replace(kept["folder"], str(folder.absolute()))  # the folder may have been moved
+    command = _with_folder(str(kept["command"]), str(kept["folder"]), str(folder.absolute()))
     return command if kept["in"] == os.getcwd() else f"cd {formats.quoted(kept['in'])} && {command}"
+
+
+def _with_folder(command: str, before: str, now: str) -> str:
+    """The command for a study that may have been moved since it was written."""
+    if STUDY_OPTION not in command:  # that of a Tuner, which is Python
+        return command.replace(repr(before), repr(now))
+    try:
+        arguments = shlex.split(command)
+    except ValueError:  # no shell would take it
+        return command
+    return shlex.join(naming_study(now) if a.startswith(STUDY_OPTION) else a for a in arguments)
 
 
 def replay(journal: Journal, watch: Watcher | None = None) -> StudyState:

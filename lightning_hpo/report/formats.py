@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from lightning_hpo.core.space import SearchSpace
 
 MAX_LISTED = 6
 """Categories of a domain that are written out."""
+
+_BARE = re.compile(r"/[A-Za-z0-9_./@%+-]*")
+"""Paths that Hydra reads without quotes."""
 
 
 def number(value: float | None) -> str:
@@ -138,3 +142,14 @@ def path(location: Path) -> str:
 def quoted(argument: object) -> str:
     """An argument as it is typed into a shell."""
     return shlex.quote(str(argument))
+
+
+def override_value(path: str) -> str:
+    """An absolute path as the part of a Hydra override after ``=``, in quotes if its characters need them.
+
+    Not by Hydra itself, which is not imported to look at a study.
+    """
+    if _BARE.fullmatch(path):
+        return path
+    # Backslashes count in front of a quote only: there, each is doubled, and the quote has one more.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), path) + "'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -118,6 +119,35 @@ class TestAStudy:
         ended = server.run(program, *TUNE, "hydra.launcher.n_trials=3", "model.lr=0.02", folder=tmp_path)
         assert ended.code == 0, ended.output
         assert all(4 <= int(row["model.units"]) <= 16 for row in rows(ended.study))
+
+    def test_tells_a_command_that_trains_once_even_if_the_config_asks_for_many_runs(self, server, tmp_path):
+        program = tmp_path / "program.py"
+        program.write_text(PROGRAM.replace('"model"', '"hydra": {"mode": "MULTIRUN"}, "model"', 1))
+        overrides = [*TUNE[1:], "hydra.launcher.n_trials=1", "+hydra.job.env_set.FOO=bar", LR]
+        ended = server.run(program, *overrides, folder=tmp_path)
+        assert ended.code == 0, ended.output
+        (command,) = [line for line in ended.output.splitlines() if line.startswith("  train trial 0")]
+        python, script, *arguments = shlex.split(command)[3:]
+        assert (python, script) == ("python", str(program))
+        assert "+hydra.job.env_set.FOO=bar" in arguments
+        again = server.run(program, *arguments, folder=tmp_path)
+        assert again.code == 0, again.output
+        assert "the script's last line" in again.output
+        assert len(list(tmp_path.glob("multirun/*/*"))) == 1
+
+    def test_goes_on_by_the_command_that_it_prints_whatever_its_folder_is_called(self, server, program, tmp_path):
+        study = tmp_path / "lr=0.1,wd=(a) it's"
+        quoted = str(study).replace("'", "\\'")
+        limit = "hydra.launcher.n_trials"
+        ended = server.run(program, *TUNE, LR, f"{limit}=1", f"hydra.sweep.dir='{quoted}'", folder=tmp_path)
+        assert ended.code == 0, ended.output
+        command = next(line for line in ended.output.splitlines() if line.startswith("  continue"))
+        arguments = [a.replace(f"{limit}=1", f"{limit}=2") for a in shlex.split(command)[3:]]
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        again = server.run(program, *arguments, folder=elsewhere)
+        assert again.code == 0, again.output
+        assert [row["trial"] for row in rows(study)] == ["0", "1"]
 
     def test_survives_a_trial_that_raises(self, tune):
         ended = tune(LR, "do=raise once", "hydra.launcher.algorithm=random")

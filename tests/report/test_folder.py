@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,17 @@ import pytest
 
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import StudyNotFound
-from lightning_hpo.report.folder import find_study, read_reports, read_study, trial_folder, trial_log
-from lightning_hpo.runtime.journal import FILE_NAME
+from lightning_hpo.report.folder import (
+    continuing,
+    find_study,
+    naming_study,
+    read_reports,
+    read_study,
+    trial_folder,
+    trial_log,
+)
+from lightning_hpo.runtime.journal import FILE_NAME, Journal
+from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.study import Study
 from tests.report.studies import SPACE, small_study, state_of
 
@@ -120,6 +130,36 @@ def test_the_folder_of_a_trial_is_where_its_checkpoint_lies(tmp_path: Path):
     (tmp_path / "lr=0.1").mkdir()
     (tmp_path / "lr=0.1" / "trial.log").touch()
     assert trial_log(tmp_path, trial) == tmp_path / "lr=0.1" / "trial.log"
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ("python /x/train.py -m 'a b=1,2' hydra.launcher.study={old}", "python /x/train.py -m 'a b=1,2' {study}"),
+        ("python {old}/train.py hydra.launcher.study={old}", "python {old}/train.py {study}"),
+        ("Tuner(..., path={old!r}).run()", "Tuner(..., path={new!r}).run()"),
+        ("python it's", "python it's"),
+    ],
+)
+@pytest.mark.parametrize("name", ["new", "lr=0.1,wd=(a) it's"])
+def test_the_command_that_continues_a_study_follows_it_to_another_folder(tmp_path: Path, kept, told, name):
+    old, new = str(tmp_path / "old"), tmp_path / name
+    state = state_of(small_study())
+    header = study_header(state.space, state.options) | continuing(kept.format(old=old), Path(old))
+    Journal.create(old, header).close()
+    os.rename(old, new)
+    study = shlex.quote(naming_study(str(new)))
+    assert read_study(new).continue_command == told.format(old=old, new=str(new), study=study)
+
+
+def test_a_command_of_an_older_version_is_made_valid(tmp_path: Path):
+    study = tmp_path / "lr=0.1"
+    state = state_of(small_study())
+    raw = f"python train.py hydra.launcher.study={study}"
+    Journal.create(study, study_header(state.space, state.options) | continuing(raw, study)).close()
+    command = read_study(study).continue_command
+    assert command is not None
+    assert shlex.split(command)[-1] == f"hydra.launcher.study='{study}'"
 
 
 def test_reading_needs_neither_torch_nor_lightning(tmp_path: Path):
