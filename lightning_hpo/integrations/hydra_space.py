@@ -35,6 +35,7 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
+from lightning_hpo.core.domains.base import portable
 from lightning_hpo.core.space import (
     Domain,
     SearchSpace,
@@ -78,7 +79,7 @@ class Parameter:
     fixed: str | None = None
     """The whole override as it was written, if nothing is searched."""
     literal: bool = False
-    """The categories are texts of the grammar, because the values have no common type: ``choice(0.5,null)``."""
+    """The categories are texts of the grammar, because the values have no common type: ``choice(0.5,auto)``."""
 
     def override(self, config: Mapping[str, Any]) -> str:
         if self.fixed is not None:
@@ -114,6 +115,7 @@ def read_space(
     arguments: Iterable[str],
     params: Mapping[str, Any] | None = None,
     domains: Mapping[str, Any] | None = None,
+    begun: Mapping[str, Domain] | None = None,
 ) -> ParsedSweep:
     """The search space of a sweep.
 
@@ -122,6 +124,8 @@ def read_space(
         arguments: overrides of the command line, ``hydra.overrides.task``.
         params: ``hydra.sweeper.params``: name, perhaps with a prefix, to the text after ``=``.
         domains: ``hydra.launcher.space``: name to the spelling of a domain, as ``SearchSpace.parse`` takes it.
+        begun: name to domain of the study that is to be continued. Where it has texts for categories as they are
+            written now, they stay texts: earlier versions knew no null beside values.
 
     The same name may stand in several places: the command line wins over ``domains``, which win over ``params``.
 
@@ -134,17 +138,18 @@ def read_space(
     given = parser.parse_overrides(list(arguments))
     spelled = dict(_spelled_domains(domains or {}))
 
+    begun = begun or {}
     found: dict[str, tuple[Parameter, Domain | None]] = {}
     notes: list[str] = []
     for override in written:
-        found[_name(override)] = _read_override(override, notes)
+        found[_name(override)] = _read_override(override, notes, begun)
     for key, spelling in spelled.items():
         name = key.lstrip("+")
         key = found[name][0].key if name in found and key == name else key
         found[name] = Parameter(name, key), _spelled_domain(name, spelling)
     for override in given:
         name = _name(override)
-        parameter, domain = _read_override(override, notes)
+        parameter, domain = _read_override(override, notes, begun)
         if name in spelled and domain is None:
             notes.append(f"{name} is not searched: the command line fixes it.")
         if name in found and domain is not None and parameter.key == name:
@@ -224,7 +229,9 @@ def _name(override: Override) -> str:
     return f"{override.key_or_group}{package}"
 
 
-def _read_override(override: Override, notes: list[str]) -> tuple[Parameter, Domain | None]:
+def _read_override(
+    override: Override, notes: list[str], begun: Mapping[str, Domain]
+) -> tuple[Parameter, Domain | None]:
     name, key = _name(override), override.get_key_element()
     if not override.is_sweep_override():
         return Parameter(name, key, fixed=override.input_line), None
@@ -240,7 +247,7 @@ def _read_override(override: Override, notes: list[str]) -> tuple[Parameter, Dom
         elif isinstance(value, RangeSweep):
             domain = _range_domain(value)
         else:
-            domain, literal = _choice_domain(override, value)
+            domain, literal = _choice_domain(override, value, begun.get(name))
     except SpaceError as problem:
         raise SpaceError(f"{override.input_line}: {problem}") from None
     if getattr(value, "shuffle", False):
@@ -274,18 +281,35 @@ def _range_domain(sweep: RangeSweep) -> Domain:
     return _RANGES[tag](sorted(values))
 
 
-def _choice_domain(override: Override, value: Any) -> tuple[Domain, bool]:
+def _choice_domain(override: Override, value: Any, begun: Domain | None) -> tuple[Domain, bool]:
     """The domain, and whether its categories are texts because the values have no common type."""
     tag = _tag(value.tags if isinstance(value, ChoiceSweep) else (), [tag for tag in _CHOICES if tag])
     elements = list(override.sweep_iterator())
     if not elements:
         raise SpaceError("there is nothing to choose from. Name at least one option.")
     values = [_plain(element) for element in elements]
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        values = [float(v) for v in values] if any(isinstance(v, float) for v in values) else values
-    elif len({type(v) for v in values}) > 1 or values[0] is None:
-        return _CHOICES[tag](list(override.sweep_string_iterator())), True
+    types = {type(v) for v in values} - {type(None)}
+    has_common_type = len(types) < 2 or types == {int, float}
+    if has_common_type and not any(v is None for v in values):
+        return _CHOICES[tag](values), False
+    texts = list(override.sweep_string_iterator())
+    if not has_common_type or not _can_be_expressed(values) or _is_searched_by_text(texts, begun):
+        return _CHOICES[tag](texts), True
     return _CHOICES[tag](values), False
+
+
+def _is_searched_by_text(texts: list[str], begun: Domain | None) -> bool:
+    return begun is not None and begun.to_json().get("categories") == texts
+
+
+def _can_be_expressed(values: list[Any]) -> bool:
+    """Whether a study can keep the values and the grammar has words for them; not so for ``inf`` and odd mappings."""
+    try:
+        for value in values:
+            format_value(portable("a category", value))
+    except SpaceError:
+        return False
+    return True
 
 
 def _plain(element: Any) -> Any:

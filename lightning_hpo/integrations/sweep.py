@@ -14,6 +14,7 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_hpo.core.domains import Domain
 from lightning_hpo.core.events import Resume, Start
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.seeds import Stream, child_seed
@@ -26,6 +27,7 @@ from lightning_hpo.integrations.trial import TrialEntry
 from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.script import refuse_nested_sweep
+from lightning_hpo.runtime.stored import state_from_header
 
 _CALLBACK = "HPOCallback"
 _SECRET = re.compile(r"passw|token|secret|credential|api_?key", re.IGNORECASE)
@@ -50,8 +52,9 @@ def run_sweep(
     options = read_launcher_options(config)
     params = OmegaConf.to_container(config.hydra.sweeper.params or OmegaConf.create({}), resolve=True)
     assert isinstance(params, Mapping)
-    parsed = read_space(hydra_context.config_loader, arguments, {str(k): v for k, v in params.items()}, options.space)
     folder = Path(options.study or str(config.hydra.sweep.dir)).absolute()
+    given = {str(name): value for name, value in params.items()}
+    parsed = read_space(hydra_context.config_loader, arguments, given, options.space, _domains_of_study(folder))
     hydra_job = HydraJob(hydra_context, config, task_function, folder)
     middle = parsed.space.default()
     another = parsed.space.sample(np.random.default_rng(0))
@@ -87,6 +90,14 @@ def run_sweep(
         raise SystemExit(128 + signal.SIGINT) from None
     best = state.best_full
     return None if best is None else best[2]
+
+
+def _domains_of_study(folder: Path) -> Mapping[str, Domain]:
+    """What the study in the folder searches; nothing if there is none."""
+    if not Journal.exists(folder):
+        return {}
+    with Journal.read(folder) as journal:
+        return state_from_header(journal.header).space.domains
 
 
 def targets(node: Any) -> Iterator[tuple[str, str]]:

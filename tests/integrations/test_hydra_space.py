@@ -69,6 +69,37 @@ class TestTheGrammar:
         assert sweep.space == SearchSpace({"clip": choice(["0.5", "null", "'a b'"])})
         assert [parsed(*sweep.overrides({"clip": c})) for c in ("0.5", "null", "'a b'")] == [0.5, None, "a b"]
 
+    @pytest.mark.parametrize(
+        ("text", "values"),
+        [
+            ("null,0.1", [None, 0.1]),
+            ("1,null,2", [1, None, 2]),
+            ("null,0.5,1", [None, 0.5, 1.0]),
+            ("null,relu,'null'", [None, "relu", "null"]),
+            ("true,null", [True, None]),
+            ("[64,32],null", [[64, 32], None]),
+            ("{a:1},null", [{"a": 1}, None]),
+        ],
+    )
+    def test_null_stands_beside_values_of_any_type_and_leaves_them_what_they_are(self, text, values):
+        sweep = read_space(None, [f"x={text}"])
+        assert sweep.space == SearchSpace({"x": choice(values)})
+        assert sweep.space.complete([{"x": v} for v in values]) == [{"x": v} for v in values]
+        assert [parsed(*sweep.overrides({"x": v})) for v in values] == values
+        assert sweep.overrides({"x": None}) == ["x=null"]
+
+    @pytest.mark.parametrize("text", ["inf", "{1:a}"])
+    def test_beside_null_a_value_that_no_study_can_keep_is_searched_by_the_way_it_is_written(self, text):
+        sweep = read_space(None, [f"x=null,{text}"])
+        assert sweep.space == SearchSpace({"x": choice(["null", text])})
+        assert sweep.overrides({"x": text}) == [f"x={text}"]
+
+    def test_a_study_that_began_with_texts_goes_on_with_texts(self):
+        begun = {"x": choice(["null", "0.1"]), "y": choice(["null", "2"])}
+        sweep = read_space(None, ["y=null,3"], params={"x": "null,0.1"}, begun=begun)
+        assert sweep.space == SearchSpace({"x": choice(["null", "0.1"]), "y": choice([None, 3])})
+        assert sweep.overrides({"x": "0.1", "y": None}) == ["x=0.1", "y=null"]
+
     def test_every_option_of_a_group_is_a_category_of_a_glob(self):
         class Options:
             def get_group_options(self, group, results_filter):

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_hpo import loguniform, randint
+from lightning_hpo import choice, loguniform, randint
+from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.study import Study
 from tests.integrations.programs import PROGRAM, Ended, ProgramServer, Running
 
@@ -148,6 +150,29 @@ class TestAStudy:
         again = server.run(program, *arguments, folder=elsewhere)
         assert again.code == 0, again.output
         assert [row["trial"] for row in rows(study)] == ["0", "1"]
+
+    def test_null_is_a_value_in_the_results_and_beside_values_to_begin_with(self, server, tmp_path):
+        program = tmp_path / "program.py"
+        program.write_text(PROGRAM.replace('"units": 8', '"units": 8, "drop": None', 1))
+        points = "hydra.launcher.points_to_evaluate=[{model.drop:null},{model.drop:0.1}]"
+        arguments = [*TUNE, "model.drop=0.1,null", points, "hydra.launcher.n_workers=1"]
+        ended = server.run(program, *arguments, "hydra.launcher.n_trials=2", folder=tmp_path)
+        assert ended.code == 0, ended.output
+        overrides = [(ended.study / f"{i}" / ".hydra" / "overrides.yaml").read_text() for i in range(2)]
+        assert overrides == ["- model.drop=null\n", "- model.drop=0.1\n"]
+        results = yaml.safe_load((ended.study / "optimization_results.yaml").read_text())
+        assert results["best_seen"]["params"] == {"model.drop": None}
+
+    def test_a_study_that_began_with_null_as_a_text_goes_on(self, tune, tmp_path):
+        begun = SearchSpace({"model.act": choice(["null", "relu"])})
+        options = StudyOptions.from_mapping(
+            {"metric": "val_loss", "algorithm": "asha", "max_t": 3, "n_trials": 1, "random_seed": 1}
+        )
+        Journal.create(tmp_path / "old", study_header(begun, options)).close()
+        ended = tune("model.act=null,relu", f"hydra.launcher.study={tmp_path}/old", "hydra.launcher.n_trials=2")
+        assert ended.code == 0, ended.output
+        overrides = [(tmp_path / "old" / f"{i}" / ".hydra" / "overrides.yaml").read_text() for i in range(2)]
+        assert sorted(overrides) == ["- model.act=null\n", "- model.act=relu\n"]
 
     def test_survives_a_trial_that_raises(self, tune):
         ended = tune(LR, "do=raise once", "hydra.launcher.algorithm=random")
