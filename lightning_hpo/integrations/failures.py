@@ -11,6 +11,7 @@ import errno
 import re
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 
 from lightning_hpo.core.events import Outcome
 from lightning_hpo.errors import ExecutionError
@@ -29,30 +30,70 @@ _MEMORY_ADVICE = (
 
 
 def judge(error: BaseException) -> tuple[Outcome, str]:
-    """``LOST`` or ``FAILED``, and one line that names the error and, where there is any, the advice.
+    """``LOST`` or ``FAILED``, and one line: the error, what is at its bottom and, where there is any, the advice.
 
     What counts is also what caused it: libraries wrap errors of the surroundings into their own, as ``logging.config``
     does when the disk is full.
     """
-    summary = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[0]
-    for outcome, applies, advice in (
-        (Outcome.FAILED, _is_cuda_out_of_memory(error), _GPU_ADVICE),
-        (Outcome.FAILED, _is_out_of_memory(error), _MEMORY_ADVICE),
+    causes = list(_causes(error))
+    # What was only handled when the error came up need not be its reason: scripts expect a KeyError, try with less
+    # memory. A full disk is none they expect, and it makes the clean-up fail as well.
+    known = [*causes, *(e for e in _before(error) if e not in causes)]
+    for outcome, applies, candidates, advice in (
+        (Outcome.FAILED, _is_cuda_out_of_memory, causes, _GPU_ADVICE),
+        (Outcome.FAILED, _is_out_of_memory, causes, _MEMORY_ADVICE),
         (
             Outcome.LOST,
-            isinstance(error, OSError) and error.errno in _NO_ROOM,
+            _is_full_disk,
+            known,
             "The disk is full. Make room on it; the trial goes on from its last checkpoint.",
         ),
         (
             Outcome.LOST,
-            _is_loss_of_loading_process(error),
+            _is_loss_of_loading_process,
+            causes,
             f"A process that loads data was killed (out of memory?). {_MEMORY_ADVICE.partition('. ')[2]}",
         ),
-        (Outcome.LOST, isinstance(error, ExecutionError), ""),
+        (Outcome.LOST, _is_trouble_of_the_study, causes, ""),
     ):
-        if applies:
+        decisive = next((e for e in candidates if applies(e)), None)
+        if decisive is not None:
+            summary = _summary(error, decisive)
             return outcome, f"{summary.rstrip('. ')}. {advice}" if advice else summary
-    return Outcome.FAILED, summary
+    return Outcome.FAILED, _summary(error, causes[-1])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from (``raise ... from ...``), down to the bottom."""
+    return _chain(error, lambda e: e.__cause__)
+
+
+def _before(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that Python's traceback shows above it."""
+    return _chain(error, lambda e: e.__cause__ or (None if e.__suppress_context__ else e.__context__))
+
+
+def _chain(error: BaseException, before: Callable[[BaseException], BaseException | None]) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    step: BaseException | None = error
+    while step is not None and id(step) not in seen:  # scripts may tie them to a ring
+        seen.add(id(step))
+        yield step
+        step = before(step)
+
+
+def _summary(error: BaseException, bottom: BaseException) -> str:
+    """``ValueError: no such data set: FileNotFoundError: ...``; the second one only if the first does not tell it."""
+    line = _line(error)
+    told = str(bottom).strip().partition("\n")[0]
+    if bottom is error or (told and told in line):
+        return line
+    return f"{line.rstrip(':. ')}: {_line(bottom)}"
+
+
+def _line(error: BaseException) -> str:
+    """Class and message; of a long message the first line says most."""
+    return "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[0]
 
 
 def is_sigterm(request: SystemExit) -> bool:
@@ -67,6 +108,14 @@ def terminated() -> ExecutionError:
         "The training was told to end (SIGTERM from outside of the study). Let the study go on, or continue it where "
         "its processes are left alone."
     )
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
+def _is_trouble_of_the_study(error: BaseException) -> bool:
+    return isinstance(error, ExecutionError)
 
 
 def _is_loss_of_loading_process(error: BaseException) -> bool:

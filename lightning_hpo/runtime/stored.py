@@ -71,12 +71,12 @@ def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: Stu
     # Read and written again, so that options which are newer than the study are there, and off.
     old, new = _flat(StudyOptions.from_json(header["options"])), _flat(options)
     changes = [f"{name}: {value!r} -> {new[name]!r}" for name, value in sorted(old.items()) if value != new[name]]
+    hint = "What you did not set is a preset of the algorithm in this version. " if changes else ""
     changes += _changes_of_space(header["space"], space.to_json())
     if changes:
         raise StudyMismatch(
             "The study was created with other settings:\n  " + "\n  ".join(changes) + "\n"
-            "What you did not set is a preset of the algorithm in this version. "
-            "Use the settings on the left, or start a new study in another folder."
+            f"{hint}Use the settings on the left, or start a new study in another folder."
         )
 
 

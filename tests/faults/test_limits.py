@@ -89,14 +89,16 @@ def test_what_a_study_means_may_not_change_and_the_difference_is_shown(change, d
     with pytest.raises(StudyMismatch) as caught:
         check_same_study(header(), SPACE, StudyOptions.from_mapping({**OPTIONS, **change}))
     assert difference in str(caught.value)
+    assert "What you did not set is a preset" in str(caught.value)
     assert str(caught.value).endswith("or start a new study in another folder.")
 
 
 @pytest.mark.parametrize("name", OTHER_SPACES)
 def test_nor_may_the_space(name):
     space = SearchSpace({**SPACE.domains, **OTHER_SPACES[name]})
-    with pytest.raises(StudyMismatch, match="space: "):
+    with pytest.raises(StudyMismatch, match="space: ") as caught:
         check_same_study(header(), space, StudyOptions.from_mapping(OPTIONS))
+    assert "preset" not in str(caught.value), "no algorithm has one for the space"
 
 
 def test_two_changes_are_both_shown():

@@ -6,6 +6,8 @@ import errno
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_hpo.core.events import Outcome
@@ -45,6 +47,96 @@ def test_a_trial_whose_surroundings_failed_is_lost_and_one_whose_script_failed_i
     assert says in summary
     assert summary.startswith(type(error).__module__ if "." in summary.split(":")[0] else type(error).__name__)
     assert "\n" not in summary
+
+
+def raised(error: BaseException, *, cause: BaseException | None = None, handling: BaseException | None = None):
+    """The error as it is after ``raise error from cause``, or after ``raise error`` while another one was handled."""
+    try:
+        if handling is None:
+            raise error from cause
+        try:
+            raise handling
+        except BaseException:
+            raise error  # noqa: B904
+    except BaseException as caught:
+        return caught
+
+
+def of_hydra(target: object, **arguments: object) -> BaseException:
+    with pytest.raises(InstantiationException) as caught:
+        instantiate({"_target_": target, **arguments})
+    return caught.value
+
+
+def test_the_reason_of_what_hydra_could_not_make_is_told_in_the_same_line():
+    _, summary = judge(of_hydra("lightning.pytorch.loggers.CSVLogger", name=1))
+    assert summary.startswith(
+        "hydra.errors.InstantiationException: Error in call to target 'lightning.pytorch.loggers.csv_logs.CSVLogger': "
+        "TypeError: "
+    )
+    assert "save_dir" in summary and "\n" not in summary
+    _, summary = judge(of_hydra("no_such_module.X"))
+    assert summary.endswith("ModuleNotFoundError: No module named 'no_such_module'")
+
+
+@pytest.mark.parametrize(
+    ("error", "summary"),
+    [
+        (raised(ValueError("bad"), cause=KeyError("lr")), "ValueError: bad: KeyError: 'lr'"),
+        (raised(ValueError("bad: no 'lr'."), cause=KeyError("lr")), "ValueError: bad: no 'lr'."),
+        (
+            raised(ValueError("bad"), cause=MemoryError()),
+            "ValueError: bad: MemoryError. The machine had no memory left",
+        ),
+        (
+            raised(ValueError("a\nb"), cause=raised(KeyError("k"), cause=OSError("deep\ndown"))),
+            "ValueError: a: OSError: deep",
+        ),
+        (raised(ValueError("no model 'x'"), handling=KeyError("key")), "ValueError: no model 'x'"),
+    ],
+)
+def test_what_is_at_the_bottom_of_an_error_is_told_unless_it_is_told_already(error, summary):
+    assert judge(error)[1].startswith(summary)
+    assert judge(error)[1] == summary or "memory" in summary
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError(KILLED_LOADER),
+        ChannelError("The launcher is gone. Start the study again."),
+    ],
+)
+def test_trouble_of_the_surroundings_stays_what_it_is_in_the_errors_of_libraries(cause):
+    outcome, advice = judge(cause)
+    error = raised(ValueError("x"), cause=raised(ValueError("Unable to configure handler 'file'"), cause=cause))
+    judged, summary = judge(error)
+    assert judged is outcome
+    assert summary == f"ValueError: x: {advice}"
+
+
+def test_a_full_disk_counts_also_if_something_else_failed_over_it():
+    full = OSError(errno.ENOSPC, "No space left on device")
+    outcome, summary = judge(raised(ValueError("I/O operation on closed file."), handling=full))
+    assert outcome is Outcome.LOST
+    assert summary.startswith("ValueError: I/O operation on closed file: OSError: [Errno 28] No space left on device.")
+    ignored = raised(ValueError("x"), handling=full)
+    ignored.__suppress_context__ = True  # raise ... from None
+    assert judge(ignored) == (Outcome.FAILED, "ValueError: x")
+
+
+@pytest.mark.parametrize("handled", [ChannelError("x"), RuntimeError(KILLED_LOADER), MemoryError()])
+def test_what_a_script_had_dealt_with_does_not_excuse_its_own_error(handled):
+    assert judge(raised(ValueError("a bug"), handling=handled)) == (Outcome.FAILED, "ValueError: a bug")
+
+
+def test_errors_that_caused_each_other_in_a_ring_come_to_an_end():
+    first, second = ValueError("first"), KeyError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert judge(first) == (Outcome.FAILED, "ValueError: first: KeyError: 'second'")
 
 
 def test_what_pytorch_really_says_of_a_killed_loading_process_is_recognised(trials: Trials) -> None:
