@@ -25,8 +25,10 @@ class Attempt:
     ended: Ended | None = None
     """What it said last."""
     fate: tuple[Outcome, str] | None = None
-    """Why it was told to end from outside, if it was."""
+    """How it ends whatever it still says, and why."""
     has_greeted: bool = False
+    is_sent_away: bool = False
+    """Its process was told to end from outside."""
 
     def overdue(
         self, now: float, epoch_timeout: float | None, trial_timeout: float | None

@@ -133,8 +133,8 @@ class TrialChannel:
     ) -> None:
         """Announce the end of the script.
 
-        However much it has to say must not keep it from being heard: long texts are cut, and of a result that is long or
-        no JSON data the begin of its text is told.
+        However much it has to say must not keep it from being heard: long texts are cut, and of a result that is long
+        or no JSON data the begin of its text is told.
         """
         error = None if error is None else error[:_MOST_CHARACTERS]
         traceback = None if traceback is None else traceback[-_MOST_CHARACTERS:]

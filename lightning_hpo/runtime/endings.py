@@ -21,6 +21,8 @@ _PATIENCE = 2.0
 
 _MOST_PATIENCE_S = 300.0
 """No more than this: a limit in time is often set just below that of a batch system."""
+_LEAVING_S = 300.0
+"""After its last word a process has this time to end: loggers may still have to send what they have."""
 
 
 class Stops(Protocol):
@@ -75,9 +77,13 @@ class Endings:
         attempt.heard_at = now
 
     def check_timeouts(self, now: float, epoch_timeout: float | None, trial_timeout: float | None) -> None:
-        """End what has been silent or has run for too long."""
+        """End what has been silent or has run for too long, or does not leave although it has said that it is over."""
         for attempt in self._attempts.values():
-            overdue = attempt.overdue(now, epoch_timeout, trial_timeout) if attempt.fate is None else None
+            if attempt.is_sent_away:
+                continue
+            overdue = attempt.overdue(now, epoch_timeout, trial_timeout)
+            if overdue is None and attempt.ended is not None and now - attempt.heard_at > _LEAVING_S:
+                overdue = attempt.ended.outcome, "it did not leave after its last word"
             if overdue is not None:
                 self._end(attempt, *overdue, _GRACE_S)
 
@@ -106,7 +112,7 @@ class Endings:
                 )
                 self._ask_to_pause(f"the study ended: {finish}")
         for attempt in self._attempts.values():
-            why = self._reason_to_end(attempt, now, finish, problem) if attempt.fate is None else None
+            why = None if attempt.is_sent_away else self._reason_to_end(attempt, now, finish, problem)
             if why is not None:
                 self._end(attempt, Outcome.INTERRUPTED, why, _SHORT_GRACE_S)
 
@@ -116,11 +122,13 @@ class Endings:
         since = self.without_room.get(attempt.trial_id)
         if since is not None and self._left(since) <= 0.0:
             return "the disk had no room for its checkpoint"
-        if self._status(attempt) in (TrialStatus.PAUSING, TrialStatus.STOPPING):
-            return None
+        is_leaving = self._status(attempt) in (TrialStatus.PAUSING, TrialStatus.STOPPING)
         if problem is not None:
-            return f"the study ended: {problem}"
-        patience = max(TERM_LIMIT_S, min(_PATIENCE * self._longest_silence, _MOST_PATIENCE_S))
+            return None if is_leaving else f"the study ended: {problem}"
+        # Large checkpoints take their time.
+        patience = _MOST_PATIENCE_S
+        if not is_leaving:
+            patience = max(TERM_LIMIT_S, min(_PATIENCE * self._longest_silence, _MOST_PATIENCE_S))
         is_over = self._ended_at is not None and now - max(attempt.heard_at, self._asked_at) > patience
         return f"the study ended: {finish}" if is_over else None
 
@@ -142,5 +150,7 @@ class Endings:
             self._request(attempt.trial_id, why)
 
     def _end(self, attempt: Attempt, outcome: Outcome, why: str, grace_s: float) -> None:
-        attempt.fate = (outcome, why)
+        attempt.is_sent_away = True
+        if attempt.ended is None:  # else it is known how it ended
+            attempt.fate = attempt.fate or (outcome, why)
         self._backend.stop(attempt.trial_id, attempt.attempt, grace_s)

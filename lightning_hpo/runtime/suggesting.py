@@ -31,6 +31,12 @@ _DEATH_S = 0.5
 """Time between the end of a process's connection and its own."""
 _MOST_UNSENT_BYTES = 128 * 2**20
 """Of events that the searcher does not read: half a million reports. Who is so far behind will not catch up."""
+_MOST_SILENCE_S = 300.0
+_LONGER_THAN_EVER = 10.0
+"""A process counts as hung after so many times its longest computation, and not before the time above: it may have to
+import torch from a slow disk."""
+_LONGEST_GAP_S = 2.0
+"""Between two looks at the process, longer ones do not count: this process was not there to listen."""
 _MOST_LOG_BYTES = 1 << 16
 _MOST_ERROR_CHARACTERS = 500
 _LOOK = "Look at search.log in the study folder."
@@ -148,6 +154,10 @@ class ProcessHost:
         self._asked_at = 0.0
         self._has_begun = False
         self._failure: HpoError | None = None
+        self._looked_at = time.monotonic()
+        self._silence = 0.0
+        """Seconds for which it has been waited for."""
+        self._longest_silence = 0.0
 
     def begin(self, header: dict[str, Any], events: Sequence[Event]) -> None:
         """Tell it which study it works for, and what has happened so far."""
@@ -207,7 +217,10 @@ class ProcessHost:
         return (self._line,) if self._line.is_open else ()
 
     def poll(self) -> Answered | None:
+        self._notice_silence()
         while (answer := self._heard()) is not None:
+            self._longest_silence = max(self._longest_silence, self._silence)
+            self._silence = 0.0
             if "begun" in answer:
                 self._has_begun = True
             elif "error" in answer:
@@ -219,6 +232,20 @@ class ProcessHost:
                 suggestion = suggestion_from_json(answer["suggestion"])
                 return Answered(request, suggestion, time.monotonic() - self._asked_at)
         return None
+
+    def _notice_silence(self) -> None:
+        """End a process that has been waited for too long; :meth:`_heard` raises then."""
+        now = time.monotonic()
+        gap, self._looked_at = now - self._looked_at, now
+        if self._failure is not None or (self._has_begun and not self.is_busy):
+            self._silence = 0.0
+            return
+        self._silence += min(gap, _LONGEST_GAP_S)
+        if self._silence > max(_MOST_SILENCE_S, _LONGER_THAN_EVER * self._longest_silence):
+            self._process.kill()
+            self._failed(
+                SearcherFailed(f"The searcher's process has not answered for {self._silence:.0f} s: it hangs. {_LOOK}")
+            )
 
     def _send(self, message: dict[str, Any]) -> None:
         self._line.write(json.dumps(message).encode())

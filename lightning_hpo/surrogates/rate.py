@@ -15,6 +15,7 @@ for a trial of two stages: the best ratio of expected reward and expected cost o
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,10 @@ from torch import Tensor
 
 from lightning_hpo.surrogates.acquisition import log_improvement
 
-_NODES = 24
-"""Values at the next rung for which the rest is computed: the mid-points of as many equally probable intervals."""
+_LOWEST, _HIGHEST, _WIDTH = -7.0, 4.0, 1.0 / 6.0
+"""Values at the next rung, in standard deviations from what is expected there, are taken together in cells of this
+width. Cells of equal probability would not do: where a trial has to be two deviations better than expected to improve
+anything, all that it may gain lies in the lowest of them, and the share of that is the smallest that can be kept."""
 _LEAST_REST = 1e-6
 """Share of the variance at the last rung that no value below it explains."""
 
@@ -51,20 +54,29 @@ def improvement_rates(mean: Tensor, covariance: Tensor, noise: Tensor, cost: Ten
     variance = covariance[:, last, last].clamp_min(1e-12)
     rate = _expected_improvement(incumbent - mean, variance.sqrt()) / cost[last]
     rung = torch.full_like(mean, last, dtype=torch.int64)
-    middle = (torch.arange(_NODES, dtype=mean.dtype, device=mean.device) + 0.5) / _NODES
-    nodes = torch.special.ndtri(middle)
-    share = (middle * _NODES + 0.5) / _NODES
+    nodes, weight = _cells(mean)
+    share = weight.cumsum(-1)
     for j in range(last):
         told = covariance[:, last, j].square() / (covariance[:, j, j] + noise[j])
         told = torch.minimum(told, variance * (1.0 - _LEAST_REST))
         expected = mean.unsqueeze(-1) + told.sqrt().unsqueeze(-1) * nodes
         improvement = _expected_improvement(incumbent - expected, (variance - told).sqrt().unsqueeze(-1))
-        kept = improvement.cumsum(-1) / _NODES / (cost[j] + share * (cost[last] - cost[j]))
+        kept = (improvement * weight).cumsum(-1) / (cost[j] + share * (cost[last] - cost[j]))
         found = kept.amax(-1)
         # where everything goes on the rung is nothing but a detour
         rung = torch.where(found > rate * (1.0 + 1e-9), j, rung)
         rate = torch.maximum(rate, found)
     return Rates(rate, rung)
+
+
+def _cells(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Conditional means of a standard normal value in the cells, and their probabilities, ``(n,)`` each, increasing."""
+    steps = round((_HIGHEST - _LOWEST) / _WIDTH)
+    edges = torch.linspace(_LOWEST, _HIGHEST, steps + 1, dtype=like.dtype, device=like.device)
+    edges[0], edges[-1] = -math.inf, math.inf
+    weight = torch.special.ndtr(edges).diff()
+    density = (-0.5 * edges.square()).exp() / math.sqrt(2.0 * math.pi)
+    return -density.diff() / weight, weight
 
 
 def _expected_improvement(gap: Tensor, std: Tensor) -> Tensor:

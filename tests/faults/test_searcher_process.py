@@ -148,6 +148,69 @@ def test_a_process_that_is_killed_is_told_apart_from_one_that_thinks(begin):
     assert host.recommend(5.0) is None
 
 
+class Watch:
+    """A clock that goes as fast as it is told to."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(suggesting, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep))
+
+    def look(self, host: ProcessHost, seconds: float, step: float = 1.0) -> None:
+        """At the process, every second for so long."""
+        for _ in range(round(seconds / step)):
+            self.now += step
+            assert host.poll() is None
+
+
+def test_a_process_that_is_silent_for_too_long_hangs_and_is_ended(begin, monkeypatch):
+    watch = Watch(monkeypatch)
+    before = set(children())
+    host = begin(hang)
+    host.ask(REQUEST)
+    (pid,) = set(children()) - before
+    watch.look(host, 299.0)
+    with pytest.raises(SearcherFailed, match=r"has not answered for 301 s: it hangs\. Look at search\.log"):
+        watch.look(host, 3.0)
+    os.waitpid(pid, 0)
+
+
+def test_time_in_which_the_launcher_was_not_there_to_listen_does_not_count(begin, monkeypatch):
+    watch = Watch(monkeypatch)
+    host = begin(hang)
+    host.ask(REQUEST)
+    watch.look(host, 3600.0, step=3600.0)
+
+
+def test_a_process_that_is_not_asked_may_be_silent(begin, monkeypatch):
+    host = begin(serve)
+    host.ask(REQUEST)
+    answer(host)
+    watch = Watch(monkeypatch)
+    watch.look(host, 1000.0)
+
+
+def test_whoever_once_took_long_may_take_longer(begin, monkeypatch):
+    def slow(connection) -> None:
+        lines = connection.makefile("rb")
+        for number in range(2):
+            while b"request" not in lines.readline():
+                pass
+            if number == 0:
+                reply = {"suggestion": {"config": {"x": 0.5}, "reason": "", "origin": "model", "bracket_weights": None}}
+                connection.sendall(json.dumps(reply).encode() + b"\n")
+        time.sleep(60)
+
+    watch = Watch(monkeypatch)
+    host = begin(slow)
+    watch.look(host, 200.0)
+    host.ask(REQUEST)
+    assert wait(host.waitables(), 10) and host.poll() is not None
+    host.ask(REQUEST)
+    watch.look(host, 1900.0)
+    with pytest.raises(SearcherFailed, match="hangs"):
+        watch.look(host, 200.0)
+
+
 def test_what_is_said_to_a_dead_process_is_no_error_until_its_answer_is_wanted(begin):
     before = set(children())
     host = begin(serve)

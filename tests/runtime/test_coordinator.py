@@ -169,6 +169,21 @@ class TestEnds:
     def test_so_is_one_that_vanished_without_a_word(self):
         assert self.outcome(exit_code=0).outcome is Outcome.LOST
 
+    @pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.PAUSED])
+    def test_a_process_that_does_not_leave_after_its_last_word_is_sent_away_and_that_word_counts(self, outcome):
+        """A thread of the script's own goes on, or a logger waits for a server."""
+        made = Recorded(algorithm="random", type=None, n_trials=1)
+        made._epoch_timeout = None
+        die = made._die
+        made._die = lambda process, signal, exit_code=None, requested=False: (  # type: ignore[method-assign]
+            die(process, signal, exit_code, requested) if requested or signal else None
+        )
+        if outcome is Outcome.PAUSED:
+            made.options = dataclasses.replace(made.options, stop=StopCriterion(max_wallclock_time=12.0))
+        made.run()
+        (ended,) = made.logged(AttemptEnded)
+        assert ended.outcome is outcome and 300.0 < made.now < 360.0
+
     def test_what_it_said_before_its_end_comes_before_its_end(self):
         made = Recorded(n_trials=1, algorithm="random", type=None, max_t=1)
         made.run()
@@ -376,6 +391,15 @@ class TestAStudyThatEndsByItself:
         assert [e.error for e in ended] == [f"the study ended: {result.reason}"]
         assert least <= made.now - limit <= most
         assert made.durable.trials[ended[0].trial_id].failures == 0
+
+    def test_nor_is_one_that_has_been_writing_its_checkpoint_for_minutes(self):
+        made = self.limited(max_wallclock_time=12.0)
+        made._epoch_timeout = None
+        made._save = lambda process: None  # type: ignore[method-assign]
+        made.run()
+        assert 312.0 < made.now < 330.0
+        ended = [e for e in made.logged(AttemptEnded) if e.outcome is Outcome.INTERRUPTED]
+        assert len(ended) == 2 and all("max_wallclock_time" in e.error for e in ended)
 
     def test_nor_is_one_whose_checkpoint_has_no_room(self):
         made = self.limited(Faults(no_room=1.0), max_wallclock_time=12.0)

@@ -44,6 +44,22 @@ def test_a_rung_that_tells_all_is_worth_what_is_kept_of_the_improvement_for_what
     assert rate == pytest.approx(float(best), rel=0.05)
 
 
+@pytest.mark.parametrize("below", [1.0, 2.0, 3.0, 4.0])
+def test_that_holds_too_where_only_luck_improves_on_what_is_known(below: float) -> None:
+    """As late in a study: E[max(-below - z, 0); z < t] = phi(t) - below Phi(t) for t <= -below, over 1 + 26 Phi(t).
+
+    Trained to the last rung at once the trial costs up to 26 times as much for the same.
+    """
+    same = [[1.0, 1.0], [1.0, 1.0]]
+    rate, rung = rates(same, [0.0, 0.0], [1.0, 27.0], incumbent=-below)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    at = torch.linspace(-8.0, -below, 2000, dtype=torch.float64)
+    share = normal.cdf(at)
+    best = ((normal.log_prob(at).exp() - below * share) / (1.0 + 26.0 * share)).max()
+    assert rung == 0
+    assert rate == pytest.approx(float(best), rel=0.03)
+
+
 def test_it_is_the_best_ratio_over_the_shares_that_go_on() -> None:
     """By a simulation of the policy: train to the rung, go on if the value is in the best share, stop otherwise."""
     covariance, noise, cost = [[1.0, 0.8], [0.8, 1.2]], [0.3, 0.1], [2.0, 18.0]
