@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from lightning_hpo.integrations.warm_up import warm_up
 from lightning_hpo.report.folder import continuing
 from lightning_hpo.report.live import RunObserver, make_observer
 from lightning_hpo.report.results import summary, write_atomically, write_results
+from lightning_hpo.report.screen import show
 from lightning_hpo.runtime.backends.base import Backend, Entry
 from lightning_hpo.runtime.backends.local import DEFAULT_PRELOAD, LocalBackend
 from lightning_hpo.runtime.backends.ray import RayBackend
@@ -29,6 +32,7 @@ from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
 from lightning_hpo.runtime.filesystems import network_filesystem
+from lightning_hpo.runtime.interrupts import Interrupts
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.revival import RevivedHost
 from lightning_hpo.runtime.script import refuse_nested_sweep
@@ -96,24 +100,28 @@ def run_study(setup: StudySetup) -> StudyState:
     if stored is not None:
         Journal.open(setup.folder).close()
     with contextlib.ExitStack() as ending:
-        state, result, conclude = _run(setup, seed, ending)
+        late = Interrupts()
+        ending.callback(late.close)
+        state, result, conclude = _run(setup, seed, ending, late)
         conclude()
     if result.problem is not None:
         raise result.problem
-    if result.interrupted_by is signal.SIGINT:
+    by = result.interrupted_by or (late.by if late.count else None)
+    if by is signal.SIGINT:
         raise KeyboardInterrupt
-    if result.interrupted_by is not None:
-        raise SystemExit(128 + result.interrupted_by)
+    if by is not None:
+        raise SystemExit(128 + by)
     return state
 
 
 def _run(
-    setup: StudySetup, seed: int, ending: contextlib.ExitStack
+    setup: StudySetup, seed: int, ending: contextlib.ExitStack, late: Interrupts
 ) -> tuple[StudyState, RunResult, Callable[[], None]]:
     """The run itself, everything closed behind it.
 
     Args:
         ending: what is to hold until the results are written and printed.
+        late: takes what interrupts after the run: the results are written all the same.
 
     Returns:
         The study, how the run ended, and what writes and prints the results: the screen is free for them now.
@@ -156,10 +164,15 @@ def _run(
             epoch_timeout=options.epoch_timeout,
             trial_timeout=options.trial_timeout,
         )
+        ending.enter_context(late.listening())
         result = coordinator.run()
-        if result.is_interrupted:
-            ending.enter_context(_deaf_to_ctrl_c())
-        recommendation = _recommendation(state, host, _RECOMMEND_SOON_S if result.is_interrupted else _RECOMMEND_S)
+        begun = time.monotonic()
+
+        def seconds_left() -> float:
+            is_hurried = result.is_interrupted or late.count
+            return (_RECOMMEND_SOON_S if is_hurried else _RECOMMEND_S) - (time.monotonic() - begun)
+
+        recommendation = _recommendation(state, host, seconds_left)
     return state, result, lambda: _conclude(setup, state, jobs, result, recommendation)
 
 
@@ -214,20 +227,6 @@ def _introduce(
             observer.say(note)
 
 
-@contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Who presses once more while the results are written shall have them all the same."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread, which alone hears it
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _note_on_settings(now: Mapping[str, Any], header: Mapping[str, Any]) -> str | None:
     """What was set otherwise when the study began: another data set, say, or only another number of data workers."""
     before = header.get("settings", now)
@@ -259,11 +258,13 @@ def _note_on_network(folder: Path) -> str | None:
     )
 
 
-def _recommendation(state: StudyState, host: RevivedHost | None, limit_s: float) -> Recommendation | None:
+def _recommendation(
+    state: StudyState, host: RevivedHost | None, seconds_left: Callable[[], float]
+) -> Recommendation | None:
     """By the searcher's model if it lives in a process that answers in time, else computed here without a model."""
     if state.best_any is None:
         return None
-    found = None if host is None else host.recommend(limit_s)
+    found = None if host is None else host.recommend(seconds_left)
     if found is not None:
         return recommendation_of(state, Recommended(*found))
     view = state.view() if host is None else _ViewWithoutModel(state)
@@ -283,17 +284,17 @@ def _conclude(
 ) -> None:
     if not state.trials:
         if result.problem is None:
-            print(f"The study ended before its first trial: {result.reason}.", flush=True)
+            show(f"The study ended before its first trial: {result.reason}.", sys.stdout)
         return
     try:
         write_results(setup.folder, state, reason=result.reason, recommendation=recommendation)
     except StudyError as problem:
         if not result.is_interrupted:
             raise
-        print(f"Warning: The results are not written. {problem}", flush=True)
+        show(f"Warning: The results are not written. {problem}", sys.stdout)
     if result.problem is not None and state.best_any is None:
         return  # there is nothing to sum up, and the problem has the last word
-    print(
+    show(
         summary(
             state,
             setup.folder,
@@ -304,7 +305,7 @@ def _conclude(
             continue_command=setup.continue_command,
             log_of=lambda i: jobs.folder(i, state.space.with_constants(state.trials[i].config)) / "trial.log",
         ),
-        flush=True,
+        sys.stdout,
     )
 
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -31,6 +31,7 @@ from lightning_hpo.report.folder import trial_log
 from lightning_hpo.report.header import header_text
 from lightning_hpo.report.live_table import live_table
 from lightning_hpo.report.log_notes import LogNotes
+from lightning_hpo.report.screen import PatientStream, patient
 from lightning_hpo.report.shared_folders import SharedFolders
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class RunObserver(ABC):
     def __init__(self, folder: Path, unit: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._unit = unit
-        self._stream = stream
+        self._given_stream = stream
+        self._stream: TextIO | PatientStream = patient(stream)
         self._clock = clock
         self._lines: DecisionLines | None = None
         self._shared_folders = SharedFolders(lambda trial: trial_log(folder, trial))
@@ -159,6 +161,9 @@ class RunObserver(ABC):
             self._safely(lambda: self._print(f"{self._not_shown} other warnings were not shown."))
         self._warnings.clear()
         self._not_shown = 0
+        if self._stream is not self._given_stream:
+            self._stream.close()
+            self._stream = self._given_stream
 
     def __enter__(self) -> RunObserver:
         return self
@@ -234,7 +239,9 @@ class LiveObserver(RunObserver):
 
     def __init__(self, folder: Path, unit: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(folder, unit, stream, clock)
-        self._console = Console(file=stream, force_terminal=True, markup=False, highlight=False, emoji=False)
+        self._console = Console(
+            file=cast(TextIO, self._stream), force_terminal=True, markup=False, highlight=False, emoji=False
+        )
         self._live: Live | None = None
         self._messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
         self._above: list[Text] = []

@@ -85,9 +85,9 @@ class RevivedHost:
             self._failures = 0
         return answer
 
-    def recommend(self, timeout_s: float) -> tuple[int, dict[str, Any], float, float, int] | None:
+    def recommend(self, seconds_left: Callable[[], float]) -> tuple[int, dict[str, Any], float, float, int] | None:
         """See :meth:`ProcessHost.recommend`."""
-        return None if self._process is None else self._process.recommend(timeout_s)
+        return None if self._process is None else self._process.recommend(seconds_left)
 
     def close(self) -> None:
         if self._process is not None:

@@ -27,6 +27,8 @@ from lightning_hpo.runtime import processes
 from lightning_hpo.runtime.lines import Line
 
 _CLOSE_S = 2.0
+_TICK_S = 0.2
+"""Between two looks at how much time is left."""
 _DEATH_S = 0.5
 """Time between the end of a process's connection and its own."""
 _MOST_UNSENT_BYTES = 128 * 2**20
@@ -187,19 +189,21 @@ class ProcessHost:
         self._asked_at = time.monotonic()
         self._send({"request": dataclasses.asdict(request)})
 
-    def recommend(self, timeout_s: float) -> tuple[int, dict[str, Any], float, float, int] | None:
+    def recommend(self, seconds_left: Callable[[], float]) -> tuple[int, dict[str, Any], float, float, int] | None:
         """Trial, configuration, expected value (to be minimised), its standard deviation, and the number of
         confirmations it comes from; None if it cannot tell.
 
         What was asked before and has not been answered yet is dropped.
+
+        Args:
+            seconds_left: how long it may take from now; asked again and again.
         """
         self._send({"recommend": True})
-        deadline = time.monotonic() + timeout_s
         try:
-            while (left := deadline - time.monotonic()) > 0:
+            while (left := seconds_left()) > 0:
                 answer = self._heard()
                 if answer is None:
-                    self._line.wait(left)
+                    self._line.wait(min(left, _TICK_S))
                 elif "begun" in answer:
                     continue
                 elif "recommendation" in answer:

@@ -54,7 +54,7 @@ class Process:
         answer, self._answer = self._answer, None
         return answer
 
-    def recommend(self, timeout_s: float) -> Any:
+    def recommend(self, seconds_left: Any) -> Any:
         return None if self.closed else (7, {"x": 0.25}, 0.5, 0.1, 0)
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ def test_three_deaths_without_a_suggestion_in_between_are_enough(revived: Revive
     assert len(revived.processes) == MOST_FAILURES and revived.process.closed
     assert "failed 3 times without a suggestion in between" in revived.said[-1][0] and revived.said[-1][1]
     assert revived.who_answers() == "random" and not revived.host.waitables()
-    assert revived.host.recommend(1.0) is None
+    assert revived.host.recommend(lambda: 1.0) is None
 
 
 def test_a_suggestion_in_between_makes_up_for_the_deaths_before(revived: Revived) -> None:
@@ -162,7 +162,7 @@ def test_a_suggestion_in_between_makes_up_for_the_deaths_before(revived: Revived
 
 def test_the_recommendation_is_that_of_the_process_that_took_over(revived: Revived) -> None:
     revived.die()
-    assert revived.host.recommend(1.0) == (7, {"x": 0.25}, 0.5, 0.1, 0)
+    assert revived.host.recommend(lambda: 1.0) == (7, {"x": 0.25}, 0.5, 0.1, 0)
 
 
 def test_an_exception_that_the_process_tells_of_counts_like_its_death(revived: Revived) -> None:
