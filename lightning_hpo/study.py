@@ -238,14 +238,14 @@ class Study:
                 f"Trial {trial_id} reported at resource {resource}, but a full training ends at max_t={max_t}. "
                 "Report up to max_t, or create the study with the right max_t."
             )
-        event = Reported(self._now(), trial_id, trial.attempt, at, number, others, spent)
+        event = Reported(self._now(), trial.id, trial.attempt, at, number, others, spent)
         told = next(d for d in self._handle(event) if isinstance(d, Told))
         if told.completed:
             self._end(trial, Outcome.COMPLETED)
-        elif told.verdict is Verdict.PAUSE and trial_id in self._state.live:
+        elif told.verdict is Verdict.PAUSE and trial.id in self._state.live:
             # Whoever trains keeps the state of the trial; the study only notes how far it got.
-            kept = Checkpoint(resource, "", "", 0)
-            self._handle(CheckpointSaved(self._now(), trial_id, trial.attempt, kept))
+            kept = Checkpoint(at, "", "", 0)
+            self._handle(CheckpointSaved(self._now(), trial.id, trial.attempt, kept))
             self._end(trial, Outcome.PAUSED)
         elif told.verdict is Verdict.STOP:
             self._end(trial, Outcome.STOPPED)
@@ -261,10 +261,16 @@ class Study:
         self._end(self._state.trial(trial_id), Outcome.COMPLETED)
         self._commit()
 
-    def fail(self, trial_id: int, error: str = "it failed") -> None:
-        """The trial cannot go on; its configuration will not be proposed again."""
+    def fail(self, trial_id: int, error: str | BaseException = "it failed") -> None:
+        """The trial cannot go on; its configuration will not be proposed again.
+
+        Args:
+            trial_id: from :meth:`ask`.
+            error: what went wrong, in words or as it was raised.
+        """
         self._check_open()
-        self._end(self._state.trial(trial_id), Outcome.FAILED, error)
+        told = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
+        self._end(self._state.trial(trial_id), Outcome.FAILED, told)
         self._commit()
 
     def attach(self, config: Mapping[str, Any]) -> int:

@@ -333,7 +333,8 @@ class _Simulation:
         value = float(self._curves[trial_id].values[resource - 1])
         self._result.units += 1
         self._result.busy_seconds += self._curves[trial_id].elapsed(resource - 1, resource)
-        (told, *_) = self._handle(Reported(self._now, trial_id, attempt, resource, value))
+        cost = self._curves[trial_id].elapsed(0, resource)
+        (told, *_) = self._handle(Reported(self._now, trial_id, attempt, resource, value, cost=cost))
         assert isinstance(told, Told)
         if self._state.best_any != best and self._state.best_any is not None:
             self._result.incumbents.append(Improvement(self._now, *self._state.best_any))

@@ -53,14 +53,15 @@ def model_name(view: SearchView, options: SearcherOptions, default: str) -> str:
     return (options.model or default) if view.rung_levels else SINGLE_FIDELITY
 
 
-def history_of(view: SearchView, name: str) -> History:
+def history_of(view: SearchView, name: str, options: SearcherOptions) -> History:
     """The part of the view's data that a model can use."""
     if name == SINGLE_FIDELITY:
         return single_fidelity(view)
     if name in ADDITIVE:
         return learning_curves(view)
     if name == RUNGS:
-        return rung_medians(view)
+        # It goes where it knows least: what bars single places does not keep it from a region where all diverge.
+        return rung_medians(view, tells_diverged=options.avoid_infeasible)
     return multi_fidelity(view, at_levels_only=name == "gp_independent")
 
 
@@ -106,6 +107,8 @@ class FittedModel:
     surrogate: Surrogate
     history: History
     """All data of the model, before any subsampling."""
+    kept: np.ndarray
+    """Which of them the model saw, increasing."""
     data: Observations
     """What the model saw: normalised, and possibly fewer."""
     normalisation: Normalisation
@@ -133,7 +136,7 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
     Raises:
         SurrogateError: if the model cannot be computed.
     """
-    history = history_of(view, name)
+    history = history_of(view, name, options)
     if options.limit_outliers:
         far = _FAR_OF_RUNGS if name == RUNGS else FAR
         history = dataclasses.replace(
@@ -141,16 +144,16 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
         )
     surrogate = make_surrogate(view, name, options)
     normalisation = normalise(history.values, options, options.reward_offset(view.mode))
-    data = _observations(history, normalisation, name, options, rng)
+    kept = _kept(history, name, options, rng)
+    data = _observations(history, kept, normalisation, options)
     # Without rungs every value is that of a complete trial, so that there is nothing to tell apart.
     at_max_t = None if name == SINGLE_FIDELITY else history.counts()[view.max_t]
     state = None if view.state is None or "parameters" not in view.state else view.state
     if not needs_refit(state, options, len(history), at_max_t):
         assert state is not None
         theta = surrogate.space.theta(state["parameters"])
-        return FittedModel(
-            name, surrogate, history, data, normalisation, theta, surrogate.posterior(data, theta), dict(state), False
-        )
+        posterior = surrogate.posterior(data, theta)
+        return FittedModel(name, surrogate, history, kept, data, normalisation, theta, posterior, dict(state), False)
     fit_options = FitOptions(options.opt_nstarts, options.opt_maxiter, options.opt_warmstart)
     found = fit(surrogate, data, fit_options, rng, state, len(history))
     state = {
@@ -161,7 +164,7 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
     }
     remark = ", parameters of the last fit" if found.failed else ""
     posterior = surrogate.posterior(data, found.theta)
-    return FittedModel(name, surrogate, history, data, normalisation, found.theta, posterior, state, True, remark)
+    return FittedModel(name, surrogate, history, kept, data, normalisation, found.theta, posterior, state, True, remark)
 
 
 def normalise(values: np.ndarray, options: SearcherOptions, offset: float) -> Normalisation:
@@ -174,18 +177,24 @@ def normalise(values: np.ndarray, options: SearcherOptions, offset: float) -> No
     return full if options.normalize_targets else Normalisation(0.0, 1.0, full.box_cox_lambda, offset)
 
 
-def _observations(
-    history: History, normalisation: Normalisation, name: str, options: SearcherOptions, rng: np.random.Generator
-) -> Observations:
+def _kept(history: History, name: str, options: SearcherOptions, rng: np.random.Generator) -> np.ndarray:
+    """Which observations the model sees."""
     observed, values = history.observed, history.values
     limit = options.max_size_data_for_model
     if name in ADDITIVE:
         # These models need whole curves, and their cost is that of the number of curves.
-        kept = np.arange(len(values))
-    elif name == SINGLE_FIDELITY:
-        kept = subsample(values, limit, rng, options.max_size_top_fraction)
-    else:
-        kept = subsample_levels(np.array(observed.trial_ids), np.array(observed.resources), limit, rng)
+        return np.arange(len(values))
+    if name == SINGLE_FIDELITY:
+        return subsample(values, limit, rng, options.max_size_top_fraction)
+    # A trial whose value is not kept cannot be compared with new ones, so the model of all rungs keeps the best.
+    best_first = (values, options.max_size_top_fraction) if name == RUNGS else None
+    return subsample_levels(np.array(observed.trial_ids), np.array(observed.resources), limit, rng, best_first)
+
+
+def _observations(
+    history: History, kept: np.ndarray, normalisation: Normalisation, options: SearcherOptions
+) -> Observations:
+    observed, values = history.observed, history.values
     targets = torch.from_numpy(normalisation.forward(values[kept])).to(choose_device(options, len(kept)))
     resources = torch.tensor(observed.resources, dtype=torch.int64)[kept]
     return Observations.from_rows(torch.from_numpy(observed.inputs[kept]), targets, resources)

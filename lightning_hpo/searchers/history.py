@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,16 +94,40 @@ def multi_fidelity(view: SearchView, at_levels_only: bool) -> History:
     return _history(view, values, [place for place in places if place not in values])
 
 
-def rung_medians(view: SearchView) -> History:
-    """Per trial and rung the median of the reports in the second half up to there: single epochs are noisy."""
+def rung_medians(view: SearchView, tells_diverged: bool = False) -> History:
+    """Per trial and rung the median of the reports in the second half up to there: single epochs are noisy.
+
+    Args:
+        view: of the study.
+        tells_diverged: a trial that diverged before or at the first rung has the worst value of the others there.
+    """
     history = multi_fidelity(view, at_levels_only=True)
     curves = {trial: view.curve(trial) for trial in dict.fromkeys(history.observed.trial_ids)}
     values = history.values.copy()
     for i, (trial, level) in enumerate(zip(history.observed.trial_ids, history.observed.resources, strict=True)):
         late = [value for resource, value in curves[trial].items() if level // 2 < resource <= level]
         if late:  # a trial that ended by itself may have ended before
-            values[i] = float(np.median(late))
-    return dataclasses.replace(history, values=values)
+            values[i] = statistics.median(late)
+    history = dataclasses.replace(history, values=values)
+    return _with_diverged(view, history) if tells_diverged else history
+
+
+def _with_diverged(view: SearchView, history: History) -> History:
+    first = (*view.rung_levels, view.max_t)[0]
+    at_first = history.values[np.array(history.observed.resources) == first]
+    known = set(history.observed.trial_ids)
+    # What failed with an error may have done so by chance.
+    diverged = [
+        trial
+        for trial, resource in view.infeasible.items()
+        if resource <= first and trial not in view.failed and trial not in known
+    ]
+    if not diverged or not len(at_first):
+        return history
+    reported = zip(history.observed.trial_ids, history.observed.resources, strict=True)
+    places = [*reported, *((trial, first) for trial in diverged)]
+    values = np.concatenate([history.values, np.full(len(diverged), at_first.max())])
+    return dataclasses.replace(history, observed=Points.of(view, places), values=values)
 
 
 def learning_curves(view: SearchView) -> History:

@@ -36,17 +36,21 @@ def choose(
     """The paused trial or the new configuration with the highest expected improvement per unit of resource.
 
     Returns:
-        None if no trial is paused and every candidate is known already.
+        None if every configuration has been tried, so that nothing competes with the paused trials any more, or if no
+        trial is paused and every candidate is known already.
 
     Raises:
         SurrogateError: if the model cannot be computed.
     """
+    if _is_exhausted(view, options):
+        return None
     with torch.no_grad():
         outlook = _Outlook.of(view, options, model)
         feasibility = Feasibility.of(view, options)
+        # Of equals the first: where nothing promises anything, what is new, not what is known to be worse.
         could_be_done = (
-            *_paused(view, outlook, feasibility.waiting_in_vain),
             *_new(view, options, outlook, feasibility, rng),
+            *_paused(view, outlook, feasibility.waiting_in_vain),
         )
         best = max(could_be_done, key=lambda o: o.rate, default=None)
     if best is None:
@@ -57,6 +61,12 @@ def choose(
     )
     state = model.state if model.is_refitted else None
     return Suggestion(best.config, reason, "model", state=state, resumes=best.resumes, milestone=best.milestone)
+
+
+def _is_exhausted(view: SearchView, options: SearcherOptions) -> bool:
+    restricted = options.restrict_configurations
+    there_are = view.space.size if restricted is None else len(restricted)
+    return not options.allow_duplicates and there_are is not None and len(view.taken) >= there_are
 
 
 def _new(
@@ -80,7 +90,9 @@ def _paused(view: SearchView, outlook: _Outlook, in_vain: Set[int]) -> Iterator[
     by_rung: dict[int, list[int]] = {}
     for trial, resource in view.paused.items():
         passed = sum(level <= resource for level in outlook.levels)
-        if trial in outlook.numbers and passed < len(outlook.levels) and trial not in in_vain:
+        # What the model has not seen of a trial, it cannot hold against it.
+        is_known = passed > 0 and (trial, outlook.levels[passed - 1]) in outlook.seen
+        if is_known and passed < len(outlook.levels) and trial not in in_vain:
             by_rung.setdefault(passed, []).append(trial)
     for passed, trials in sorted(by_rung.items()):
         rates, milestones = outlook.rates_of(trials, passed)
@@ -96,6 +108,8 @@ class _Outlook:
     levels: tuple[int, ...]
     noise: Tensor
     """``(L,)`` of the values at the rungs."""
+    seen: Set[tuple[int, int]]
+    """Trials and rungs whose values the model has seen."""
     numbers: dict[int, int]
     """Trial that was observed -> its row in ``mean`` and ``covariance``."""
     mean: Tensor
@@ -117,7 +131,8 @@ class _Outlook:
         numbers = {trial: number for number, trial in enumerate(rows)}
         mean, covariance = posterior.across(torch.from_numpy(observed.inputs[list(rows.values())]).to(model.device))
         noise = posterior.new_noise(torch.tensor(levels, device=model.device))
-        return cls(posterior, levels, noise, numbers, mean, covariance, mean[:, -1].min())
+        seen = frozenset((observed.trial_ids[i], observed.resources[i]) for i in model.kept)
+        return cls(posterior, levels, noise, seen, numbers, mean, covariance, mean[:, -1].min())
 
     def rates(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rates and first milestones of new trials, ``(B,)`` each."""

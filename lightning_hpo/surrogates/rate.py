@@ -66,7 +66,8 @@ def improvement_rates(mean: Tensor, covariance: Tensor, noise: Tensor, cost: Ten
         # where everything goes on the rung is nothing but a detour
         rung = torch.where(found > rate * (1.0 + 1e-9), j, rung)
         rate = torch.maximum(rate, found)
-    return Rates(rate, rung)
+    # What promises nothing is not worth a whole training.
+    return Rates(rate, torch.where(rate > 0.0, rung, 0))
 
 
 def _cells(like: Tensor) -> tuple[Tensor, Tensor]:

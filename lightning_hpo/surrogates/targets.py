@@ -20,13 +20,16 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:
-    """``(T(y + offset) - mean) / scale``, ``T`` the identity or a Box-Cox transformation."""
+    """``(T((y + offset) / unit) - mean) / scale``, ``T`` the identity or a Box-Cox transformation."""
 
     mean: float
     scale: float
     """Standard deviation of the population, at least 1e-12 of the largest value: smaller differences are rounding."""
     box_cox_lambda: float | None = None
     offset: float = 0.0
+    unit: float = 1.0
+    """Of the Box-Cox transformation the geometric mean of the targets, which changes nothing that the normalisation
+    does not undo; but a power of very small numbers would vanish beside the 1 that is subtracted from it."""
 
     @classmethod
     def of(cls, y: Floats, box_cox: bool = False, offset: float = 0.0) -> Normalisation:
@@ -41,15 +44,16 @@ class Normalisation:
             raise ShapeError("Targets are missing or not finite. Drop observations that are not finite.")
         y = y + offset
         power = box_cox_lambda(y) if box_cox and y.min() > 0.0 else None
-        transformed = y if power is None else boxcox(y, power)
+        unit = 1.0 if power is None else math.exp(float(np.log(y).mean()))
+        transformed = y if power is None else boxcox(y / unit, power)
         floor = 1e-12 * float(np.abs(transformed).max()) or 1e-9
-        return cls(float(transformed.mean()), max(float(transformed.std()), floor), power, offset)
+        return cls(float(transformed.mean()), max(float(transformed.std()), floor), power, offset, unit)
 
     def forward(self, y: Floats) -> Floats:
         """Targets in units of the model."""
         transformed = y + self.offset
         if self.box_cox_lambda is not None:
-            transformed = boxcox(transformed, self.box_cox_lambda)
+            transformed = boxcox(transformed / self.unit, self.box_cox_lambda)
         return np.asarray((transformed - self.mean) / self.scale)
 
     def mean_and_std(self, mean: Floats, std: Floats) -> tuple[Floats, Floats]:
@@ -94,7 +98,11 @@ def subsample(y: Floats, max_size: int | None, generator: np.random.Generator, t
 
 
 def subsample_levels(
-    trial: Integers, resource: Integers, max_size: int | None, generator: np.random.Generator
+    trial: Integers,
+    resource: Integers,
+    max_size: int | None,
+    generator: np.random.Generator,
+    best_first: tuple[Floats, float] | None = None,
 ) -> Integers:
     """Positions of the observations a multi-fidelity model sees, increasing.
 
@@ -105,6 +113,8 @@ def subsample_levels(
     Args:
         trial, resource: ``(n,)`` of every observation.
         max_size: None for no limit.
+        best_first: ``(n,)`` targets, and the share of the room at the level where the limit falls that is for the
+            lowest of them there.
     """
     n = len(trial)
     if max_size is None or n <= max_size:
@@ -122,7 +132,11 @@ def subsample_levels(
         for r in sorted(set(resource[block].tolist()), reverse=True):
             here = block[resource[block] == r]
             if len(here) > room:
-                here = generator.choice(here, room, replace=False)
+                if best_first is None:
+                    here = generator.choice(here, room, replace=False)
+                else:
+                    y, share = best_first
+                    here = here[subsample(y[here], room, generator, share)]
             kept.append(here)
             room -= len(here)
             if room == 0:
