@@ -31,7 +31,7 @@ from lightning_hpo.runtime.backends.ray import RayBackend
 from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.checkpoint_store import CheckpointStore
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
-from lightning_hpo.runtime.filesystems import network_filesystem
+from lightning_hpo.runtime.filesystems import network_filesystem, shortage
 from lightning_hpo.runtime.interrupts import Interrupts
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.revival import RevivedHost
@@ -163,6 +163,7 @@ def _run(
             resource=options.resource,
             epoch_timeout=options.epoch_timeout,
             trial_timeout=options.trial_timeout,
+            shortage=lambda: shortage(setup.folder),
         )
         ending.enter_context(late.listening())
         result = coordinator.run()

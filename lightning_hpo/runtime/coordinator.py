@@ -133,6 +133,7 @@ class Coordinator:
         resource: unit of resource, ``epoch`` or ``validation``.
         epoch_timeout: seconds without a word after which an attempt counts as hung.
         trial_timeout: seconds an attempt may run.
+        shortage: why there is no room for another trial's files; None: there is.
         clock: monotonic clock, seconds.
     """
 
@@ -151,6 +152,7 @@ class Coordinator:
         resource: str = "epoch",
         epoch_timeout: float | None = None,
         trial_timeout: float | None = None,
+        shortage: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state = state
@@ -163,6 +165,8 @@ class Coordinator:
         self._resource = resource
         self._epoch_timeout = epoch_timeout
         self._trial_timeout = trial_timeout
+        self._shortage = shortage
+        self._is_short = False
         self._clock = clock
         self._zero = clock() - state.progress.time
         self._looked_at = clock()
@@ -453,6 +457,8 @@ class Coordinator:
         if self._is_ending or self._endings.without_room or not self._proposals.has_begun:
             return
         # The slot for which a suggestion is being computed is taken; others may resume trials meanwhile.
+        if self._backend.free_slots > self._starting + self._proposals.is_wanted and self._lacks_room():
+            return
         while self._backend.free_slots > self._starting + self._proposals.is_wanted:
             ready = WorkerReady(self._now)
             (decision,) = self._state.handle(ready)
@@ -469,6 +475,16 @@ class Coordinator:
             else:
                 self._launch(decision)
         self._proposals.think_ahead()
+
+    def _lacks_room(self) -> bool:
+        """Whether a trial would fail for nothing if it were started now."""
+        why = self._shortage()
+        if why is not None and not self._is_short:
+            self._warn(f"Nothing is started while there is no room for a trial's files: {why}. Make room on it.")
+        elif why is None and self._is_short:
+            self._observer.say("There is room for trials again; the study goes on.")
+        self._is_short = why is not None
+        return self._is_short
 
     def _flushed(self) -> list[Event]:
         """Commit the turn's events so far."""

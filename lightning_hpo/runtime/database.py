@@ -71,10 +71,14 @@ def connect(path: Path) -> sqlite3.Connection:
 def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot change anything and blocks nobody.
 
+    A file with a write-ahead log wants a small file beside it even to be read. Where that cannot be made, and no log is
+    there, nobody writes: the file is read as it is.
+
     Raises:
         sqlite3.Error: if the file cannot be opened or is no database.
     """
-    address = f"{path.resolve().as_uri()}?mode=ro"
+    is_still = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+    address = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if is_still else ''}"
     connection = sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None)
     try:
         _trust_nothing(connection)
@@ -281,7 +285,8 @@ def unreadable(folder: Path, problem: Exception) -> StudyError:
                 f"The study in {folder} cannot be opened: another program has locked its {FILE_NAME}. "
                 "Close it there, then try again."
             )
-        if not os.access(folder / FILE_NAME, os.R_OK) or "readonly" in str(problem):
+        is_refused = any(word in str(problem) for word in ("readonly", "unable to open"))
+        if is_refused or not os.access(folder / FILE_NAME, os.R_OK):
             return StudyError(
                 f"The study in {folder} cannot be opened: {problem}. Correct the permissions of its files."
             )

@@ -1,7 +1,8 @@
-"""What kind of file system a folder is on: databases need to know whether other machines see it too."""
+"""What file system a folder is on: databases need to know whether other machines see it, and trials want room on it."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,25 @@ _NETWORK = re.compile(
     r"^(nfs\d*|cifs|smb\w*|afs|9p|lustre|gpfs|beegfs|ceph|glusterfs|orangefs|pvfs2|panfs|wekafs|ncpfs|coda|ocfs2|gfs2"
     r"|fuse\.(sshfs|glusterfs|ceph\w*|juicefs|s3fs|gcsfuse|goofys|rclone|blobfuse\d*|davfs\d*|beegfs\w*|lustre\w*))$"
 )
+
+_LEAST_BYTES = 1 << 20
+_LEAST_FILES = 32
+"""What a trial needs before its script has done anything: folders, logs, its configuration."""
+
+
+def shortage(path: Path) -> str | None:
+    """What the file system has too little of for another trial to begin; None if it has enough, or does not tell."""
+    try:
+        room = os.statvfs(path)
+    except (AttributeError, OSError):
+        return None
+    is_root = os.geteuid() == 0  # for whom some is kept
+    if (room.f_bfree if is_root else room.f_bavail) * room.f_frsize < _LEAST_BYTES:
+        return "the disk is full"
+    # Some file systems do not count files.
+    if room.f_files and (room.f_ffree if is_root else room.f_favail) < _LEAST_FILES:
+        return "the disk can take no more files"
+    return None
 
 
 def network_filesystem(path: Path, mounts: Path = _MOUNTS) -> str | None:

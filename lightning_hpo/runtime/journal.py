@@ -179,6 +179,9 @@ class Journal:
                 found[name] = json.loads(value)
         except (sqlite3.Error, ValueError, RecursionError) as problem:
             raise unreadable(self.folder, problem) from problem
+        for name, value in found.items():
+            if not _may_be(name, value):
+                raise corrupt(self.folder, f"the header's {name} is nothing that this package writes")
         return found
 
     def __len__(self) -> int:
@@ -320,6 +323,17 @@ class Backups:
             self._problem = None
             self._copy()
         return self._problem
+
+
+def _may_be(name: str, value: Any) -> bool:
+    """Whether a value of the header is of the kind that its readers rely on; space and options check themselves."""
+    if name == "resource":
+        return isinstance(value, str)
+    if name == "settings":
+        return isinstance(value, dict)
+    if name == "continue":
+        return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("command", "folder", "in"))
+    return True
 
 
 def _write_empty(file: Path, header: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 from collections.abc import Collection, Iterator
@@ -13,6 +14,7 @@ MARK = "LIGHTNING_HPO_MARK"
 """Variable with a word that only the processes of one backend's trials have in their environment."""
 
 _ROUNDS = 20
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class ProcessInfo(NamedTuple):
@@ -38,6 +40,12 @@ def environment_of(pid: int) -> set[str]:
         return set(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0"))
     except OSError:
         return set()
+
+
+def adopt_orphans() -> None:
+    """Let this process, not that which the system starts with, be the parent of what its children leave behind."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def kill(pids: Collection[int]) -> None:

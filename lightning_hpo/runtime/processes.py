@@ -39,6 +39,9 @@ registered for it yet, and which neither schedulers nor Lightning use."""
 SCRATCH_VARIABLE = "LIGHTNING_HPO_SCRATCH"
 """Names the attempt's own temporary folder, which the trial server deletes."""
 
+EXIT_NOT_BEGUN = 75
+"""Exit code of a trial's process that has no folder or no log (EX_TEMPFAIL of sysexits.h)."""
+
 _STACK_BYTES = 64 * 2**20
 _WATCH_PERIOD_S = 0.5
 _PROBE_TIMEOUT_S = 10.0
@@ -187,8 +190,12 @@ def become_trial(job: Job, threads: int | None, server: int) -> None:
         threads: torch's and OpenMP's threads; None leaves them.
         server: process id of the parent, whose end is the end of this process.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    redirect_output(str(job.log_of_rank(job.rank)))
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        redirect_output(str(job.log_of_rank(job.rank)))
+    except OSError:
+        os._exit(EXIT_NOT_BEGUN)
+    process_table.adopt_orphans()
     faulthandler.enable()
     faulthandler.register(STACK_DUMP_SIGNAL, all_threads=True)
     threading.Thread(target=_watch, args=(server,), name="parent-watch", daemon=True).start()

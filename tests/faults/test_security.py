@@ -169,6 +169,23 @@ def test_a_study_with_something_odd_in_it_is_shown_or_refused_in_words(tmp_path:
         assert str(problem).rstrip().endswith((".", "db"))
 
 
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("continue", "x"), ("continue", []), ("continue", {"command": 1}), ("continue", {"command": "a", "in": "b"}),
+        ("resource", None), ("resource", {"a": 1}), ("settings", ["a"]),
+    ],
+)  # fmt: skip
+def test_a_header_that_nobody_writes_is_refused_in_words(tmp_path: Path, name: str, odd: Any, capsys) -> None:
+    small_study(tmp_path / "study").close()
+    text = json.dumps(odd)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study" / FILE_NAME)) as database, database:
+        database.execute("INSERT OR REPLACE INTO header VALUES (?, ?, ?)", (name, text, checksum(name, text)))
+    assert cli.main(["status", str(tmp_path / "study")]) != 0
+    told = capsys.readouterr()
+    assert f"the header's {name} is nothing that this package writes" in told.err + told.out
+
+
 # ------------------------------------------------------------------------------------- what people see
 
 

@@ -262,6 +262,26 @@ def test_the_daemons_of_a_trial_go_with_it_and_those_of_others_stay(launch: Make
     assert len(launcher.processes()) == 6
 
 
+def test_so_does_a_daemon_that_was_merely_forked_while_another_trial_goes_on(launch: MakeLauncher) -> None:
+    launcher = launch(n_workers=2)
+    folders = [launcher.start(i, do="leave_a_forked_daemon", seconds=3 if i == 0 else 120) for i in range(2)]
+    wait_until(lambda: all((folder / "runs").exists() for folder in folders))
+    assert len(launcher.processes()) == 6
+    assert launcher.next("Exit", timeout_s=10)["trial_id"] == 0
+    assert len(launcher.processes()) == 4, "launcher, server, the other trial and its daemon"
+
+
+def test_a_trial_that_can_have_no_log_is_told_apart_from_one_whose_script_fails(launch: MakeLauncher) -> None:
+    launcher = launch(n_workers=1)
+    folder = launcher.folder / "0"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.touch()  # a file, where its folder should be
+    launcher.start(0, do="describe")
+    ended = launcher.next("Exit")
+    assert (ended["exit_code"], ended["signal"]) == (None, None)
+    assert "cannot be written; is the disk full?" in ended["problem"]
+
+
 def test_trials_die_with_the_server_and_the_next_trial_runs(launch: MakeLauncher) -> None:
     launcher = launch()
     server = launcher.next("made")["server"]

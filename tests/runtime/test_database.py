@@ -29,6 +29,30 @@ from lightning_hpo.runtime.database import (
 )
 
 
+@pytest.mark.parametrize("has_log", [False, True])
+def test_a_study_is_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch, has_log: bool) -> None:
+    """On a read-only disk, or in somebody else's folder; a launcher that was killed there has left its log."""
+    with contextlib.closing(connect(tmp_path / FILE_NAME)) as writer:
+        writer.execute("CREATE TABLE t (x)")
+        writer.execute("INSERT INTO t VALUES (7)")
+        if has_log:
+            (tmp_path / "copy").mkdir()
+            for path in tmp_path.glob(f"{FILE_NAME}*"):
+                (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
+    folder = tmp_path / "copy" if has_log else tmp_path
+    before = {path.name for path in folder.iterdir()}
+    assert (f"{FILE_NAME}-wal" in before) == has_log
+    monkeypatch.setattr(database.os, "access", lambda path, mode: mode != os.W_OK)
+    with contextlib.closing(connect_reader(folder / FILE_NAME)) as reader:
+        assert reader.execute("SELECT x FROM t").fetchall() == [(7,)]
+        assert has_log or {path.name for path in folder.iterdir()} == before, "it tried to write"
+
+
+def test_what_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
+    problem = unreadable(tmp_path, sqlite3.OperationalError("unable to open database file"))
+    assert not isinstance(problem, StudyCorrupt) and "Correct the permissions" in str(problem)
+
+
 def test_a_mark_is_the_last_count_that_was_set(tmp_path: Path) -> None:
     assert Mark.read(tmp_path) == 0
     mark = Mark(tmp_path)

@@ -37,7 +37,7 @@ from typing import Any
 from lightning_hpo.errors import BackendError
 from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Exit, Job
-from lightning_hpo.runtime.processes import SCRATCH_VARIABLE, STACK_DUMP_SIGNAL
+from lightning_hpo.runtime.processes import EXIT_NOT_BEGUN, SCRATCH_VARIABLE, STACK_DUMP_SIGNAL
 from lightning_hpo.runtime.script import NO_MAIN_GUARD
 
 _DUMP_TIME_S = 0.2
@@ -263,25 +263,28 @@ class TrialServer:
         status = attempt.failure or 0
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_NO_MAIN_GUARD:
             self._send(event="failed", message=NO_MAIN_GUARD)
+        has_begun = not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_NOT_BEGUN)
         ended = Exit(
             attempt.job.trial_id,
             attempt.job.attempt,
             attempt.groups[0],
-            exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+            exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) and has_begun else None,
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
             requested=attempt.requested,
             peak_rss=attempt.peak_rss,
             cpu_s=attempt.cpu_s,
+            problem=None if has_begun else f"its log {attempt.job.log} cannot be written; is the disk full?",
         )
         self._send(event="exited", **dataclasses.asdict(ended))
 
     def _left_overs(self, attempt: _Attempt) -> Iterator[int]:
-        """Living processes that the attempt started: of its sessions, or orphans that made a session of their own."""
-        marks = {f"LIGHTNING_HPO_TRIAL={attempt.job.trial_id}", f"LIGHTNING_HPO_ATTEMPT={attempt.job.attempt}"}
-        alone = len(self._attempts) == 1
+        """Living processes that the attempt started: of its sessions, or orphans that made a session of their own.
+
+        While a trial's process lives it has its orphans itself: those that are here are of processes that have ended.
+        """
         for pid, parent, session in process_table.processes():
             orphan = parent == os.getpid() and pid not in self._by_pid
-            if session in attempt.groups or (orphan and (alone or marks <= process_table.environment_of(pid))):
+            if session in attempt.groups or orphan:
                 yield pid
 
     def _kill_everything(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -28,14 +27,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_hpo.errors import BackendError
-from lightning_hpo.runtime import garbage, processes
+from lightning_hpo.runtime import garbage, process_table, processes
 from lightning_hpo.runtime.backends.base import Entry, Job, WarmUp
 from lightning_hpo.runtime.backends.slots import VISIBLE_DEVICES
 from lightning_hpo.runtime.backends.trial_server import EXIT_NO_MAIN_GUARD, TrialServer
 from lightning_hpo.runtime.script import ScriptImport
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_PR_SET_CHILD_SUBREAPER = 36
 _WATCH_PERIOD_S = 0.5
 
 
@@ -179,8 +177,7 @@ def _become_server() -> None:
     for number in _IGNORED:
         # They are meant for the launcher, which tells the server what to do about them.
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    process_table.adopt_orphans()
 
 
 @contextlib.contextmanager
