@@ -105,6 +105,13 @@ class TestAskAndTell:
         study.fail(1, "other")
         assert study.ask() is None
 
+    def test_fail_takes_what_was_raised(self, tmp_path):
+        study = create(path=tmp_path)
+        study.ask()
+        study.fail(0, ValueError("no such layer"))
+        study.close()
+        assert load_study(tmp_path, read_only=True).trials[0].error == "ValueError: no such layer"
+
     def test_attach_starts_a_trial_with_a_configuration_from_outside(self):
         study = create(type="promotion")
         assert study.attach({"x": 0.123}) == 0
@@ -165,6 +172,15 @@ class TestValues:
         study.ask()
         study.tell(0, np.int64(1), 0.5)
         assert list(study.trials[0].curve) == [1]
+
+    def test_so_may_ids_of_trials_and_all_of_it_is_kept(self, tmp_path):
+        study = create(type="promotion", path=tmp_path)
+        assert study.tell(np.int64(study.ask().trial_id), np.int64(1), np.float32(0.5)) == "pause"
+        study.fail(np.int64(study.ask().trial_id))
+        study.close()
+        again = load_study(tmp_path, read_only=True)
+        assert again.trials[0].curve == {1: 0.5} and again.trials[0].status is TrialStatus.PAUSED
+        assert again.trials[1].status is TrialStatus.FAILED
 
     @pytest.mark.parametrize("resource", [0, 1.0, True, None])
     def test_other_resources_are_refused(self, resource):

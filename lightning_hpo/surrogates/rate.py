@@ -23,10 +23,14 @@ from torch import Tensor
 
 from lightning_hpo.surrogates.acquisition import log_improvement
 
+_PROBABLE = 24
+"""For the rate, values at the next rung are represented by the mid-points of as many equally probable cells. So no luck
+rarer than theirs is counted on: among hundreds of candidates there is always one that would need it, and with an exact
+integral searches spend more on such and end worse (docs/benchmarks.md)."""
 _LOWEST, _HIGHEST, _WIDTH = -7.0, 4.0, 1.0 / 6.0
-"""Values at the next rung, in standard deviations from what is expected there, are taken together in cells of this
-width. Cells of equal probability would not do: where a trial has to be two deviations better than expected to improve
-anything, all that it may gain lies in the lowest of them, and the share of that is the smallest that can be kept."""
+"""Where to look at one trial is no comparison with others: decided by cells of this width, in standard deviations. Where
+a trial has to be far better than expected to improve anything, the cells above see nothing of it at any rung, and
+it would be trained to the last one for what it gains there."""
 _LEAST_REST = 1e-6
 """Share of the variance at the last rung that no value below it explains."""
 
@@ -52,32 +56,61 @@ def improvement_rates(mean: Tensor, covariance: Tensor, noise: Tensor, cost: Ten
     """
     last = covariance.shape[-1] - 1
     variance = covariance[:, last, last].clamp_min(1e-12)
-    rate = _expected_improvement(incumbent - mean, variance.sqrt()) / cost[last]
+    at_once = _expected_improvement(incumbent - mean, variance.sqrt()) / cost[last]
+    rate, exact = at_once, at_once
     rung = torch.full_like(mean, last, dtype=torch.int64)
-    nodes, weight = _cells(mean)
-    share = weight.cumsum(-1)
+    probable, fine = _probable_cells(mean), _fine_cells(mean)
     for j in range(last):
         told = covariance[:, last, j].square() / (covariance[:, j, j] + noise[j])
         told = torch.minimum(told, variance * (1.0 - _LEAST_REST))
-        expected = mean.unsqueeze(-1) + told.sqrt().unsqueeze(-1) * nodes
-        improvement = _expected_improvement(incumbent - expected, (variance - told).sqrt().unsqueeze(-1))
-        kept = (improvement * weight).cumsum(-1) / (cost[j] + share * (cost[last] - cost[j]))
-        found = kept.amax(-1)
+        gap, std, rest = incumbent - mean, told.sqrt(), (variance - told).sqrt()
+        rate = torch.maximum(rate, _best_ratio(gap, std, rest, cost[j], cost[last], probable))
+        found = _best_ratio(gap, std, rest, cost[j], cost[last], fine)
         # where everything goes on the rung is nothing but a detour
-        rung = torch.where(found > rate * (1.0 + 1e-9), j, rung)
-        rate = torch.maximum(rate, found)
+        rung = torch.where(found > exact * (1.0 + 1e-9), j, rung)
+        exact = torch.maximum(exact, found)
     # What promises nothing is not worth a whole training.
-    return Rates(rate, torch.where(rate > 0.0, rung, 0))
+    return Rates(rate, torch.where(exact > 0.0, rung, 0))
 
 
-def _cells(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Conditional means of a standard normal value in the cells, and their probabilities, ``(n,)`` each, increasing."""
+class _Cells(NamedTuple):
+    """Of a standard normal value, increasing, ``(n,)`` each."""
+
+    nodes: Tensor
+    weight: Tensor
+    share: Tensor
+    """Probability of all up to a cell."""
+
+
+def _probable_cells(like: Tensor) -> _Cells:
+    middle = (torch.arange(_PROBABLE, dtype=like.dtype, device=like.device) + 0.5) / _PROBABLE
+    return _Cells(torch.special.ndtri(middle), torch.full_like(middle, 1.0 / _PROBABLE), middle + 0.5 / _PROBABLE)
+
+
+def _fine_cells(like: Tensor) -> _Cells:
+    """Their nodes are conditional means."""
     steps = round((_HIGHEST - _LOWEST) / _WIDTH)
     edges = torch.linspace(_LOWEST, _HIGHEST, steps + 1, dtype=like.dtype, device=like.device)
     edges[0], edges[-1] = -math.inf, math.inf
     weight = torch.special.ndtr(edges).diff()
     density = (-0.5 * edges.square()).exp() / math.sqrt(2.0 * math.pi)
-    return -density.diff() / weight, weight
+    return _Cells(-density.diff() / weight, weight, weight.cumsum(-1))
+
+
+def _best_ratio(gap: Tensor, std: Tensor, rest: Tensor, here: Tensor, all_of_it: Tensor, cells: _Cells) -> Tensor:
+    """Improvement over cost, for the best share of the values at a rung that goes on.
+
+    Args:
+        gap: ``(B,)`` what is to be improved on, minus the mean at the last rung.
+        std: ``(B,)`` standard deviation of the part of the last value that the rung tells.
+        rest: ``(B,)`` that of the other part.
+        here, all_of_it: cost of training to the rung and to the last one.
+        cells: of the value at the rung.
+    """
+    expected = gap.unsqueeze(-1) - std.unsqueeze(-1) * cells.nodes
+    improvement = _expected_improvement(expected, rest.unsqueeze(-1))
+    kept = (improvement * cells.weight).cumsum(-1)
+    return (kept / (here + cells.share * (all_of_it - here))).amax(-1)
 
 
 def _expected_improvement(gap: Tensor, std: Tensor) -> Tensor:

@@ -33,6 +33,18 @@ class TestStarting:
         assert list(study.state.initial_configs) == [{"x": 0.25}]
         assert list(Driven(max_t=9, points_to_evaluate=None, searcher=searcher).state.initial_configs) == []
 
+    def test_that_nothing_is_left_to_do_is_an_answer_and_no_end(self):
+        """Trials may still be attached, and what they tell may let others go on."""
+        study = promotion(max_t=3, n_trials=3)
+        for trial in range(3):
+            study.ready()
+            study.train(trial, 0.5 - 0.1 * trial)
+        while not isinstance(study.ready(), Finish):
+            study.train(2, 0.3, 0.3)
+        assert study.state.ended is None
+        before = study.ready()
+        assert isinstance(before, Finish) and before.reason == "all 3 trials are done"
+
     def test_without_initial_configurations_the_middle_of_the_space_is_tried(self):
         study = Driven(max_t=9, points_to_evaluate=None)
         assert study.ready().config == {"x": 0.5}

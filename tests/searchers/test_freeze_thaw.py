@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from lightning_hpo import Start, Study, choice, lograndint, uniform
+from lightning_hpo import Start, Study, choice, lograndint, randint, uniform
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import TrialStatus
@@ -74,16 +75,63 @@ def test_it_repeats_itself() -> None:
     assert first == second
 
 
-def test_a_space_that_is_exhausted_leaves_paused_trials_only() -> None:
-    view = View(SearchSpace({"x": choice([0.2, 0.4])}), max_t=9, rung_levels=(1, 3))
+@pytest.mark.parametrize("options", [{}, {"restrict_configurations": [{"x": 0.2}, {"x": 0.4}]}])
+def test_when_everything_was_tried_the_ranks_decide(options) -> None:
+    """Nothing new competes with the paused trials any more: the best of them would all be trained to the end."""
+    values = [0.2, 0.4, 0.6] if options else [0.2, 0.4]
+    view = View(SearchSpace({"x": choice(values)}), max_t=9, rung_levels=(1, 3))
     for x in (0.2, 0.4):
         view.add({"x": x}, *curve(x, 1))
     view.paused = {0: 1, 1: 1}
-    suggestion = searcher().suggest(view, view.request())
-    assert suggestion is not None and suggestion.resumes in (0, 1)
-    view.paused = {}
-    suggestion = searcher().suggest(view, view.request())
-    assert suggestion is None
+    assert searcher(**options).suggest(view, view.request()) is None
+    again = searcher(**options, allow_duplicates=True).suggest(view, view.request())
+    assert again is not None
+
+
+def test_so_a_finite_space_is_not_trained_to_the_end() -> None:
+    study = Study.create(
+        {"a": randint(1, 20), "b": choice(["x", "y"])}, metric="loss", max_t=9, random_seed=0, points_to_evaluate=[]
+    )
+    while (work := study.ask()) is not None:
+        resource, verdict = getattr(work, "from_resource", 0), "continue"
+        while verdict == "continue":
+            resource += 1
+            verdict = study.tell(work.trial_id, resource, (work.config["a"] - 7) ** 2 / 400 + 1 / resource)
+    assert len(study.trials) == 40
+    assert sum(trial.resource == 9 for trial in study.trials.values()) <= 20
+
+
+def test_what_the_model_has_not_seen_of_a_trial_it_does_not_hold_for_good() -> None:
+    """Of many trials it sees some. To it the others would be as promising as new ones, and already paid for."""
+    view = View(SPACE, max_t=9, rung_levels=(1, 3))
+    rng = np.random.default_rng(0)
+    for x, y in rng.uniform(size=(60, 2)):
+        trial = view.add({"x": float(x), "y": float(y)}, *curve(float(x), 1))
+        view.paused[trial] = 1
+    best = sorted(view.paused, key=lambda trial: abs(view.configs[trial]["x"] - 0.3))
+    for _ in range(20):
+        suggestion = searcher(max_size_data_for_model=20).suggest(view, view.request())
+        assert suggestion is not None
+        if suggestion.resumes is None:
+            view.add(suggestion.config, *curve(suggestion.config["x"], 1))
+        else:
+            assert suggestion.resumes in best[:20]
+            view.paused.pop(suggestion.resumes)
+
+
+def test_a_trial_that_diverged_at_the_first_rung_has_the_worst_value_there() -> None:
+    from lightning_hpo.searchers.history import rung_medians
+
+    view = View(SPACE, max_t=9, rung_levels=(1, 3))
+    for x in (0.1, 0.5, 0.9):
+        view.add({"x": x, "y": 0.5}, *curve(x, 1))
+    at_once = view.add({"x": 0.7, "y": 0.1}, math.nan)
+    view.add({"x": 0.7, "y": 0.2}, *curve(0.7, 2), math.nan)
+    view.add({"x": 0.7, "y": 0.3}, failed=True)
+    history = rung_medians(view, tells_diverged=True)
+    told = dict(zip(history.observed.trial_ids, history.values, strict=True))
+    assert told.keys() == {0, 1, 2, at_once, at_once + 1} and told[at_once] == curve(0.9, 1)[0]
+    assert len(rung_medians(view)) == 4
 
 
 def test_the_value_at_a_rung_is_the_median_of_the_second_half_up_to_there() -> None:

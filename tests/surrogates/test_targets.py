@@ -19,6 +19,16 @@ def test_targets_in_another_unit_are_the_same_to_the_model(unit: float) -> None:
     np.testing.assert_allclose(same, np.sign(unit) * Normalisation.of(y).forward(y), rtol=1e-9)
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e-8, 1e8])
+@pytest.mark.parametrize("skew", [0.0, 2.0])
+def test_also_if_they_are_transformed(unit: float, skew: float) -> None:
+    """Of left-skewed targets the power is near 2, and squares of small numbers vanish beside 1."""
+    z = np.random.default_rng(1).uniform(size=60)
+    y = 1.0 - 0.9 * z**3 if skew else np.exp(z)
+    same = Normalisation.of(unit * y, box_cox=True).forward(unit * y)
+    np.testing.assert_allclose(same, Normalisation.of(y, box_cox=True).forward(y), rtol=1e-5, atol=1e-5)
+
+
 def test_population_standard_deviation() -> None:
     # mean 3, squared deviations 4, 0, 4: population variance 8/3
     y = np.array([1.0, 3.0, 5.0])
@@ -87,6 +97,9 @@ def test_trials_that_went_far_are_kept_whole() -> None:
     assert set(whole) <= set(kept)
     assert len(kept) == 9
     assert len(set(kept) - set(whole)) == 2
+    values = np.arange(13.0)[::-1]  # of trials 3 to 8 those of the last are the lowest
+    kept = subsample_levels(trial, resource, 9, np.random.default_rng(0), (values, 1.0)).tolist()
+    assert set(kept) - set(whole) == {7, 8}
 
 
 def test_of_the_block_that_does_not_fit_the_lowest_level_is_dropped_first() -> None:
