@@ -28,9 +28,9 @@ _PROBABLE = 24
 rarer than theirs is counted on: among hundreds of candidates there is always one that would need it, and with an exact
 integral searches spend more on such and end worse (docs/benchmarks.md)."""
 _LOWEST, _HIGHEST, _WIDTH = -7.0, 4.0, 1.0 / 6.0
-"""Where to look at one trial is no comparison with others: decided by cells of this width, in standard deviations. Where
-a trial has to be far better than expected to improve anything, the cells above see nothing of it at any rung, and
-it would be trained to the last one for what it gains there."""
+"""Where to look at one trial is no comparison with others: cells of this width, in standard deviations, decide. Where a
+trial has to be far better than expected to improve anything, the cells above see nothing of it at any rung, and it
+would be trained to the last one for what it gains there."""
 _LEAST_REST = 1e-6
 """Share of the variance at the last rung that no value below it explains."""
 

@@ -310,6 +310,8 @@ class VirtualCluster:
         self._random = random.Random(seed)
         self._epoch_timeout = epoch_timeout
         self.trial_timeout: float | None = None
+        self.shortage: Callable[[], str | None] = lambda: None
+        """Why trials cannot be started."""
         self.may_refuse = False
         """May a report be answered without being taken in?"""
         self.thinking_s = (0.0, 3.0)
@@ -404,6 +406,7 @@ class VirtualCluster:
             "observer": self,
             "epoch_timeout": self._epoch_timeout,
             "trial_timeout": self.trial_timeout,
+            "shortage": self.shortage,
             "clock": lambda: self.now,
         }
         with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,7 +53,9 @@ def foreground() -> Iterator[None]:
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """``end(result)``: a run in which one trial reported and that ended so; returns what happened in which order."""
 
-    def run_to(result: RunResult, reports: int = 1, starts: bool = True) -> list[str]:
+    def run_to(
+        result: RunResult, reports: int = 1, starts: bool = True, late: signal.Signals | None = None
+    ) -> list[str]:
         happened: list[str] = []
 
         def coordinator(*, state: StudyState, **_: Any) -> Any:
@@ -63,7 +66,9 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[s
             return SimpleNamespace(run=lambda: result)
 
         def write_results(*_: object, **__: object) -> None:
-            happened.append("Ctrl-C" if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else "listening")
+            if late is not None:
+                os.kill(os.getpid(), late)
+                happened.append(late.name)
             happened.append("results")
 
         backend = SimpleNamespace(capacity=1, start_method="fork", reason="", close=lambda: happened.append("closed"))
@@ -71,7 +76,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[s
         monkeypatch.setattr(run, "make_observer", lambda *_, **__: Observer(happened))
         monkeypatch.setattr(run, "Coordinator", coordinator)
         monkeypatch.setattr(run, "write_results", write_results)
-        monkeypatch.setattr(run, "summary", lambda *_, **__: happened.append("summary"))
+        monkeypatch.setattr(run, "summary", lambda *_, **__: happened.append("summary") or "")
         jobs = SimpleNamespace(folder=lambda trial_id, config: tmp_path / str(trial_id))
         options = LauncherOptions.from_mapping({"metric": "loss", "algorithm": "random"})
         assert isinstance(options, LauncherOptions)
@@ -94,15 +99,24 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[s
 
 def test_the_summary_comes_after_the_live_table_is_gone(end: Callable[..., list[str]]) -> None:
     assert end(RunResult("all 4 trials are done")) == [
-        "the screen is free", "closed", "listening", "results", "summary",
+        "the screen is free", "closed", "results", "summary",
     ]  # fmt: skip
 
 
-def test_after_ctrl_c_another_one_cannot_lose_the_results(end: Callable[..., list[str]]) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    happened = end(RunResult("interrupted", signal.SIGINT))
-    assert happened[2:] == ["Ctrl-C", "results", "summary", "KeyboardInterrupt"]
-    assert signal.getsignal(signal.SIGINT) is before
+@pytest.mark.parametrize(("late", "raised"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "SystemExit 143")])
+@pytest.mark.parametrize("result", [RunResult("all trials are done"), RunResult("interrupted", signal.SIGHUP)])
+def test_a_signal_at_the_end_cannot_lose_the_results(
+    end: Callable[..., list[str]], result: RunResult, late: signal.Signals, raised: str
+) -> None:
+    before = signal.getsignal(late)
+    happened = end(result, late=late)
+    assert happened[2:5] == [late.name, "results", "summary"]
+    assert happened[5:] == ["SystemExit 129" if result.is_interrupted else raised]
+    assert signal.getsignal(late) is before
+
+
+def test_after_ctrl_c_the_program_ends_by_it(end: Callable[..., list[str]]) -> None:
+    assert end(RunResult("interrupted", signal.SIGINT))[-1] == "KeyboardInterrupt"
 
 
 def test_another_signal_ends_the_program_with_its_number(end: Callable[..., list[str]]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from lightning_hpo.core.domains import uniform
 from lightning_hpo.core.events import (
     AttemptEnded,
+    AttemptStarted,
     CheckpointRemoved,
     CheckpointSaved,
     Outcome,
@@ -431,6 +432,26 @@ class TestTimeouts:
         assert made.counts["disk full"] > 0
         assert all(t.failures == 0 for t in made.durable.trials.values())
         assert "The study can be written again and goes on." in made.said
+
+
+class TestRoom:
+    def test_nothing_is_started_where_a_trial_would_find_no_room_for_its_files(self):
+        made = Recorded(algorithm="random", type=None, n_trials=3)
+        made.shortage = lambda: "the disk is full" if 10.0 < made.now < 100.0 else None
+        made.run()
+        started = [e.time for e in made.logged(AttemptStarted)]
+        assert len(started) == 3 and not any(15.0 < time < 100.0 for time in started)
+        assert made.now > 100.0 and all(t.failures == 0 for t in made.durable.trials.values())
+        told = [message for message in made.said if "room" in message]
+        assert told == [
+            "Nothing is started while there is no room for a trial's files: the disk is full. Make room on it.",
+            "There is room for trials again; the study goes on.",
+        ]
+
+    def test_ctrl_c_ends_the_wait(self):
+        made = Recorded(Faults(interrupts_at=(50.0,)), algorithm="random", type=None, n_trials=3)
+        made.shortage = lambda: "the disk is full" if made.now > 10.0 else None
+        assert made._launch().is_interrupted and 50.0 <= made.now < 60.0
 
 
 class TestSuggestions:

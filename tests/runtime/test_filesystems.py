@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lightning_hpo.core.events import WorkerReady
-from lightning_hpo.runtime import database
+from lightning_hpo.runtime import database, filesystems
 from lightning_hpo.runtime.filesystems import network_filesystem
 from lightning_hpo.runtime.journal import Journal
 
@@ -65,3 +66,29 @@ def test_a_journal_needs_no_shared_memory_on_a_network_file_system(tmp_path, mon
         journal.append([WorkerReady(2.0)])
     with Journal.open(tmp_path) as journal:
         assert [event.time for event in journal.events()] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("room", "says"),
+    [
+        ({}, None),
+        ({"f_bavail": 200}, "the disk is full"),
+        ({"f_favail": 10}, "the disk can take no more files"),
+        ({"f_files": 0, "f_favail": 0}, None),  # does not count them
+    ],
+)
+@pytest.mark.parametrize("user", [0, 1000])
+def test_whether_a_trial_has_room_is_told_for_who_asks(monkeypatch, room: dict[str, int], says: str | None, user: int):
+    """What is kept for the superuser is no room for others."""
+    whole = {"f_frsize": 4096, "f_bavail": 10_000, "f_files": 10_000, "f_favail": 10_000} | room
+    whole |= {"f_bfree": whole["f_bavail"], "f_ffree": whole["f_favail"]}
+    if user:
+        whole |= {"f_bfree": 10**6, "f_ffree": 10**6}
+    monkeypatch.setattr(filesystems.os, "statvfs", lambda path: SimpleNamespace(**whole))
+    monkeypatch.setattr(filesystems.os, "geteuid", lambda: user)
+    assert filesystems.shortage(Path("/study")) == says
+
+
+def test_where_the_system_does_not_tell_there_is_room(tmp_path: Path) -> None:
+    assert filesystems.shortage(tmp_path) is None
+    assert filesystems.shortage(tmp_path / "missing") is None
