@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -226,11 +227,28 @@ class SearcherOptions:
                 "Set searcher.model to gp_multitask."
             )
 
+    def restricted(self, space: SearchSpace) -> Sequence[tuple[str, Config]] | None:
+        """Match key and checked values of every one of ``restrict_configurations``, in their order; None without them.
+
+        There may be tens of thousands, which every suggestion needs: they are looked at once.
+        """
+        if self.restrict_configurations is None:
+            return None
+        if space.fingerprint not in self._restricted:
+            checked = [space.check(space.searched(config)) for config in self.restrict_configurations]
+            self._restricted[space.fingerprint] = [(space.match_key(config), config) for config in checked]
+        return self._restricted[space.fingerprint]
+
+    @functools.cached_property
+    def _restricted(self) -> dict[str, list[tuple[str, Config]]]:
+        return {}
+
     def permitted(self, space: SearchSpace, configs: Iterable[Config]) -> list[Config]:
         """Those of the configurations that ``restrict_configurations`` leaves."""
-        if self.restrict_configurations is None:
+        restricted = self.restricted(space)
+        if restricted is None:
             return list(configs)
-        keys = {space.match_key(space.check(config)) for config in self.restrict_configurations}
+        keys = {key for key, _ in restricted}
         return [config for config in configs if space.match_key(config) in keys]
 
     def reward_offset(self, mode: str) -> float:

@@ -22,10 +22,8 @@ def excluded_keys(view: SearchView, options: SearcherOptions) -> Set[str]:
 
 def allowed_configs(view: SearchView, options: SearcherOptions, excluded: Set[str]) -> list[Config] | None:
     """What is left of ``restrict_configurations``, in the given order; None where any configuration may be proposed."""
-    if options.restrict_configurations is None:
-        return None
-    candidates = (view.space.check(view.space.searched(config)) for config in options.restrict_configurations)
-    return [config for config in candidates if view.space.match_key(config) not in excluded]
+    restricted = options.restricted(view.space)
+    return None if restricted is None else [config for key, config in restricted if key not in excluded]
 
 
 def random_config(

@@ -103,3 +103,14 @@ def test_debug_log_says_what_was_proposed_and_why(caplog):
         proposals("random", View(TINY), 1, debug_log=True)
     assert "random, trial 0 in bracket 0: 0 observations, 0 pending, 0 failed -> {'a': " in caplog.text
     assert "(random search)" in caplog.text
+
+
+def test_a_long_list_of_restricted_configurations_is_looked_at_once(monkeypatch):
+    """A tabular benchmark has tens of thousands of them."""
+    listed = [{"a": a, "b": b} for a in (1, 2, 3) for b in "xy"]
+    checked = []
+    check = SearchSpace.check
+    monkeypatch.setattr(SearchSpace, "check", lambda self, config: (checked.append(1), check(self, config))[1])
+    found = proposals("random", View(TINY), 10, restrict_configurations=listed)
+    assert sorted(found, key=str) == sorted(listed, key=str)
+    assert len(checked) <= 2 * len(listed)
