@@ -79,7 +79,9 @@ def main() -> None:
     given = parse()
     for library, python in given.pythons.items():
         run(library, python, given)
-    groups, failed = grouped([*(recorded() if given.recorded else ()), *load(given.work / "runs")])
+    first, _, last = given.seeds.partition("-")
+    others = recorded(range(int(first), int(last or first) + 1)) if given.recorded else ()
+    groups, failed = grouped([*others, *load(given.work / "runs")])
     blocks: list[dict[str, Any]] = []
     texts = []
     for (kind, task, workers), methods in sorted(groups.items()):

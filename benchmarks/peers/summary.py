@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,15 @@ Runs = dict[str, dict[int, Run]]
 """Method -> seed -> run."""
 
 
-def recorded() -> list[Run]:
-    """Runs that come with the benchmark: Optuna 5.0.0 with seeds 0 to 9, Syne Tune 0.13.0 with 0 to 19 for the most."""
+def recorded(seeds: Collection[int] | None = None) -> list[Run]:
+    """Runs that come with the benchmark: Optuna 5.0.0 with seeds 0 to 9, Syne Tune 0.13.0 with 0 to 19 for the most, and
+    live, with 800 to 829, those of their methods that need seconds.
+
+    Args:
+        seeds: only these; None: all.
+    """
     data: list[Run] = json.loads(gzip.decompress((DATA / "recorded.json.gz").read_bytes()))
-    return data
+    return [run for run in data if seeds is None or run["seed"] in seeds]
 
 
 def load(folder: Path) -> list[Run]:

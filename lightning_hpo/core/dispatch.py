@@ -75,8 +75,8 @@ class Dispatcher(StudyRecord):
             return job
         if self._live:
             return Idle("waiting for running trials")
-        # Not kept: a question changes nothing, and trials may still be attached.
-        return Finish(self._why_nothing_is_left())
+        self.ended = self._why_nothing_is_left()
+        return Finish(self.ended)
 
     def closing_reason(self, time: float) -> str | None:
         """Why the study ends at this time: its stop criterion, or the same error again and again; None: it goes on.

@@ -116,7 +116,9 @@ class StudyState(Dispatcher):
             self._is_exhausted = True
             self.scheduler.close()
             return []
-        if event.origin != "attached":
+        if event.origin == "attached":
+            self.ended = None  # that nothing was left to do holds no longer; a limit will say so again
+        else:
             self.scheduler.follow(event.origin)
         if event.resumes is not None:
             resumed = self._resume_suggested(event, event.resumes)

@@ -33,17 +33,16 @@ class TestStarting:
         assert list(study.state.initial_configs) == [{"x": 0.25}]
         assert list(Driven(max_t=9, points_to_evaluate=None, searcher=searcher).state.initial_configs) == []
 
-    def test_that_nothing_is_left_to_do_is_an_answer_and_no_end(self):
-        """Trials may still be attached, and what they tell may let others go on."""
-        study = promotion(max_t=3, n_trials=3)
-        for trial in range(3):
-            study.ready()
-            study.train(trial, 0.5 - 0.1 * trial)
-        while not isinstance(study.ready(), Finish):
-            study.train(2, 0.3, 0.3)
-        assert study.state.ended is None
-        before = study.ready()
-        assert isinstance(before, Finish) and before.reason == "all 3 trials are done"
+    def test_that_nothing_was_left_to_do_does_not_hold_when_trials_are_attached(self):
+        """What they tell may let others go on, as if the question had not been asked in between."""
+        study = promotion(max_t=3, n_trials=1)
+        study.ready()
+        study.train(0, 0.5)
+        assert isinstance(study.ready(), Finish)
+        for trial in (1, 2):
+            study.handle(Suggested(0.0, trial, {"x": 0.1 * trial}, "attached", "chosen outside"))
+            study.train(trial, 0.6)
+        assert study.job() == "0->3"
 
     def test_without_initial_configurations_the_middle_of_the_space_is_tried(self):
         study = Driven(max_t=9, points_to_evaluate=None)
