@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import settings
 # A shared machine may be slow at any moment; pytest has its own time limit.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
+
+# Under nohup it is ignored, by the programs that tests start too; tests send it to them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
