@@ -23,6 +23,8 @@ def shortage(path: Path) -> str | None:
         room = os.statvfs(path)
     except (AttributeError, OSError):
         return None
+    if not room.f_blocks:  # some that are mounted from elsewhere say 0 to everything
+        return None
     is_root = os.geteuid() == 0  # for whom some is kept
     if (room.f_bfree if is_root else room.f_bavail) * room.f_frsize < _LEAST_BYTES:
         return "the disk is full"

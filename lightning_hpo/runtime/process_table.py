@@ -34,6 +34,15 @@ def processes() -> Iterator[ProcessInfo]:
                     yield ProcessInfo(int(entry.name), int(fields[1]), int(fields[3]))
 
 
+def processor_seconds(pid: int) -> float | None:
+    """Processor time of all threads of a process, to hundredths of a second; None if it cannot be told."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def environment_of(pid: int) -> set[str]:
     """``NAME=value`` of the environment with which the program was started; empty if it may not be read."""
     try:

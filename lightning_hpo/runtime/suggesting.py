@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from lightning_hpo.core.events import Event, to_json
 from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, SuggestRequest
 from lightning_hpo.errors import HpoError, OptionError, SearcherFailed
-from lightning_hpo.runtime import processes
+from lightning_hpo.runtime import process_table, processes
 from lightning_hpo.runtime.lines import Line
 
 _CLOSE_S = 2.0
@@ -33,10 +33,11 @@ _DEATH_S = 0.5
 """Time between the end of a process's connection and its own."""
 _MOST_UNSENT_BYTES = 128 * 2**20
 """Of events that the searcher does not read: half a million reports. Who is so far behind will not catch up."""
-_MOST_SILENCE_S = 300.0
+_MOST_IDLE_S = 300.0
+"""For which a process may neither answer nor compute: it may have to import torch from a slow disk."""
+_MOST_COMPUTING_S = 3600.0
 _LONGER_THAN_EVER = 10.0
-"""A process counts as hung after so many times its longest computation, and not before the time above: it may have to
-import torch from a slow disk."""
+"""For which it may compute: so long, or so many times its longest computation, whichever is more."""
 _LONGEST_GAP_S = 2.0
 """Between two looks at the process, longer ones do not count: this process was not there to listen."""
 _MOST_LOG_BYTES = 1 << 16
@@ -157,9 +158,10 @@ class ProcessHost:
         self._has_begun = False
         self._failure: HpoError | None = None
         self._looked_at = time.monotonic()
-        self._silence = 0.0
-        """Seconds for which it has been waited for."""
+        self._silence = self._idleness = 0.0
+        """Seconds for which it has been waited for, and the last of them in which it did not even compute."""
         self._longest_silence = 0.0
+        self._processor_s: float | None = None
 
     def begin(self, header: dict[str, Any], events: Sequence[Event]) -> None:
         """Tell it which study it works for, and what has happened so far."""
@@ -224,7 +226,7 @@ class ProcessHost:
         self._notice_silence()
         while (answer := self._heard()) is not None:
             self._longest_silence = max(self._longest_silence, self._silence)
-            self._silence = 0.0
+            self._silence = self._idleness = 0.0
             if "begun" in answer:
                 self._has_begun = True
             elif "error" in answer:
@@ -240,12 +242,15 @@ class ProcessHost:
     def _notice_silence(self) -> None:
         """End a process that has been waited for too long; :meth:`_heard` raises then."""
         now = time.monotonic()
-        gap, self._looked_at = now - self._looked_at, now
+        gap, self._looked_at = min(now - self._looked_at, _LONGEST_GAP_S), now
         if self._failure is not None or (self._has_begun and not self.is_busy):
-            self._silence = 0.0
+            self._silence = self._idleness = 0.0
             return
-        self._silence += min(gap, _LONGEST_GAP_S)
-        if self._silence > max(_MOST_SILENCE_S, _LONGER_THAN_EVER * self._longest_silence):
+        before, self._processor_s = self._processor_s, process_table.processor_seconds(self._process.pid)
+        self._silence += gap
+        self._idleness = self._idleness + gap if self._processor_s == before else 0.0
+        longest = max(_MOST_COMPUTING_S, _LONGER_THAN_EVER * self._longest_silence)
+        if self._idleness > _MOST_IDLE_S or self._silence > longest:
             self._process.kill()
             self._failed(
                 SearcherFailed(f"The searcher's process has not answered for {self._silence:.0f} s: it hangs. {_LOOK}")

@@ -75,12 +75,13 @@ def test_a_journal_needs_no_shared_memory_on_a_network_file_system(tmp_path, mon
         ({"f_bavail": 200}, "the disk is full"),
         ({"f_favail": 10}, "the disk can take no more files"),
         ({"f_files": 0, "f_favail": 0}, None),  # does not count them
+        ({"f_blocks": 0, "f_bavail": 0, "f_files": 0, "f_favail": 0}, None),  # tells nothing
     ],
 )
 @pytest.mark.parametrize("user", [0, 1000])
 def test_whether_a_trial_has_room_is_told_for_who_asks(monkeypatch, room: dict[str, int], says: str | None, user: int):
     """What is kept for the superuser is no room for others."""
-    whole = {"f_frsize": 4096, "f_bavail": 10_000, "f_files": 10_000, "f_favail": 10_000} | room
+    whole = {"f_frsize": 4096, "f_blocks": 10**6, "f_bavail": 10_000, "f_files": 10_000, "f_favail": 10_000} | room
     whole |= {"f_bfree": whole["f_bavail"], "f_ffree": whole["f_favail"]}
     if user:
         whole |= {"f_bfree": 10**6, "f_ffree": 10**6}
