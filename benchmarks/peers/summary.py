@@ -25,8 +25,9 @@ Runs = dict[str, dict[int, Run]]
 
 
 def recorded(seeds: Collection[int] | None = None) -> list[Run]:
-    """Runs that come with the benchmark: Optuna 5.0.0 with seeds 0 to 9, Syne Tune 0.13.0 with 0 to 19 for the most, and
-    live, with 800 to 829, those of their methods that need seconds.
+    """Runs that come with the benchmark: Optuna 5.0.0 with seeds 0 to 9, Syne Tune 0.13.0 with 0 to 19 for the most.
+
+    Live there are those of their methods that need seconds with seeds 800 to 829 too.
 
     Args:
         seeds: only these; None: all.
