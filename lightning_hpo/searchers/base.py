@@ -20,6 +20,12 @@ def excluded_keys(view: SearchView, options: SearcherOptions) -> Set[str]:
     return view.taken_by_failed if options.allow_duplicates else view.taken
 
 
+def number_of_configurations(view: SearchView, options: SearcherOptions) -> int | None:
+    """How many different configurations may be proposed in all; None if there are infinitely many."""
+    restricted = options.restricted(view.space)
+    return view.space.size if restricted is None else len({key for key, _ in restricted})
+
+
 def allowed_configs(view: SearchView, options: SearcherOptions, excluded: Set[str]) -> list[Config] | None:
     """What is left of ``restrict_configurations``, in the given order; None where any configuration may be proposed."""
     restricted = options.restricted(view.space)

@@ -15,6 +15,7 @@ import numpy as np
 
 from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.searcher_options import SearcherOptions
+from lightning_hpo.searchers.base import number_of_configurations
 
 FAR = 10.0
 """Spreads above the median from which on a value is an outlier."""
@@ -188,8 +189,7 @@ def too_early(view: SearchView, options: SearcherOptions) -> str | None:
         needed = 6 if view.rung_levels else 3
     if view.rung_levels:
         needed = max(needed, math.ceil(options.num_init_random_factor * len(view.space.domains)))
-    restricted = options.restrict_configurations
-    there_are = view.space.size if restricted is None else len(restricted)
+    there_are = number_of_configurations(view, options)
     needed = needed if there_are is None else min(needed, there_are)
     known = len(view.taken)
     if known < needed:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_hpo.core.searcher import SearchView, Suggestion
 from lightning_hpo.core.searcher_options import SearcherOptions
+from lightning_hpo.searchers.base import number_of_configurations
 from lightning_hpo.searchers.candidates import Candidates
 from lightning_hpo.searchers.feasibility import Feasibility
 from lightning_hpo.searchers.gp_model import FittedModel
@@ -64,8 +65,7 @@ def choose(
 
 
 def _is_exhausted(view: SearchView, options: SearcherOptions) -> bool:
-    restricted = options.restrict_configurations
-    there_are = view.space.size if restricted is None else len(restricted)
+    there_are = number_of_configurations(view, options)
     return not options.allow_duplicates and there_are is not None and len(view.taken) >= there_are
 
 

@@ -6,8 +6,9 @@ otherwise it is trained to the last rung. For a normal posterior of the trial's 
     rate = max over rungs j, shares q:  E[EI after the value at j; in the best q] / (c_j + q (c_L - c_j))
 
 with ``c_j`` the cost from where the trial is to rung ``j``, and ``rate = EI / c_L`` where it is trained to the last
-rung at once. The maximum says which trial, new or paused, improves most for what it costs, and where to look at it
-again: a rung whose value tells nothing of the last one is skipped.
+rung at once. The rate says which trial, new or paused, improves most for what it costs, and the maximum where to look
+at it again: a rung whose value tells nothing of the last one is skipped. The expectation is computed twice: roughly for
+the rate, which then counts on no rare luck, and finely for the rung.
 
 It is the index of Gittins (*Bandit Processes and Dynamic Allocation Indices*, J. Royal Statistical Society B 41, 1979)
 for a trial of two stages: the best ratio of expected reward and expected cost over stopping rules.
