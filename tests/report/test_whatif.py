@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 
@@ -122,11 +123,24 @@ def test_a_preset_of_the_studys_algorithm_is_not_one_of_the_other():
 
 def test_the_command_compares_with_the_studys_own_algorithm(tmp_path, capsys):
     study = Study.create({"x": uniform(0, 1)}, metric="loss", algorithm="random", max_t=3, n_trials=6, path=tmp_path)
+    began = time.monotonic()
     while (job := study.ask()) is not None:
         for resource in (1, 2, 3):
             study.tell(job.trial_id, resource, job.config["x"] / resource)
+    seconds = 2 * (time.monotonic() - began)
     study.close()
-    command = ["simulate", str(tmp_path), "--algorithm", "asha", "--workers", "4", "--seconds", "10", "--seeds", "2"]
+    command = [
+        "simulate",
+        str(tmp_path),
+        "--algorithm",
+        "asha",
+        "--workers",
+        "4",
+        "--seconds",
+        f"{seconds:.4f}",
+        "--seeds",
+        "2",
+    ]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "mean of 2 simulations with 4 workers" in shown and "\nrandom " in shown and "\nasha " in shown
