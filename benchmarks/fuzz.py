@@ -34,6 +34,7 @@ from tests.faults.damage import (
 )
 from tests.faults.hostile import Fuzzed, fuzz
 from tests.faults.malformed import MALFORMED
+from tests.integrations.programs import ProgramServer
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -84,8 +85,9 @@ def corrupted_journals(folder: Path) -> dict[str, Any]:
 def corrupted_checkpoints(folder: Path) -> dict[str, Any]:
     """Each damage of a trial's checkpoint, and what the continued study makes of it."""
     n_trials = 4
-    study = InterruptedStudy(folder, n_trials)
+    programs = ProgramServer()
     try:
+        study = InterruptedStudy(programs, folder, n_trials)
         of_files = [(study.folder / t.checkpoint.path, t.checkpoint) for t in trials(study.folder) if t.checkpoint]
         unnoticed = [name for file in of_files for name in unnoticed_in_checkpoint(*file, folder / "damaged.ckpt")]
         begun_anew = completed = lost = 0
@@ -99,7 +101,7 @@ def corrupted_checkpoints(folder: Path) -> dict[str, Any]:
                 completed += new.status is TrialStatus.COMPLETED and len(new.curve) == study.max_epochs
                 lost += sum(new.curve.get(resource) != value for resource, value in old.curve.items())
     finally:
-        study.close()
+        programs.close()
     return {
         "damages": 2 * PARTS,
         "checkpoints": n_trials,

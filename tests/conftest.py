@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.integrations.programs import ProgramServer
 
 # A shared machine may be slow at any moment; pytest has its own time limit.
 settings.register_profile("project", deadline=None)
@@ -31,3 +34,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[ProgramServer]:
+    """Runs users' programs, one at a time. To import torch and Lightning takes seconds, so all tests share one."""
+    programs = ProgramServer()
+    yield programs
+    programs.close()

@@ -138,13 +138,14 @@ class InterruptedStudy:
     """A study whose trials all wait, each with a checkpoint that Lightning's state was saved in.
 
     Args:
+        programs: runs them.
         folder: where the program and the study lie.
         n_trials: all of them train at the same time.
     """
 
     max_epochs = 9
 
-    def __init__(self, folder: Path, n_trials: int) -> None:
+    def __init__(self, programs: ProgramServer, folder: Path, n_trials: int) -> None:
         self.folder = folder / "study"
         self._program = folder / "program.py"
         self._program.write_text(PROGRAM)
@@ -154,8 +155,8 @@ class InterruptedStudy:
             "hydra.launcher.random_seed=1", "model.lr=tag(log,interval(1e-4,1e-1))",
             f"trainer.max_epochs={self.max_epochs}",
         ]  # fmt: skip
-        self._server = ProgramServer()
-        running = self._server.start(
+        self._programs = programs
+        running = programs.start(
             self._program, *self._command, "sleep=0.3", f"hydra.sweep.dir={self.folder}", folder=folder
         )
         deadline = time.monotonic() + 120
@@ -173,10 +174,7 @@ class InterruptedStudy:
     def go_on(self, study: Path) -> Ended:
         """Give the same command again."""
         continued = f"hydra.launcher.study={study}"
-        return self._server.run(self._program, *self._command, continued, folder=self._program.parent)
-
-    def close(self) -> None:
-        self._server.close()
+        return self._programs.run(self._program, *self._command, continued, folder=self._program.parent)
 
 
 def trials(study: Path) -> list[Trial]:

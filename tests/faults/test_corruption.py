@@ -25,10 +25,8 @@ TRIALS = 4
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory):
-    study = InterruptedStudy(tmp_path_factory.mktemp("interrupted"), TRIALS)
-    yield study
-    study.close()
+def interrupted(programs, tmp_path_factory):
+    return InterruptedStudy(programs, tmp_path_factory.mktemp("interrupted"), TRIALS)
 
 
 def test_every_damage_of_a_checkpoint_is_noticed(interrupted, tmp_path):

@@ -19,30 +19,26 @@ from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.runtime.coordinator import RunResult
 from lightning_hpo.runtime.failpoints import VARIABLE
 from lightning_hpo.runtime.journal import Journal
-from tests.integrations.programs import PROGRAM, ProgramServer
+from tests.integrations.programs import PROGRAM
 
 
-def test_a_full_disk_does_not_keep_who_wants_to_stop(tmp_path):
+def test_a_full_disk_does_not_keep_who_wants_to_stop(programs, tmp_path):
     (tmp_path / "script.py").write_text(PROGRAM)
     launcher = [f"hydra.launcher.{o}" for o in ("metric=val_loss", "algorithm=random", "n_trials=2", "n_workers=2")]
     arguments = ["-m", "hydra/launcher=hpo", *launcher, "hydra.sweep.dir=study", "model.lr=interval(1e-4,1e-1)"]
-    programs = ProgramServer(TMPDIR=str(tmp_path))
-    try:
-        full = {VARIABLE: "journal.before_commit=raise:ENOSPC"}
-        running = programs.start(tmp_path / "script.py", *arguments, folder=tmp_path, **full)
-        for told in ("The study waits: ", "Interrupted, but the study cannot be written."):
-            running.wait_for(lambda output, told=told: told in output)
-            running.signal(signal.SIGINT)
-        ended = running.end()
-        assert ended.code == 128 + signal.SIGINT
-        assert "The study ends without what could not be written." in ended.output
-        assert "Traceback" not in ended.output
-        with Journal.read(tmp_path / "study") as journal:
-            assert len(journal) == 0 and not list(journal.events())
-        ended = programs.run(tmp_path / "script.py", *arguments, folder=tmp_path)
-        assert ended.code == 0 and "all 2 trials are done" in ended.output
-    finally:
-        programs.close()
+    full = "journal.before_commit=raise:ENOSPC"
+    running = programs.start(tmp_path / "script.py", *arguments, folder=tmp_path, **{VARIABLE: full})
+    for told in ("The study waits: ", "Interrupted, but the study cannot be written."):
+        running.wait_for(lambda output, told=told: told in output)
+        running.signal(signal.SIGINT)
+    ended = running.end()
+    assert ended.code == 128 + signal.SIGINT
+    assert "The study ends without what could not be written." in ended.output
+    assert "Traceback" not in ended.output
+    with Journal.read(tmp_path / "study") as journal:
+        assert len(journal) == 0 and not list(journal.events())
+    ended = programs.run(tmp_path / "script.py", *arguments, folder=tmp_path)
+    assert ended.code == 0 and "all 2 trials are done" in ended.output
 
 
 def test_results_without_room_are_told_of_and_change_no_exit_status(monkeypatch, capsys, tmp_path):

@@ -32,7 +32,7 @@ from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.runtime.suggesting import Answered, ProcessHost
 from lightning_hpo.searchers import server
 from lightning_hpo.searchers.server import serve
-from tests.integrations.programs import PROGRAM, ProgramServer
+from tests.integrations.programs import PROGRAM
 
 
 def with_options(**options) -> dict:
@@ -423,13 +423,6 @@ if __name__ == "__main__":
     options = {"metric": "val_loss", "max_t": 3, "algorithm": "mobster", "searcher": {"device": "cuda:63"}}
     Tuner(train, {"lr": loguniform(1e-4, 1e-1)}, path="study", start_method="START", **options).run()
 """
-
-
-@pytest.fixture(scope="module")
-def programs():
-    programs = ProgramServer()
-    yield programs
-    programs.close()
 
 
 class TestAStudyWithAnOptionThatOnlyTheProcessCanRefuse:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import yaml
 
 from tests.integrations.programs import PROGRAM, ProgramServer
@@ -14,14 +12,7 @@ from tests.integrations.programs import PROGRAM, ProgramServer
 LAST_LINE = 'print("the script\'s last line", flush=True)'
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ProgramServer]:
-    server = ProgramServer()
-    yield server
-    server.close()
-
-
-def test_a_script_that_raises_after_its_training_counts_and_is_told(server: ProgramServer, tmp_path: Path) -> None:
+def test_a_script_that_raises_after_its_training_counts_and_is_told(programs: ProgramServer, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.replace(LAST_LINE, 'raise ValueError("no test set")', 1))
     study = ["-m", "hydra/launcher=hpo", "hydra.launcher.metric=val_loss", "hydra.launcher.algorithm=random"]
@@ -32,7 +23,7 @@ def test_a_script_that_raises_after_its_training_counts_and_is_told(server: Prog
         f"hydra.launcher.study={tmp_path}/study",
     ]
     for trials in (2, 3):
-        ended = server.run(program, *study, f"hydra.launcher.n_trials={trials}", folder=tmp_path)
+        ended = programs.run(program, *study, f"hydra.launcher.n_trials={trials}", folder=tmp_path)
         assert ended.code == 0, ended.output
         during, _, closing = ended.output.partition("The study ended after")
         told = [line for line in during.splitlines() if line.startswith("Warning: ")]

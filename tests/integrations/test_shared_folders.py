@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +83,8 @@ def test_a_trial_says_in_its_log_what_lies_outside(trials: Trials) -> None:
     assert "outside of this trial's folder" not in within.log
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ProgramServer]:
-    server = ProgramServer()
-    yield server
-    server.close()
-
-
 @pytest.fixture
-def tune(server: ProgramServer, tmp_path: Path) -> Any:
+def tune(programs: ProgramServer, tmp_path: Path) -> Any:
     """Runs a script with a logger below ``logs``."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.replace("logger=False, enable_checkpointing=False,\n", 'logger=CSVLogger("logs"),\n', 1))
@@ -102,7 +94,7 @@ def tune(server: ProgramServer, tmp_path: Path) -> Any:
     def run(*overrides: str) -> Ended:
         options = ["metric=val_loss", "algorithm=random", "n_trials=3", "n_workers=1", "random_seed=1"]
         study = ["-m", "hydra/launcher=hpo", *(f"hydra.launcher.{option}" for option in options)]
-        ended = server.run(program, *study, "model.lr=interval(0.001,0.1)", *overrides, folder=tmp_path)
+        ended = programs.run(program, *study, "model.lr=interval(0.001,0.1)", *overrides, folder=tmp_path)
         assert ended.code == 0, ended.output
         return ended
 

@@ -18,17 +18,10 @@ from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.study import Study
-from tests.integrations.programs import PROGRAM, Ended, ProgramServer, Running
+from tests.integrations.programs import PROGRAM, Ended, Running
 
 LR = "model.lr=tag(log,interval(1e-4,1e-1))"
 TUNE = ["-m", "hydra/launcher=hpo", "hydra.launcher.metric=val_loss", "hydra.launcher.algorithm=asha"]
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ProgramServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -39,20 +32,20 @@ def program(tmp_path):
 
 
 @pytest.fixture
-def tune(server, program, tmp_path):
+def tune(programs, program, tmp_path):
     """Runs the program with these overrides behind ``-m hydra/launcher=hpo``."""
 
     def run(*overrides: str) -> Ended:
         defaults = ["hydra.launcher.n_trials=4", "hydra.launcher.n_workers=2", "hydra.launcher.random_seed=1"]
-        return server.run(program, *TUNE, *defaults, *overrides, folder=tmp_path)
+        return programs.run(program, *TUNE, *defaults, *overrides, folder=tmp_path)
 
     return run
 
 
 @pytest.fixture
-def start(server, program, tmp_path):
+def start(programs, program, tmp_path):
     def run(*overrides: str) -> Running:
-        return server.start(program, *TUNE, *overrides, folder=tmp_path)
+        return programs.start(program, *TUNE, *overrides, folder=tmp_path)
 
     return run
 
@@ -114,49 +107,49 @@ class TestAStudy:
         assert ended.code == 0, ended.output
         assert f"There was no study in {tmp_path}/new to continue: this is a new one." in ended.output
 
-    def test_takes_ranges_from_the_config_too(self, server, tmp_path):
+    def test_takes_ranges_from_the_config_too(self, programs, tmp_path):
         program = tmp_path / "program.py"
         params = '"hydra": {"sweeper": {"params": {"model.units": "int(interval(4,16))"}}}, "model"'
         program.write_text(PROGRAM.replace('"model"', params, 1))
-        ended = server.run(program, *TUNE, "hydra.launcher.n_trials=3", "model.lr=0.02", folder=tmp_path)
+        ended = programs.run(program, *TUNE, "hydra.launcher.n_trials=3", "model.lr=0.02", folder=tmp_path)
         assert ended.code == 0, ended.output
         assert all(4 <= int(row["model.units"]) <= 16 for row in rows(ended.study))
 
-    def test_tells_a_command_that_trains_once_even_if_the_config_asks_for_many_runs(self, server, tmp_path):
+    def test_tells_a_command_that_trains_once_even_if_the_config_asks_for_many_runs(self, programs, tmp_path):
         program = tmp_path / "program.py"
         program.write_text(PROGRAM.replace('"model"', '"hydra": {"mode": "MULTIRUN"}, "model"', 1))
         overrides = [*TUNE[1:], "hydra.launcher.n_trials=1", "+hydra.job.env_set.FOO=bar", LR]
-        ended = server.run(program, *overrides, folder=tmp_path)
+        ended = programs.run(program, *overrides, folder=tmp_path)
         assert ended.code == 0, ended.output
         (command,) = [line for line in ended.output.splitlines() if line.startswith("  train trial 0")]
         python, script, *arguments = shlex.split(command)[3:]
         assert (python, script) == ("python", str(program))
         assert "+hydra.job.env_set.FOO=bar" in arguments
-        again = server.run(program, *arguments, folder=tmp_path)
+        again = programs.run(program, *arguments, folder=tmp_path)
         assert again.code == 0, again.output
         assert "the script's last line" in again.output
         assert len(list(tmp_path.glob("multirun/*/*"))) == 1
 
-    def test_goes_on_by_the_command_that_it_prints_whatever_its_folder_is_called(self, server, program, tmp_path):
+    def test_goes_on_by_the_command_that_it_prints_whatever_its_folder_is_called(self, programs, program, tmp_path):
         study = tmp_path / "lr=0.1,wd=(a) it's"
         quoted = str(study).replace("'", "\\'")
         limit = "hydra.launcher.n_trials"
-        ended = server.run(program, *TUNE, LR, f"{limit}=1", f"hydra.sweep.dir='{quoted}'", folder=tmp_path)
+        ended = programs.run(program, *TUNE, LR, f"{limit}=1", f"hydra.sweep.dir='{quoted}'", folder=tmp_path)
         assert ended.code == 0, ended.output
         command = next(line for line in ended.output.splitlines() if line.startswith("  continue"))
         arguments = [a.replace(f"{limit}=1", f"{limit}=2") for a in shlex.split(command)[3:]]
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        again = server.run(program, *arguments, folder=elsewhere)
+        again = programs.run(program, *arguments, folder=elsewhere)
         assert again.code == 0, again.output
         assert [row["trial"] for row in rows(study)] == ["0", "1"]
 
-    def test_null_is_a_value_in_the_results_and_beside_values_to_begin_with(self, server, tmp_path):
+    def test_null_is_a_value_in_the_results_and_beside_values_to_begin_with(self, programs, tmp_path):
         program = tmp_path / "program.py"
         program.write_text(PROGRAM.replace('"units": 8', '"units": 8, "drop": None', 1))
         points = "hydra.launcher.points_to_evaluate=[{model.drop:null},{model.drop:0.1}]"
         arguments = [*TUNE, "model.drop=0.1,null", points, "hydra.launcher.n_workers=1"]
-        ended = server.run(program, *arguments, "hydra.launcher.n_trials=2", folder=tmp_path)
+        ended = programs.run(program, *arguments, "hydra.launcher.n_trials=2", folder=tmp_path)
         assert ended.code == 0, ended.output
         overrides = [(ended.study / f"{i}" / ".hydra" / "overrides.yaml").read_text() for i in range(2)]
         assert overrides == ["- model.drop=null\n", "- model.drop=0.1\n"]
@@ -188,11 +181,11 @@ class TestAStudy:
         assert results["best_params"]["model.lr"] <= 0.01
         assert results["best_value"] == results["best_value"]
 
-    def test_trials_end_by_themselves_where_nobody_knows_how_long_they_train(self, server, program, tmp_path):
+    def test_trials_end_by_themselves_where_nobody_knows_how_long_they_train(self, programs, program, tmp_path):
         hidden = program.read_text().replace('"trainer": {"max_epochs"', '"fit": {"max_epochs"')
         program.write_text(hidden.replace("config.trainer.max_epochs", "config.fit.max_epochs"))
         options = ["hydra.launcher.metric=val_loss", "hydra.launcher.algorithm=random", "hydra.launcher.n_trials=2"]
-        ended = server.run(program, "-m", "hydra/launcher=hpo", *options, LR, "fit.max_epochs=2", folder=tmp_path)
+        ended = programs.run(program, "-m", "hydra/launcher=hpo", *options, LR, "fit.max_epochs=2", folder=tmp_path)
         assert ended.code == 0, ended.output
         assert "every trial ends by itself" in ended.output
         assert [(row["status"], row["resource"]) for row in rows(ended.study)] == [("completed", "2")] * 2
@@ -340,11 +333,11 @@ class TestBadInput:
         assert "space" in ended.output and "1e-05" in ended.output
         assert "start a new study in another folder" in ended.output
 
-    def test_a_script_without_a_main_guard(self, server, tmp_path):
+    def test_a_script_without_a_main_guard(self, programs, tmp_path):
         program = tmp_path / "program.py"
         program.write_text(PROGRAM.replace('if __name__ == "__main__":\n    main()', "main()"))
         few = ["hydra.launcher.n_workers=1", "hydra.launcher.max_failures_in_a_row=1"]
-        ended = server.run(program, *TUNE, LR, *few, "hydra.launcher.start_method=spawn", folder=tmp_path)
+        ended = programs.run(program, *TUNE, LR, *few, "hydra.launcher.start_method=spawn", folder=tmp_path)
         assert ended.code == 1
         assert '__name__ == "__main__"' in ended.output
 
