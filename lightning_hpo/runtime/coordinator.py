@@ -59,6 +59,7 @@ from lightning_hpo.runtime.journal import Backups, Journal
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.proposals import Proposals
 from lightning_hpo.runtime.retention import Retention
+from lightning_hpo.runtime.room import Room
 from lightning_hpo.runtime.suggesting import Answered, SearcherHost
 from lightning_hpo.runtime.writing import GivenUp, Writer
 
@@ -165,8 +166,6 @@ class Coordinator:
         self._resource = resource
         self._epoch_timeout = epoch_timeout
         self._trial_timeout = trial_timeout
-        self._shortage = shortage
-        self._is_short = False
         self._clock = clock
         self._zero = clock() - state.progress.time
         self._looked_at = clock()
@@ -181,8 +180,16 @@ class Coordinator:
         self._backups = Backups(journal, _BACKUP_EVERY_S, clock)
         self._interrupts = Interrupts(clock)
         self._writer = Writer(journal, self._interrupts, observer.say, clock)
+        self._room = Room(shortage, observer.say, self._warn, clock)
         self._endings = Endings(
-            state, self._attempts, backend, self._interrupts, self._request_pause, observer.say, clock
+            state,
+            self._attempts,
+            backend,
+            self._interrupts,
+            self._room.waiting,
+            self._request_pause,
+            observer.say,
+            clock,
         )
         self._proposals = Proposals(state, host, fallback, self._flushed, self._warn, clock)
         self._retention = Retention(
@@ -333,7 +340,7 @@ class Coordinator:
             folder = self._folder(self._state.trial(message.trial_id))
             checkpoint = self._store.relative(folder, message.checkpoint)
             self._handle(CheckpointSaved(self._now, message.trial_id, message.attempt, checkpoint))
-            self._has_room(message.trial_id)
+            self._room.not_wanted(message.trial_id)
         elif isinstance(message, Ended):
             attempt.ended = message
         else:
@@ -372,16 +379,8 @@ class Coordinator:
             attempt.fate = (Outcome.INTERRUPTED, message.message)
             self._reply(client, Answer("stop", "the study has ended"))
             return
-        if not self._endings.without_room:
-            self._warn(f"The study waits: {message.message}")
-        self._endings.without_room.setdefault(message.trial_id, self._clock())
+        self._room.wanted(message.trial_id, message.message)
         self._reply(client, Answer("continue", "the study waits for room on the disk"))
-
-    def _has_room(self, trial_id: int) -> None:
-        if trial_id in self._endings.without_room:
-            del self._endings.without_room[trial_id]
-            if not self._endings.without_room:
-                self._observer.say("No trial waits for room on the disk any more; the study goes on.")
 
     def _welcome(self, trial: Trial) -> Welcome:
         checkpoint = trial.checkpoint if trial.resume_from else None  # it may have been found damaged since
@@ -436,7 +435,7 @@ class Coordinator:
         if attempt is None or attempt.attempt != end.attempt:
             return
         del self._attempts[end.trial_id]
-        self._has_room(end.trial_id)
+        self._room.not_wanted(end.trial_id)
         log = self._folder(self._state.trials[end.trial_id]) / "trial.log"
         outcome, error = attempt.judge(end, log, self._interrupts.count > 0)
         self._handle(AttemptEnded(self._now, end.trial_id, end.attempt, outcome, error))
@@ -454,10 +453,10 @@ class Coordinator:
     # ----------------------------------------------------------------------------------------- work
 
     def _fill_workers(self) -> None:
-        if self._is_ending or self._endings.without_room or not self._proposals.has_begun:
+        if self._is_ending or self._room.waiting or not self._proposals.has_begun:
             return
         # The slot for which a suggestion is being computed is taken; others may resume trials meanwhile.
-        if self._backend.free_slots > self._starting + self._proposals.is_wanted and self._lacks_room():
+        if self._backend.free_slots > self._starting + self._proposals.is_wanted and self._room.is_lacking():
             return
         while self._backend.free_slots > self._starting + self._proposals.is_wanted:
             ready = WorkerReady(self._now)
@@ -475,16 +474,6 @@ class Coordinator:
             else:
                 self._launch(decision)
         self._proposals.think_ahead()
-
-    def _lacks_room(self) -> bool:
-        """Whether a trial would fail for nothing if it were started now."""
-        why = self._shortage()
-        if why is not None and not self._is_short:
-            self._warn(f"Nothing is started while there is no room for a trial's files: {why}. Make room on it.")
-        elif why is None and self._is_short:
-            self._observer.say("There is room for trials again; the study goes on.")
-        self._is_short = why is not None
-        return self._is_short
 
     def _flushed(self) -> list[Event]:
         """Commit the turn's events so far."""

@@ -39,12 +39,10 @@ class Endings:
         attempts: what runs.
         backend: ends it.
         interrupts: of the run.
+        without_room: trials that wait for room on the disk, and since when.
         request: hands in that a trial is to pause: its number and why.
         say: tells people.
         clock: monotonic clock, seconds.
-
-    Attributes:
-        without_room: trials that cannot write their checkpoints because the disk is full, and since when.
     """
 
     def __init__(
@@ -53,6 +51,7 @@ class Endings:
         attempts: Mapping[int, Attempt],
         backend: Stops,
         interrupts: Interrupts,
+        without_room: Mapping[int, float],
         request: Callable[[int, str], object],
         say: Callable[[str], None],
         clock: Callable[[], float],
@@ -64,7 +63,7 @@ class Endings:
         self._request = request
         self._say = say
         self._clock = clock
-        self.without_room: dict[int, float] = {}
+        self._without_room = without_room
         self._longest_silence = 0.0
         self._is_interrupted = False
         self._ended_at: float | None = None
@@ -97,10 +96,10 @@ class Endings:
         """
         if self._interrupts.count and not self._is_interrupted:
             self._is_interrupted = True
-            stuck = f" {len(self.without_room)} wait for room on the disk, for {TERM_LIMIT_S:.0f} s at most."
+            stuck = f" {len(self._without_room)} wait for room on the disk, for {TERM_LIMIT_S:.0f} s at most."
             self._say(
                 f"Pausing {len(self._running())} running trials at their next report."
-                f"{stuck if self.without_room else ''} Press Ctrl-C again to stop now."
+                f"{stuck if self._without_room else ''} Press Ctrl-C again to stop now."
             )
             self._ask_to_pause("the study was interrupted")
         if finish is not None and problem is None and self._ended_at is None:
@@ -119,7 +118,7 @@ class Endings:
     def _reason_to_end(self, attempt: Attempt, now: float, finish: str | None, problem: HpoError | None) -> str | None:
         if self._interrupts.is_urgent:
             return "the study was interrupted"
-        since = self.without_room.get(attempt.trial_id)
+        since = self._without_room.get(attempt.trial_id)
         if since is not None and self._left(since) <= 0.0:
             return "the disk had no room for its checkpoint"
         is_leaving = self._status(attempt) in (TrialStatus.PAUSING, TrialStatus.STOPPING)

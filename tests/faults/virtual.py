@@ -474,7 +474,7 @@ class VirtualCluster:
         assert len(state.live) <= self.n_workers, "more trials than workers"
         assert not any(isinstance(d, Finish) for d in decisions)
         if isinstance(event, WorkerReady) and self.last_coordinator is not None:
-            assert not self.last_coordinator._endings.without_room, "more work while the disk is full"
+            assert not self.last_coordinator._room.waiting, "more work while the disk is full"
 
     def say(self, message: str, warning: bool = False) -> None:
         self.counts["warnings"] += warning
