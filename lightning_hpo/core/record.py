@@ -134,7 +134,8 @@ class StudyRecord:
         whole = self.space.with_constants(trial.config)
         return with_seed(whole, self.options.confirm.seed_attr, trial.replicate)
 
-    def _is_trained_to_the_end(self, trial: Trial) -> bool:
+    def is_trained_to_the_end(self, trial: Trial) -> bool:
+        """Whether it has reported at ``max_t``: it owes no report any more."""
         return self.scheduler.max_t is not None and trial.resource >= self.scheduler.max_t
 
     def _scheduler_of(self, trial: Trial) -> Scheduler:

@@ -155,7 +155,7 @@ class StudyState(Dispatcher):
             )
         if event.attempt != trial.attempt or trial.status is not TrialStatus.RUNNING:
             return [self._late(trial, event.attempt)]
-        if self._is_trained_to_the_end(trial):
+        if self.is_trained_to_the_end(trial):
             return [self._verdicts[trial.id]]
         if event.resource <= trial.resource:
             return [self._repeated(trial, event)]
@@ -242,7 +242,7 @@ class StudyState(Dispatcher):
         requested = self._pause_requests.pop(trial.id, None)
         if event.error:
             trial.error = event.error
-        if self._is_trained_to_the_end(trial):
+        if self.is_trained_to_the_end(trial):
             self._complete(trial)
         elif trial.status is TrialStatus.PAUSING and event.outcome is Outcome.COMPLETED:
             self._complete_early(trial)  # the training ended by itself in the epoch in which it was to pause

@@ -41,6 +41,7 @@ from lightning_hpo.core.searcher import suggested
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.errors import (
+    BackendError,
     ChannelError,
     CheckpointError,
     DiskFull,
@@ -199,22 +200,34 @@ class Coordinator:
     # --------------------------------------------------------------------------------------- running
 
     def run(self) -> RunResult:
-        """Work until the study ends or is interrupted; returns when no attempt runs any more."""
-        with self._interrupts.listening():
-            try:
-                self._fill_workers()
-                self._commit()
-                while not self._is_done():
-                    self._turn()
-            except GivenUp as problem:
-                self._give_up(problem)
-        self._report_backup(self._backups.finish())
-        self._interrupts.close()
+        """Work until the study ends, is interrupted, or cannot go on; no attempt is waited for any more then."""
+        try:
+            with self._interrupts.listening():
+                try:
+                    self._fill_workers()
+                    self._commit()
+                    while not self._is_done():
+                        self._turn()
+                except GivenUp as problem:
+                    self._warn(f"The study ends without what could not be written. {problem}")
+                    self._give_up()
+                except HpoError as problem:
+                    self._problem = self._problem or problem
+                    with contextlib.suppress(GivenUp):
+                        self._flushed()
+                    self._give_up()
+            self._report_backup(self._backups.finish())
+        finally:
+            self._interrupts.close()
         if self._interrupts.count:
             return RunResult("interrupted", self._interrupts.by, self._problem)
-        what = "the script cannot be tuned" if self._proposals.problem is None else "an option cannot be used"
-        reason = self._finish or self._state.ended or f"{what}, {type(self._problem).__name__}"
+        reason = self._finish or self._state.ended or f"{self._hindrance()}, {type(self._problem).__name__}"
         return RunResult(reason, problem=self._problem)
+
+    def _hindrance(self) -> str:
+        if isinstance(self._problem, BackendError):
+            return "no trial can be run"
+        return "the script cannot be tuned" if self._proposals.problem is None else "an option cannot be used"
 
     def interrupt(self, limit_s: float = math.inf, by: signal.Signals = signal.SIGINT) -> None:
         """Once: pause running trials at their next report and stop. Twice: stop now. Safe in a signal handler.
@@ -238,13 +251,13 @@ class Coordinator:
         """Nothing is to be started any more."""
         return bool(self._interrupts.count) or self._problem is not None or self._finish is not None
 
-    def _give_up(self, problem: GivenUp) -> None:
+    def _give_up(self) -> None:
         """End like a launcher that is killed: the next one goes on from what is in the journal."""
-        self._warn(f"The study ends without what could not be written. {problem}")
         for attempt in self._attempts.values():
             why = "the study was interrupted"
             self._state.handle(AttemptEnded(self._now, attempt.trial_id, attempt.attempt, Outcome.INTERRUPTED, why))
-            self._backend.stop(attempt.trial_id, attempt.attempt, grace_s=1.0)
+            with contextlib.suppress(HpoError):  # the backend is closed in any case
+                self._backend.stop(attempt.trial_id, attempt.attempt, grace_s=1.0)
 
     def _is_done(self) -> bool:
         return self._is_ending and not self._attempts and not self._batch.events

@@ -20,7 +20,8 @@ _PATIENCE = 2.0
 """When the study ends by itself, a trial has so many times the longest silence of any trial to report once more."""
 
 _MOST_PATIENCE_S = 300.0
-"""No more than this: a limit in time is often set just below that of a batch system."""
+"""No more than this: a limit in time is often set just below that of a batch system. Who owes no report any more, but
+is writing a large checkpoint or tests what it has trained, has no less."""
 _LEAVING_S = 300.0
 """After its last word a process has this time to end: loggers may still have to send what they have."""
 
@@ -80,7 +81,10 @@ class Endings:
         for attempt in self._attempts.values():
             if attempt.is_sent_away:
                 continue
-            overdue = attempt.overdue(now, epoch_timeout, trial_timeout)
+            limit = epoch_timeout
+            if limit is not None and not self._owes_a_report(attempt):
+                limit = max(limit, _MOST_PATIENCE_S)
+            overdue = attempt.overdue(now, limit, trial_timeout)
             if overdue is None and attempt.ended is not None and now - attempt.heard_at > _LEAVING_S:
                 overdue = attempt.ended.outcome, "it did not leave after its last word"
             if overdue is not None:
@@ -140,6 +144,10 @@ class Endings:
 
     def _status(self, attempt: Attempt) -> TrialStatus:
         return self._state.trials[attempt.trial_id].status
+
+    def _owes_a_report(self, attempt: Attempt) -> bool:
+        trial = self._state.trials[attempt.trial_id]
+        return trial.status is TrialStatus.RUNNING and not self._state.is_trained_to_the_end(trial)
 
     def _running(self) -> list[Attempt]:
         return [a for a in self._attempts.values() if self._status(a) is TrialStatus.RUNNING]

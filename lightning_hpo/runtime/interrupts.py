@@ -74,8 +74,10 @@ class Interrupts:
             os.read(self.waitable, 4096)
 
     def close(self) -> None:
+        """Whoever interrupts after this is counted, and wakes nobody."""
+        waker, self._waker = self._waker, -1  # the number may soon be that of another file
         os.close(self.waitable)
-        os.close(self._waker)
+        os.close(waker)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

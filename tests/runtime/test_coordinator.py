@@ -28,7 +28,7 @@ from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.core.trial import TrialStatus
-from lightning_hpo.errors import HpoError, MetricMissing, OptionError, RepeatedFailure, StudyError
+from lightning_hpo.errors import BackendError, HpoError, MetricMissing, OptionError, RepeatedFailure, StudyError
 from lightning_hpo.runtime.coordinator import RunResult
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.suggesting import Answered
@@ -68,6 +68,25 @@ class Recorded(VirtualCluster):
 
     def logged(self, kind: type) -> list[Any]:
         return [event for event in self.journal.events() if isinstance(event, kind)]
+
+
+def test_a_backend_that_gives_up_ends_the_run_and_the_next_one_goes_on():
+    made = Recorded(n_workers=2, n_trials=4, algorithm="random", type=None)
+    poll = made.poll
+
+    def give_up() -> Any:
+        if made.now > 20.0:
+            raise BackendError("The process that starts trials died again and again. Look for what kills it.")
+        return poll()
+
+    made.poll = give_up  # type: ignore[method-assign]
+    result = made._launch()
+    assert isinstance(result.problem, BackendError) and result.reason == "no trial can be run, BackendError"
+    reported = {(e.trial_id, e.resource) for e in made.logged(Reported)}
+    assert reported and made.acknowledged.keys() <= reported
+    made.poll = poll  # type: ignore[method-assign]
+    made._forget_processes()
+    assert made.run().reason == "all 4 trials are done"
 
 
 class TestLedBySearcher:
