@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning_hpo.core.confirmation import check_seed
 from lightning_hpo.core.events import (
     AttemptEnded,
     CheckpointSaved,
@@ -123,6 +124,7 @@ class Study:
         if options.get("max_t") is None:
             options["max_t"] = max_t_among(parsed.constants, algorithm)
         checked = StudyOptions.from_mapping({"metric": metric, "mode": mode, "algorithm": algorithm, **options})
+        check_seed(checked.confirm, parsed, must_be_there=True)
         study = cls(StudyState(parsed, checked))
         note = note_on_unread(checked)
         if note is not None:
@@ -183,7 +185,7 @@ class Study:
         """What a free worker is to do: start a trial, resume a paused one, or nothing now.
 
         A start with a ``replicate`` trains a configuration again, to confirm it: use another seed of training. Where
-        the configuration has a seed (``confirm.seed_attr``), it is another one already.
+        the space has a seed (``confirm.seed_attr``), the configuration has another one already.
 
         A resumed trial goes on after ``from_resource``; where its state cannot be kept it may also be trained from
         scratch: reports up to ``from_resource`` are ignored then.

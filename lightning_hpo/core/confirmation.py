@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.stopping import Progress
 from lightning_hpo.core.trial import Config
 from lightning_hpo.errors import OptionError
@@ -128,16 +129,45 @@ class Confirmation:
 
 
 def with_seed(config: Config, seed_attr: str | None, replicate: int) -> Config:
-    """The configuration with the seed of a replicate: the search's own seed, 0 if there is none, plus ``replicate``.
+    """The configuration with the seed of a replicate: the search's own seed plus ``replicate``.
 
     Args:
-        config: searched values and constants.
+        config: searched values and constants. As it is if it holds no seed: whoever makes the jobs has that then.
         seed_attr: key of the seed; None: the first of :data:`SEED_ATTRS` that is an integer, if there is one.
     """
-    if not replicate:
-        return config
-    found = [name for name in SEED_ATTRS if type(config.get(name)) is int] if seed_attr is None else [seed_attr]
-    return {**config, **{name: config.get(name, 0) + replicate for name in found[:1]}}
+    names = SEED_ATTRS if seed_attr is None else (seed_attr,)
+    found = [name for name in names if _is_seed(config.get(name))]
+    return {**config, **{name: config[name] + replicate for name in found[:1]}} if replicate else config
+
+
+def check_seed(options: ConfirmOptions, space: SearchSpace, must_be_there: bool = False) -> None:
+    """Whether the key of the training seed can be one.
+
+    Args:
+        must_be_there: the space holds all that a trial is given.
+
+    Raises:
+        OptionError: if it is searched, or is no integer.
+    """
+    name = options.seed_attr
+    if name in space.domains:
+        raise OptionError(
+            f"confirm.seed_attr={name} is searched, but every confirmation gets its own. "
+            "Name the key of the training seed, or take it out of the space."
+        )
+    if name in space.constants and not _is_seed(space.constants[name]):
+        raise OptionError(
+            f"confirm.seed_attr={name} is {space.constants[name]!r} in the space. "
+            "Give it an integer, or name the key of the training seed."
+        )
+    if must_be_there and name is not None and name not in space.constants:
+        raise OptionError(
+            f"confirm.seed_attr={name} is not in the space. Add it with an integer, or leave confirm.seed_attr out."
+        )
+
+
+def _is_seed(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def window(max_t: int) -> int:

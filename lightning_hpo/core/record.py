@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence, Set
 from typing import Any
 
-from lightning_hpo.core.confirmation import Confirmation, with_seed
+from lightning_hpo.core.confirmation import Confirmation, check_seed, with_seed
 from lightning_hpo.core.events import Reported, Told
 from lightning_hpo.core.observations import SearcherData
 from lightning_hpo.core.options import StudyOptions
@@ -20,7 +20,7 @@ from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.stopping import Progress
 from lightning_hpo.core.trial import Config, Trial
 from lightning_hpo.core.view import StudyView
-from lightning_hpo.errors import OptionError, ReportError, SpaceError
+from lightning_hpo.errors import ReportError, SpaceError
 
 
 class StudyRecord:
@@ -44,11 +44,7 @@ class StudyRecord:
                 "Nothing is searched: no entry of the space has a domain. "
                 'Give at least one of them a domain, as in {"lr": loguniform(1e-4, 1e-1)}.'
             )
-        if options.confirm.seed_attr in space.domains:
-            raise OptionError(
-                f"confirm.seed_attr={options.confirm.seed_attr} is searched, but every confirmation gets its own. "
-                "Name the key of the training seed, or take it out of the space."
-            )
+        check_seed(options.confirm, space)
         options.searcher.check_space(space)
         self.space = space
         self.options = options

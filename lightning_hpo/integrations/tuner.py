@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_hpo.core.confirmation import check_seed
 from lightning_hpo.core.events import Outcome, Resume, Start
 from lightning_hpo.core.options import StudyOptions, max_t_among
 from lightning_hpo.core.seeds import Stream, child_seed
@@ -68,6 +69,7 @@ class Tuner:
         self.options: LauncherOptions = LauncherOptions.from_mapping(
             {"metric": metric, "mode": mode, "algorithm": algorithm, **options}
         )
+        check_seed(self.options.confirm, self.space, must_be_there=True)
         default = Path("hpo") / time.strftime("%Y-%m-%d_%H-%M-%S")
         self.path = Path(path if path is not None else self.options.study or default).absolute()
 

@@ -33,6 +33,8 @@ from lightning_hpo.core.stopping import Progress
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.errors import OptionError
+from lightning_hpo.integrations.tuner import Tuner
+from lightning_hpo.study import Study
 from tests.core.driving import SETTINGS, Driven, play, snapshot, stories
 
 
@@ -71,7 +73,11 @@ class TestParts:
         assert with_seed({"x": 1.0, "seed": 7}, None, 2) == {"x": 1.0, "seed": 9}
         assert with_seed({"x": 1.0, "random_seed": 7, "seed": "auto"}, None, 2)["random_seed"] == 9
         assert with_seed({"x": 1.0}, None, 2) == {"x": 1.0}
-        assert with_seed({"x": 1.0, "seed": 7}, "noise", 2) == {"x": 1.0, "seed": 7, "noise": 2}
+        assert with_seed({"x": 1.0, "seed": 7, "noise": 3}, "noise", 2) == {"x": 1.0, "seed": 7, "noise": 5}
+
+    def test_a_seed_that_is_not_in_the_space_is_not_made_up(self):
+        """It is in the configuration of the jobs, which nobody but their maker knows."""
+        assert with_seed({"x": 1.0, "seed": 7}, "noise", 2) == {"x": 1.0, "seed": 7}
 
     def test_what_is_cut_short_is_balanced(self):
         confirmation = Confirmation(ConfirmOptions(top=2, seeds=2))
@@ -115,10 +121,23 @@ class TestOptions:
             confirming(n_trials=4)
         assert confirming(n_trials=5).options.confirm.trainings == 4
 
-    def test_a_searched_seed_is_none(self):
-        options = {"metric": "loss", "algorithm": "random", "n_trials": 9, "confirm": {"top": 1, "seed_attr": "x"}}
-        with pytest.raises(OptionError, match="Name the key"):
-            StudyState(SearchSpace({"x": uniform(0, 1)}), StudyOptions.from_mapping(options))
+    @pytest.mark.parametrize(
+        ("seed_attr", "says"), [("x", "is searched"), ("a", "is None"), ("b", "is 'abc'"), ("c", "True")]
+    )
+    def test_what_is_no_seed_is_refused_before_the_study_begins(self, seed_attr, says):
+        options = {"metric": "loss", "algorithm": "random", "n_trials": 9}
+        confirm = {"top": 1, "seed_attr": seed_attr}
+        space = SearchSpace({"x": uniform(0, 1), "a": None, "b": "abc", "c": True})
+        with pytest.raises(OptionError, match=says):
+            StudyState(space, StudyOptions.from_mapping({**options, "confirm": confirm}))
+
+    def test_a_misspelt_seed_is_refused_where_the_space_holds_all_that_a_trial_is_given(self):
+        options = {"metric": "loss", "algorithm": "random", "n_trials": 9, "confirm": {"top": 1, "seed_attr": "sead"}}
+        space = {"x": uniform(0, 1), "seed": 3}
+        with pytest.raises(OptionError, match="sead is not in the space"):
+            Study.create(space, **options)
+        with pytest.raises(OptionError, match="sead is not in the space"):
+            Tuner(print, space, **options)
 
 
 class TestTrials:

@@ -26,7 +26,7 @@ from lightning_hpo import HPOCallback
 
 ConfigStore.instance().store(name="config", node={
     "model": {"lr": 0.01, "units": 8, "act": "relu"}, "trainer": {"max_epochs": 3},
-    "log": "val_loss", "do": "", "sleep": 0.0,
+    "log": "val_loss", "do": "", "sleep": 0.0, "gate": "",
 })
 
 
@@ -53,6 +53,8 @@ class Model(L.LightningModule):
     def on_train_epoch_end(self):
         import time
         time.sleep(self.config.sleep)
+        if self.config.gate:
+            wait_at(self.config.gate)
 
 
 @hydra.main(config_path=None, config_name="config", version_base="1.3")
@@ -74,6 +76,16 @@ def main(config):
     trainer.validate(Model(config), loader)
     print("the script's last line", flush=True)
     return float(trainer.callback_metrics[config.log])
+
+
+def wait_at(gate):
+    """Leave word that this trial has come, and wait until the gate is open."""
+    import time
+    open(f"{gate}.{HydraNum()}", "w").close()
+    deadline = time.monotonic() + 250
+    while not os.path.exists(gate):
+        assert time.monotonic() < deadline, "whoever opens the gate is gone"
+        time.sleep(0.01)
 
 
 def HydraNum():
@@ -131,6 +143,31 @@ class Running:
         """Wait for its end."""
         code = self._server.answer()["code"]
         return Ended(code, self.output, time.monotonic() - self._begun, self._output.parent)
+
+
+class Gate:
+    """At which trials wait at the end of an epoch, until it is opened or left: with ``gate=PATH`` in ``PROGRAM``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """For good."""
+        self.path.touch()
+
+    def waiting(self) -> set[int]:
+        """Numbers of the trials that have come to it."""
+        return {int(path.suffix[1:]) for path in self.path.parent.glob(f"{self.path.name}.*")}
+
+    def wait_for(self, count: int, running: Running) -> None:
+        """Wait until so many trials of a program have come."""
+        running.wait_for(lambda _: len(self.waiting()) == count, timeout_s=120)
 
 
 class ProgramServer:
