@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,20 @@ import pytest
 from lightning_hpo.runtime import admission, wire
 from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.wire import GREETING_BYTES, RESPONSE_BYTES
-from tests.runtime.talking import WELCOME, Loop, admitted_at, stranger_at, trial_of
+from tests.runtime.talking import WELCOME, Loop, admitted_at, polite, stranger_at, trial_of
 
 
-def is_turned_away(stranger: socket.socket, within_s: float = 2.0) -> bool:
+@contextlib.contextmanager
+def patient_launcher(folder: Path) -> Iterator[tuple[ChannelServer, Loop]]:
+    """Turns nobody away for being slow."""
+    with ChannelServer(folder, handshake_timeout_s=60.0) as server:
+        loop = Loop(server, polite)
+        yield server, loop
+        loop.done.set()
+        loop.join()
+
+
+def is_turned_away(stranger: socket.socket, within_s: float = 20.0) -> bool:
     """Whether the launcher says no more than its greeting, and hangs up."""
     stranger.settimeout(within_s)
     heard = b""
@@ -32,23 +44,28 @@ def is_turned_away(stranger: socket.socket, within_s: float = 2.0) -> bool:
     return True
 
 
-def test_silent_strangers_do_not_stall_the_launcher(server: ChannelServer, loop: Loop) -> None:
-    strangers = [stranger_at(server) for _ in range(5)]
+def test_silent_strangers_do_not_stall_the_launcher(tmp_path: Path) -> None:
+    with patient_launcher(tmp_path) as (server, _):
+        strangers = [stranger_at(server) for _ in range(5)]
+        assert trial_of(server).hello(27) == WELCOME
+        assert not any(is_turned_away(stranger, 0.01) for stranger in strangers), "an honest trial waited for them"
+
+
+def test_silent_strangers_are_turned_away_when_their_time_is_over(server: ChannelServer) -> None:
     begin = time.monotonic()
-    assert trial_of(server).hello(27) == WELCOME
-    assert time.monotonic() - begin < 0.3, "an honest trial waited for the strangers"
+    strangers = [stranger_at(server) for _ in range(5)]
     assert all(is_turned_away(stranger) for stranger in strangers)
-    assert 0.2 < time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin >= 0.3
 
 
 def test_a_byte_now_and_then_does_not_lengthen_the_deadline(server: ChannelServer) -> None:
-    stranger = stranger_at(server)
     begin = time.monotonic()
+    stranger = stranger_at(server)
     with pytest.raises(ConnectionError):
-        for _ in range(RESPONSE_BYTES - 1):
+        for _ in range(RESPONSE_BYTES - 1):  # for ten times as long as it has
             stranger.sendall(b"x")
             time.sleep(0.05)
-    assert 0.2 < time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin >= 0.3
 
 
 @pytest.mark.parametrize("response", [bytes(RESPONSE_BYTES), b"\xff" * 10_000], ids=["zeros", "too long"])
@@ -119,26 +136,30 @@ def test_a_trial_gets_through_a_crowd(server: ChannelServer, loop: Loop) -> None
 
 
 def test_whoever_leaves_between_its_response_and_the_proof_disturbs_nobody(
-    server: ChannelServer, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial that is killed at this moment, say."""
-    gone = threading.Event()
+    responded, gone = threading.Event(), threading.Event()
     proof = wire.LauncherHandshake.proof
 
     def late(self: wire.LauncherHandshake, response: bytes) -> bytes:
-        assert gone.wait(5.0)
+        if not responded.is_set():
+            responded.set()
+            leaving.shutdown(socket.SHUT_RDWR)
+            assert gone.wait(30.0)
         return proof(self, response)
 
     monkeypatch.setattr(wire.LauncherHandshake, "proof", late)
-    impatient = stranger_at(server)
-    impatient.settimeout(0.05)
-    with pytest.raises(TimeoutError):
-        wire.shake_hands(impatient, server.key)
-    impatient.close()
-    gone.set()
-    for trial_id in range(3):
-        assert trial_of(server, trial_id).hello(27) == WELCOME
-    assert loop.is_alive()
+    with patient_launcher(tmp_path) as (server, loop):
+        leaving = stranger_at(server)
+        with pytest.raises(wire.Refused):
+            wire.shake_hands(leaving, server.key)
+        leaving.close()
+        gone.set()
+        assert responded.is_set()
+        for trial_id in range(3):
+            assert trial_of(server, trial_id).hello(27) == WELCOME
+        assert loop.is_alive()
 
 
 def test_a_launcher_without_free_files_lets_in_again_when_there_are_some(server: ChannelServer, loop: Loop) -> None:

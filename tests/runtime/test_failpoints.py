@@ -39,10 +39,10 @@ def test_nothing_happens_unless_the_variable_is_set():
 
 
 def test_a_failpoint_that_is_off_costs_less_than_a_microsecond():
-    begun = time.perf_counter()
+    begun = time.process_time()
     for _ in range(100_000):
         failpoint("journal.committed")
-    assert time.perf_counter() - begun < 0.1
+    assert time.process_time() - begun < 0.1
 
 
 class TestActions:
