@@ -150,6 +150,8 @@ def check_seed(options: ConfirmOptions, space: SearchSpace, must_be_there: bool 
         OptionError: if it is searched, or is no integer.
     """
     name = options.seed_attr
+    if name is None:
+        return
     if name in space.domains:
         raise OptionError(
             f"confirm.seed_attr={name} is searched, but every confirmation gets its own. "
@@ -160,7 +162,7 @@ def check_seed(options: ConfirmOptions, space: SearchSpace, must_be_there: bool 
             f"confirm.seed_attr={name} is {space.constants[name]!r} in the space. "
             "Give it an integer, or name the key of the training seed."
         )
-    if must_be_there and name is not None and name not in space.constants:
+    if must_be_there and name not in space.constants:
         raise OptionError(
             f"confirm.seed_attr={name} is not in the space. Add it with an integer, or leave confirm.seed_attr out."
         )

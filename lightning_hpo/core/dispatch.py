@@ -120,7 +120,8 @@ class Dispatcher(StudyRecord):
         trial.milestone = promotion.milestone
         trial.reason = reason
         self._jobs += 1
-        self.data.resume(trial.id, promotion.from_resource, promotion.milestone)
+        # It may have reported beyond its rung, where it does not report at every unit.
+        self.data.resume(trial.id, max(promotion.from_resource, trial.resource), promotion.milestone)
         return self._resumed(trial)
 
     def _resumed(self, trial: Trial) -> Resume:

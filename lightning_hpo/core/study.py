@@ -79,10 +79,15 @@ class StudyState(Dispatcher):
                 can have sent. The study has not changed then.
         """
         self._check_attempt(event)
-        self.progress.time = max(self.progress.time, event.time)
+        before = self.progress.time
+        self.progress.time = max(before, event.time)
         if isinstance(event, WorkerReady):
             return [self._next_job(event)]
-        decisions = self._handlers[type(event)](event)
+        try:
+            decisions = self._handlers[type(event)](event)
+        except ReportError:
+            self.progress.time = before
+            raise
         if isinstance(event, StudyContinued):
             return decisions  # nobody is there yet to delete checkpoints: the next event brings it up
         return decisions + self._spent()

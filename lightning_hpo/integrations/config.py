@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_hpo.core.algorithms import ALGORITHMS
+from lightning_hpo.core.checks import check_choice, check_range
 from lightning_hpo.core.confirmation import ConfirmOptions
 from lightning_hpo.core.options import LADDER, StudyOptions, preset_brackets
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.stopping import StopCriterion
-from lightning_hpo.errors import OptionError, did_you_mean
+from lightning_hpo.errors import OptionError
 
 PREFIX = "hydra.launcher"
 """Where the options stand in Hydra's configuration."""
@@ -32,7 +33,7 @@ _CHOICES = {
     "backend": ("local", "ray"),
     "start_method": ("auto", "fork", "forkserver", "spawn"),
 }
-_LEAST = {"ranks_per_trial": 1, "n_workers": 1, "gpus_per_trial": 0, "epoch_timeout": 0, "trial_timeout": 0}
+_LEAST = {"ranks_per_trial": 1, "n_workers": 1, "gpus_per_trial": 0}
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,11 @@ class LauncherOptions(StudyOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                near = did_you_mean(str(value), allowed)
-                raise OptionError(f"{name}={value!r} is unknown.{near} Choose one of {', '.join(allowed)}.")
+            check_choice(self, "", name, allowed)
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise OptionError(f"{name}={value!r} is out of range. Set {name} to a value of at least {least}.")
+            check_range(self, "", name, lower=least)
+        for name in ("epoch_timeout", "trial_timeout"):
+            check_range(self, "", name, lower=0, lower_open=True)
         _ = self.disk_limit
 
     @property

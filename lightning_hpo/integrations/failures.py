@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from lightning_hpo.core.events import Outcome
-from lightning_hpo.errors import ExecutionError
+from lightning_hpo.errors import ExecutionError, TrialError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LOADING_WORKER = re.compile(r"DataLoader worker \(pid")
@@ -96,18 +96,28 @@ def _line(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[0]
 
 
-def is_sigterm(request: SystemExit) -> bool:
+def _is_sigterm(request: SystemExit) -> bool:
     """Whether Lightning ended the training because the process got SIGTERM: that is no end of the script's own."""
     module = sys.modules.get("lightning.pytorch.utilities.exceptions")
     return module is not None and isinstance(request, module.SIGTERMException)
 
 
-def terminated() -> ExecutionError:
-    """The error of a training that SIGTERM has ended."""
-    return ExecutionError(
-        "The training was told to end (SIGTERM from outside of the study). Let the study go on, or continue it where "
-        "its processes are left alone."
-    )
+def end_by_exit(request: SystemExit) -> None:
+    """Returns if the script ended well by it: ``sys.exit()`` or ``sys.exit(0)``.
+
+    Raises:
+        ExecutionError: if SIGTERM ended it.
+        TrialError: if it ended badly.
+    """
+    if _is_sigterm(request):
+        raise ExecutionError(
+            "The training was told to end (SIGTERM from outside of the study). Let the study go on, or continue it "
+            "where its processes are left alone."
+        ) from request
+    if request.code not in (None, 0):
+        raise TrialError(
+            f"The script called sys.exit({request.code!r}). Raise an exception that says what went wrong instead."
+        ) from request
 
 
 def _is_full_disk(error: BaseException) -> bool:

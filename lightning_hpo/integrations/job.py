@@ -32,10 +32,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lightning_hpo.core.confirmation import SEED_ATTRS
 from lightning_hpo.core.events import Outcome
-from lightning_hpo.errors import OptionError, ResourceMismatch, TrialError, TrialInterrupted, TrialPaused
+from lightning_hpo.errors import OptionError, ResourceMismatch, TrialInterrupted, TrialPaused
 from lightning_hpo.integrations.composing import Composer
 from lightning_hpo.integrations.config import MAX_RESOURCE_ATTRS, PREFIX, LauncherOptions
-from lightning_hpo.integrations.failures import is_sigterm, judge, terminated
+from lightning_hpo.integrations.failures import end_by_exit, judge
 from lightning_hpo.integrations.hydra_space import format_value
 from lightning_hpo.integrations.select_sweeper import as_composed, written_overrides
 from lightning_hpo.runtime.script import FunctionReference, dump_entry
@@ -334,13 +334,8 @@ def _guarded(task_function: TaskFunction, interruptions: list[TrialInterrupted])
             interruptions.append(interruption)
             return None
         except SystemExit as request:
-            if is_sigterm(request):
-                raise terminated() from request
-            if request.code in (None, 0):
-                return None
-            raise TrialError(
-                f"The script called sys.exit({request.code!r}). Raise an exception that says what went wrong instead."
-            ) from request
+            end_by_exit(request)
+            return None
 
     return guarded_task
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from lightning_hpo.core.events import Outcome, Resume, Start
 from lightning_hpo.core.options import StudyOptions, max_t_among
 from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.core.space import SearchSpace
-from lightning_hpo.errors import TrialPaused, TrialStopped
+from lightning_hpo.errors import StudyError, TrialPaused, TrialStopped
 from lightning_hpo.integrations.config import LauncherOptions
-from lightning_hpo.integrations.failures import is_sigterm, judge, terminated
+from lightning_hpo.integrations.failures import end_by_exit, judge
 from lightning_hpo.integrations.job import JobResult
 from lightning_hpo.integrations.run import StudySetup, run_study
 from lightning_hpo.integrations.trial import TrialEntry
@@ -70,8 +72,15 @@ class Tuner:
             {"metric": metric, "mode": mode, "algorithm": algorithm, **options}
         )
         check_seed(self.options.confirm, self.space, must_be_there=True)
-        default = Path("hpo") / time.strftime("%Y-%m-%d_%H-%M-%S")
-        self.path = Path(path if path is not None else self.options.study or default).absolute()
+        self._given = path if path is not None else self.options.study
+
+    @functools.cached_property
+    def path(self) -> Path:
+        """The study folder."""
+        if self._given is not None:
+            return Path(self._given).absolute()
+        now = time.strftime("%Y-%m-%d_%H-%M-%S")
+        return _new_folder(Path("hpo").absolute(), [now, *(f"{now}_{i}" for i in range(2, 1000))])
 
     def run(self) -> Best:
         """Run the study to its end; returns its best trials.
@@ -100,6 +109,21 @@ class Tuner:
         return max_t_among(self.space.constants, options.algorithm, named)
 
 
+def _new_folder(parent: Path, names: Sequence[str]) -> Path:
+    """The first that nobody else has made: others may begin in the same second."""
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in names:
+            with contextlib.suppress(FileExistsError):
+                (parent / name).mkdir(mode=0o700)
+                return parent / name
+    except OSError as problem:
+        raise StudyError(
+            f"{parent} cannot hold a study: {problem.strerror or problem}. Choose a folder you may write to, with path."
+        ) from problem
+    raise StudyError(f"{parent} is full of studies of this second. Choose a folder, with path.")
+
+
 class FunctionTrial:
     """Runs the user's function for an attempt."""
 
@@ -108,7 +132,7 @@ class FunctionTrial:
 
     def __call__(self, job: Job) -> JobResult:
         try:
-            return JobResult(Outcome.COMPLETED, self._train_fn(dict(job.payload["config"])))
+            return JobResult(Outcome.COMPLETED, self._trained(dict(job.payload["config"])))
         except TrialPaused:
             return JobResult(Outcome.PAUSED)
         except TrialStopped:
@@ -118,8 +142,15 @@ class FunctionTrial:
         except BaseException as error:
             text = traceback.format_exc()
             print(text, file=sys.stderr, flush=True)
-            outcome, summary = judge(terminated() if isinstance(error, SystemExit) and is_sigterm(error) else error)
+            outcome, summary = judge(error)
             return JobResult(outcome, error=summary, traceback=text)
+
+    def _trained(self, config: dict[str, Any]) -> Any:
+        try:
+            return self._train_fn(config)
+        except SystemExit as request:
+            end_by_exit(request)
+            return None
 
 
 class FunctionJobs:

@@ -114,7 +114,8 @@ def _continue_command(folder: Path, header: Mapping[str, Any]) -> str | None:
     if kept is None:
         return None
     command = _with_folder(str(kept["command"]), str(kept["folder"]), str(folder.absolute()))
-    return command if kept["in"] == os.getcwd() else f"cd {formats.quoted(kept['in'])} && {command}"
+    is_shell = STUDY_OPTION in command  # a Tuner's is Python
+    return command if not is_shell or kept["in"] == os.getcwd() else f"cd {formats.quoted(kept['in'])} && {command}"
 
 
 def _with_folder(command: str, before: str, now: str) -> str:

@@ -177,8 +177,9 @@ class Lock:
             os.close(self._fd)
             raise
         since = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: who holds it is told, not decided, by what it says
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
 
     def _acquire(self, folder: Path) -> None:
         """Who looks for a holder has the lock, too, but shared and for an instant: that is waited for."""

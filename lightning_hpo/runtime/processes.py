@@ -292,6 +292,12 @@ def redirect_output(path: str) -> None:
             handler.stream = new[old.index(handler.stream)]
 
 
+def wanted_threads() -> int | None:
+    """Threads of one process as the user set them with ``OMP_NUM_THREADS``; None if that says nothing."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
+
+
 def limit_threads(threads: int) -> None:
     """Let torch, OpenMP and the libraries loaded from here on use this many threads."""
     os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -394,4 +394,4 @@ def _spawned(module: str, theirs: socket.socket, output: int) -> subprocess.Pope
 
 def _threads() -> int:
     """One, as the processors are busy with trials and the matrices are small; the user may say otherwise."""
-    return int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0])
+    return processes.wanted_threads() or 1

@@ -170,7 +170,7 @@ class Step(NamedTuple):
 
 KINDS = (
     "ready", "ready", "ready", "report", "report", "report", "report", "end", "end", "save",
-    "repeat", "late", "early", "lose", "fail", "interrupt", "pause", "continue", "remove", "started",
+    "repeat", "skip", "late", "early", "lose", "fail", "interrupt", "pause", "continue", "remove", "started",
 )  # fmt: skip
 VALUES = st.one_of(
     st.sampled_from([0.1, 0.2, 0.3, 0.5, math.nan, math.inf, -math.inf]),
@@ -205,8 +205,8 @@ def _step(study: Driven, step: Step) -> list[Decision]:
     if not live:
         return []
     trial = study[live[step.pick % len(live)]]
-    if step.kind in ("report", "repeat"):
-        resource = max(1, trial.resource + (step.kind == "report"))
+    if step.kind in ("report", "repeat", "skip"):
+        resource = max(1, trial.resource + {"report": 1, "repeat": 0, "skip": 2}[step.kind])
         cost = trial.cost + 1.0 + step.pick % 3
         return study.handle(Reported(study.time, trial.id, trial.attempt, resource, step.value, {"acc": 0.5}, cost))
     if step.kind == "started":

@@ -40,6 +40,15 @@ class TestReports:
         with pytest.raises(ReportError, match="Report after 1, 2, 3"):
             study.report(0, resource, 0.5)
 
+    def test_that_are_refused_leave_the_clock_as_it_was(self):
+        study = promotion()
+        study.ready()
+        before = study.state.progress.time
+        study.time += 99.0
+        with pytest.raises(ReportError):
+            study.report(0, 0, 0.5)
+        assert study.state.progress.time == before
+
     def test_that_come_twice_change_nothing(self):
         study = Driven(max_t=9, searcher_data="all")
         study.ready()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_hpo.core.events import Outcome
 from lightning_hpo.errors import ChannelError
-from lightning_hpo.integrations.failures import is_sigterm, judge, terminated
+from lightning_hpo.integrations.failures import end_by_exit, judge
 from lightning_hpo.integrations.tuner import FunctionTrial
 from lightning_hpo.runtime import failpoints
 from lightning_hpo.runtime.backends.base import Job
@@ -38,7 +40,6 @@ KILLED_LOADER = (
         (RuntimeError(KILLED_LOADER), Outcome.LOST, "out of memory?"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Outcome.FAILED, "mat1 and mat2"),
         (ChannelError("The launcher is gone. Start the study again."), Outcome.LOST, "Start the study again."),
-        (terminated(), Outcome.LOST, "SIGTERM"),
     ],
 )
 def test_a_trial_whose_surroundings_failed_is_lost_and_one_whose_script_failed_is_failed(error, outcome, says):
@@ -157,9 +158,26 @@ def test_so_is_a_connection_that_breaks_while_a_batch_is_received(monkeypatch):
     assert judge(ConnectionResetError(errno.ECONNRESET, "by the script's own server"))[0] is Outcome.FAILED
 
 
+JOB = Job(0, 1, Path("trial"), Path("trial.log"), payload={"config": {}})
+
+
+@pytest.mark.parametrize("code", [None, 0])
+def test_a_script_may_end_by_exit(code):
+    end_by_exit(SystemExit(code))
+    assert FunctionTrial(lambda config: sys.exit(code))(JOB).outcome is Outcome.COMPLETED
+
+
+def test_but_not_with_a_code_that_says_it_failed():
+    result = FunctionTrial(lambda config: sys.exit(3))(JOB)
+    assert result.outcome is Outcome.FAILED and "sys.exit(3)" in result.error
+
+
 def test_lightnings_end_by_sigterm_is_not_the_scripts_own():
-    assert is_sigterm(SIGTERMException())
-    assert not is_sigterm(SystemExit(0))
+    def train(config):
+        raise SIGTERMException
+
+    result = FunctionTrial(train)(JOB)
+    assert result.outcome is Outcome.LOST and "SIGTERM" in result.error
 
 
 def test_a_checkpoint_waits_for_room_on_the_disk(trials: Trials) -> None:

@@ -152,6 +152,18 @@ def test_the_command_that_continues_a_study_follows_it_to_another_folder(tmp_pat
     assert read_study(new).continue_command == told.format(old=old, new=str(new), study=study)
 
 
+def test_only_a_command_of_the_shell_begins_with_a_change_of_folder(tmp_path: Path, monkeypatch):
+    state = state_of(small_study())
+    shell = f"python train.py -m hydra.launcher.study={tmp_path / 'shell'}"
+    for name, command in (("shell", shell), ("python", f"Tuner(..., path='{tmp_path / 'python'}').run()")):
+        folder = tmp_path / name
+        Journal.create(folder, study_header(state.space, state.options) | continuing(command, folder)).close()
+    here = os.getcwd()
+    monkeypatch.chdir(tmp_path)
+    assert read_study(tmp_path / "shell").continue_command == f"cd {here} && {shell}"
+    assert read_study(tmp_path / "python").continue_command == f"Tuner(..., path='{tmp_path / 'python'}').run()"
+
+
 def test_a_command_of_an_older_version_is_made_valid(tmp_path: Path):
     study = tmp_path / "lr=0.1"
     state = state_of(small_study())

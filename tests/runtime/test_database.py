@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -93,6 +94,19 @@ def test_a_lock_names_its_holder_and_can_be_given_back(tmp_path: Path) -> None:
     assert Lock.holder(tmp_path) is None
     Lock(tmp_path).release()
     assert (tmp_path / LOCK_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", refuse)
+        lock = Lock(tmp_path)
+    with pytest.raises(StudyLocked):
+        Lock(tmp_path)
+    lock.release()
+    Lock(tmp_path).release()
 
 
 @contextlib.contextmanager

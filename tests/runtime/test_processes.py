@@ -263,6 +263,18 @@ def test_one_seed_gives_one_stream_in_every_library(tmp_path: Path) -> None:
     assert in_child(tmp_path, draw) == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "threads"), [("4", 4), ("4,2", 4), (" 3 ", 3), ("", None), ("0", None), ("-1", None), ("many", None)]
+)
+def test_the_users_number_of_threads_is_the_first_of_what_openmp_takes(
+    value: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert processes.wanted_threads() == threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert processes.wanted_threads() is None
+
+
 def test_torch_is_told_seed_and_threads_if_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, int] = {}
     torch = SimpleNamespace(

@@ -39,7 +39,8 @@ class MedianStopping(Scheduler):
 
     def report(self, trial_id: int, resource: int, value: float, cost: float | None = None) -> Ruling:
         if not math.isfinite(value):
-            return Ruling(Verdict.STOP, f"the metric is {value} at {resource}")
+            is_over = resource >= self.max_t
+            return Ruling(Verdict.STOP, f"the metric is {value} at {resource}", completed=is_over)
         count, total = self._sums.get(trial_id, (0, 0.0))
         self._sums[trial_id] = (count + 1, total + value)
         best = self._best[trial_id] = min(value, self._best.get(trial_id, math.inf))

@@ -319,7 +319,7 @@ class LocalBackend:
     def _threads_of(self, job: Job) -> int | None:
         if self._threads is not None:
             return self._threads
-        if "OMP_NUM_THREADS" in os.environ:
+        if processes.wanted_threads() is not None:
             return None
         return max(1, available_cores() // (self.capacity * job.ranks))
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_hpo.errors import BackendError, OptionError
-from lightning_hpo.runtime import process_table
+from lightning_hpo.runtime import process_table, processes
 from lightning_hpo.runtime.backends.base import Entry, Exit, Job, Started, WarmUp
 from lightning_hpo.runtime.backends.ray_cluster import Resources, describe, gist, import_ray, join, no_room, room_on
 from lightning_hpo.runtime.backends.slots import VISIBLE_DEVICES, available_cores, check_share
@@ -398,8 +398,9 @@ class RayBackend:
         return " ".join(notes) or None
 
     def _fair_threads(self, nodes: Sequence[Resources]) -> int:
-        with contextlib.suppress(KeyError, ValueError):
-            return int(os.environ["OMP_NUM_THREADS"])
+        wanted = processes.wanted_threads()
+        if wanted is not None:
+            return wanted
         cores = available_cores() if self._is_ours else int(sum(node.get("CPU", 0) for node in nodes))
         return max(1, cores // (self._room * self._cpus))
 

@@ -51,6 +51,13 @@ def test_the_rule_is_mirrored_for_a_metric_to_be_maximised():
     assert study.train(6, 0.29) is Verdict.STOP
 
 
+@pytest.mark.parametrize("last", [math.nan, 0.3])
+def test_a_trial_that_was_trained_to_the_end_is_told_so_whatever_it_reported(last):
+    study = five_trials()
+    study.train(5, 0.1, 0.1, 0.1)
+    assert study.report(5, 4, last).completed
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_stops_its_trial_and_touches_no_average(bad):
     study = five_trials()
