@@ -148,13 +148,13 @@ class KilledStudy:
             self.ensure_launched()
         elif kind == "trial server":
             server = _parent_of(trial)
-            if server is None or not _kill(server):
+            if server is None or not end_at_once(server):
                 return False
         elif kind == "loading process":
             loading = [pid for pid, parent, _ in process_table.processes() if parent == trial]
-            if not loading or not _kill(rng.choice(loading)):
+            if not loading or not end_at_once(rng.choice(loading)):
                 return False
-        elif _kill(trial):
+        elif end_at_once(trial):
             self._wait_until_noticed(trial_id, trial)
         else:
             return False
@@ -163,7 +163,7 @@ class KilledStudy:
 
     def _kill_launcher(self) -> None:
         begun = time.monotonic()
-        _kill(self.running.pid)
+        end_at_once(self.running.pid)
         self.wait_for(lambda: self.running.poll() is not None, "the launcher is gone")
         self.wait_for(lambda: not self.processes(), "its processes are gone", ORPHANS_S)
         self.orphans_s.append(time.monotonic() - begun)
@@ -254,7 +254,8 @@ class KilledStudy:
         return again, different
 
 
-def _kill(pid: int) -> bool:
+def end_at_once(pid: int) -> bool:
+    """SIGKILL; False if there is no such process any more."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
         return True

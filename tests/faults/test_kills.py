@@ -13,8 +13,8 @@ import pytest
 
 from lightning_hpo.core.events import AttemptEnded, AttemptStarted, Outcome
 from lightning_hpo.runtime.failpoints import FOLDER_VARIABLE, VARIABLE
-from tests.faults.killing import ENVIRONMENT, MARK, ORPHANS_S, KilledStudy
-from tests.integrations.programs import ProgramServer, Running
+from tests.faults.killing import ENVIRONMENT, MARK, ORPHANS_S, KilledStudy, end_at_once
+from tests.integrations.programs import Gate, ProgramServer, Running
 
 PROGRAM = """
 import json, os, signal, threading, time
@@ -27,7 +27,7 @@ from lightning_hpo import HPOCallback
 
 ConfigStore.instance().store(
     name="config", node={
-        "x": 0.5, "trainer": {"max_epochs": 9}, "sleep": 0.05, "acknowledged": "", "hang": False,
+        "x": 0.5, "trainer": {"max_epochs": 9}, "sleep": 0.05, "acknowledged": "", "hang": "", "gate": "",
     }
 )
 
@@ -55,18 +55,24 @@ class Acknowledged(L.Callback):
 
     def on_train_epoch_start(self, trainer, module):
         time.sleep(self.config.sleep)
-        if self.config.hang and trainer.current_epoch == 2 and os.environ["LIGHTNING_HPO_ATTEMPT"] == "1":
+        hung = f"{self.config.hang}.{HydraConfig.get().job.num}"
+        if self.config.hang and trainer.current_epoch == 2 and not os.path.exists(hung):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            stuck_in_a_deadlock()
+            stuck_in_a_deadlock(hung)
         if trainer.current_epoch and self.config.acknowledged:
             line = json.dumps([HydraConfig.get().job.num, trainer.current_epoch]) + chr(10)
             with open(self.config.acknowledged, "a") as file:
                 file.write(line)
+        if trainer.current_epoch == 3 and self.config.gate:
+            open(f"{self.config.gate}.{HydraConfig.get().job.num}", "w").close()
+            while not os.path.exists(self.config.gate):
+                time.sleep(0.01)
 
 
-def stuck_in_a_deadlock():
+def stuck_in_a_deadlock(told_by):
     lock = threading.Lock()
     lock.acquire()
+    open(told_by, "w").close()
     lock.acquire()
 
 
@@ -140,7 +146,15 @@ def killed_study(tmp_path, mark, server):
     study.options, study.environment = [], ENVIRONMENT
     yield study
     for pid in study.processes():
-        os.kill(pid, signal.SIGKILL)
+        end_at_once(pid)
+
+
+@pytest.fixture
+def gate(killed_study, tmp_path):
+    """Trials wait at it for the test when they have been answered to three reports."""
+    gate = Gate(tmp_path / "gate")
+    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", f"gate={gate.path}"]
+    return gate
 
 
 @pytest.mark.slow
@@ -158,13 +172,13 @@ def test_ten_kills_change_nothing_that_matters(killed_study):
     assert again > 0 and different == 0, "what is trained again gives the same values"
 
 
-def test_sigterm_to_a_trial_does_not_make_it_complete(killed_study):
+def test_sigterm_to_a_trial_does_not_make_it_complete(killed_study, gate):
     """A batch system may signal every process of an allocation."""
-    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "sleep=0.2"]
     killed_study.ensure_launched()
-    killed_study.wait_for(lambda: 0 in killed_study.trials() and killed_study.state().trials[0].curve, "a report")
+    killed_study.wait_for(lambda: 0 in gate.waiting(), "the trial is in the middle of its training")
     trial_id, pid = 0, killed_study.trials()[0]
     os.kill(pid, signal.SIGTERM)
+    gate.open()
     killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
     killed_study.check_end()
     ends = [e for e in killed_study.events() if isinstance(e, AttemptEnded) and e.trial_id == trial_id]
@@ -173,17 +187,18 @@ def test_sigterm_to_a_trial_does_not_make_it_complete(killed_study):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_notice_to_the_launcher_pauses_what_runs(killed_study, number):
-    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "sleep=0.2", "trainer.max_epochs=12"]
+def test_a_notice_to_the_launcher_pauses_what_runs(killed_study, gate, number):
     killed_study.ensure_launched()
-    killed_study.wait_for(lambda: len(killed_study.trials()) == 2, "two trials run")
-    time.sleep(0.5)
+    killed_study.wait_for(lambda: gate.waiting() == {0, 1}, "two trials are in the middle of their training")
     os.kill(killed_study.running.pid, number)
+    killed_study.wait_for(lambda: "Pausing 2 running trials" in killed_study.running.output, "it has noticed")
+    gate.open()
     killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the launcher ends")
     assert killed_study.running.poll() == 128 + number
     assert not killed_study.processes()
     state = killed_study.state()
     assert all(trial.checkpoint is not None and trial.failures == 0 for trial in state.trials.values())
+    assert all(trial.resource == 4 for trial in state.trials.values()), "not at the next report"
     killed_study.ensure_launched()
     killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
     killed_study.check_end()
@@ -208,9 +223,10 @@ def test_a_study_that_ended_at_its_limit_loses_nothing_when_the_limit_is_raised(
     assert again == 0 and all(len(t.curve) == 12 for t in killed_study.state().trials.values())
 
 
-def test_a_trial_that_hangs_leaves_its_stacks_and_is_tried_again(killed_study):
+def test_a_trial_that_hangs_leaves_its_stacks_and_is_tried_again(killed_study, tmp_path):
     """Even if it ignores SIGTERM."""
-    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "hang=true", "hydra.launcher.epoch_timeout=3"]
+    hang = f"hang={tmp_path / 'hung'}"
+    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", hang, "hydra.launcher.epoch_timeout=3"]
     killed_study.ensure_launched()
     killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
     killed_study.check_end()
@@ -222,14 +238,15 @@ def test_a_trial_that_hangs_leaves_its_stacks_and_is_tried_again(killed_study):
     assert "in stuck_in_a_deadlock" in log
 
 
-def test_a_launcher_that_was_stopped_for_a_while_takes_no_trial_for_hung(killed_study):
+@pytest.mark.slow
+def test_a_launcher_that_was_stopped_for_a_while_takes_no_trial_for_hung(killed_study, gate):
     """Ctrl-Z and ``fg``, or a machine that was frozen."""
-    killed_study.options = [*TO_THE_END, "hydra.launcher.n_trials=2", "sleep=0.2", "hydra.launcher.epoch_timeout=6"]
+    killed_study.options = [*killed_study.options, "hydra.launcher.epoch_timeout=10"]
     killed_study.ensure_launched()
-    killed_study.wait_for(lambda: len(killed_study.trials()) == 2, "two trials run")
-    time.sleep(0.3)
+    killed_study.wait_for(lambda: gate.waiting() and len(killed_study.trials()) == 2, "two trials run")
     os.kill(killed_study.running.pid, signal.SIGSTOP)
-    time.sleep(8.0)  # longer than the timeout, which no epoch of a busy machine takes
+    gate.open()
+    time.sleep(12.0)  # longer than the timeout, which no epoch of a busy machine takes
     os.kill(killed_study.running.pid, signal.SIGCONT)
     killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the study ends")
     killed_study.check_end()

@@ -15,7 +15,6 @@ import re
 import sqlite3
 import stat
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -330,7 +329,7 @@ def test_deletions_are_where_they_have_been_thought_about() -> None:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A study whose two trials are in the middle of their training, with the variable by which its processes are known."""
+    """A study whose two trials are being trained, with the variable by which its processes are known."""
     folder = tmp_path_factory.mktemp("running")
     program = folder / "program.py"
     telling = 'print(os.environ["LIGHTNING_HPO_KEY"], file=open(os.environ["KEY_FILE"], "a"))'
