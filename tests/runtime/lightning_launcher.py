@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hpo.runtime.backends.base import Job
 
+IMPORTED_BY = os.getpid()
+
 
 class Model(L.LightningModule):
     def __init__(self, job: Job) -> None:
@@ -64,6 +66,7 @@ def fit(job: Job) -> None:
         world_size=trainer.world_size,
         steps=trainer.global_step,
         weight=model.layer.weight.sum().item(),
+        imported_by=IMPORTED_BY,
     )
 
 

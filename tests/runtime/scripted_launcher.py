@@ -83,7 +83,7 @@ def do_leave_processes(job: Job) -> None:
 
 
 def do_leave_a_forked_daemon(job: Job) -> None:
-    """As the textbook has it, without another program: nothing tells whose it was. Then end."""
+    """As the textbook has it, without another program: nothing tells whose it was. End when there is a file ``go``."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -93,7 +93,8 @@ def do_leave_a_forked_daemon(job: Job) -> None:
         os._exit(0)
     os.wait()
     (job.folder / "runs").touch()
-    time.sleep(job.payload["seconds"])
+    while not (job.folder / "go").exists():
+        time.sleep(0.01)
 
 
 def do_exit_handlers(job: Job) -> None:

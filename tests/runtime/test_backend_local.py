@@ -264,9 +264,10 @@ def test_the_daemons_of_a_trial_go_with_it_and_those_of_others_stay(launch: Make
 
 def test_so_does_a_daemon_that_was_merely_forked_while_another_trial_goes_on(launch: MakeLauncher) -> None:
     launcher = launch(n_workers=2)
-    folders = [launcher.start(i, do="leave_a_forked_daemon", seconds=3 if i == 0 else 120) for i in range(2)]
+    folders = [launcher.start(i, do="leave_a_forked_daemon") for i in range(2)]
     wait_until(lambda: all((folder / "runs").exists() for folder in folders))
     assert len(launcher.processes()) == 6
+    (folders[0] / "go").touch()
     assert launcher.next("Exit", timeout_s=10)["trial_id"] == 0
     assert len(launcher.processes()) == 4, "launcher, server, the other trial and its daemon"
 
