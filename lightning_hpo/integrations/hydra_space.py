@@ -78,14 +78,22 @@ class Parameter:
     """With the prefix of the override: ``+x``, ``++x``."""
     fixed: str | None = None
     """The whole override as it was written, if nothing is searched."""
-    literal: bool = False
-    """The categories are texts of the grammar, because the values have no common type: ``choice(0.5,auto)``."""
+    written: tuple[tuple[Any, str], ...] = ()
+    """Where the values have no common type, ``choice(0.5,auto)``: every value, and the text of the grammar for it,
+    which is the category. Empty where the values are the categories themselves."""
 
     def override(self, config: Mapping[str, Any]) -> str:
         if self.fixed is not None:
             return self.fixed
         value = config[self.name]
-        return f"{self.key}={value if self.literal else format_value(value)}"
+        return f"{self.key}={value if self.written else format_value(value)}"
+
+    def category(self, value: Any) -> Any:
+        """What stands for a value in the study; a text of the grammar stands for itself."""
+        # True is 1 to Python, and an int is a float's equal, but the one that was written is meant.
+        same = [(v, text) for v, text in self.written if v == value and isinstance(v, bool) == isinstance(value, bool)]
+        texts = [text for v, text in same if type(v) is type(value)] + [text for _, text in same]
+        return texts[0] if texts else value
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,14 @@ class ParsedSweep:
             raise SpaceError(f"The configuration has no value for {', '.join(missing)}. Give one for each.")
         return [parameter.override(config) for parameter in self.parameters]
 
+    def categories(self, configs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Configurations from outside, perhaps partial, as the study keeps them (:meth:`Parameter.category`)."""
+        parameters = {parameter.name: parameter for parameter in self.parameters}
+        return [
+            {name: parameters[name].category(value) if name in parameters else value for name, value in config.items()}
+            for config in configs
+        ]
+
 
 def read_space(
     config_loader: ConfigLoader | None,
@@ -124,8 +140,8 @@ def read_space(
         arguments: overrides of the command line, ``hydra.overrides.task``.
         params: ``hydra.sweeper.params``: name, perhaps with a prefix, to the text after ``=``.
         domains: ``hydra.launcher.space``: name to the spelling of a domain, as ``SearchSpace.parse`` takes it.
-        begun: name to domain of the study that is to be continued. Where it has texts for categories as they are
-            written now, they stay texts: earlier versions knew no null beside values.
+        begun: name to domain of the study that is to be continued. Where it has texts for categories as earlier
+            versions wrote them, which knew no null beside values and lost quotes, they stay these texts.
 
     The same name may stand in several places: the command line wins over ``domains``, which win over ``params``.
 
@@ -240,19 +256,19 @@ def _read_override(
             f"{override.input_line}: Hydra's own configuration cannot be searched. Remove the range from {name}."
         )
     value = override.value()
-    literal = False
+    texts: tuple[tuple[Any, str], ...] = ()
     try:
         if isinstance(value, IntervalSweep):
             domain = _interval_domain(value)
         elif isinstance(value, RangeSweep):
             domain = _range_domain(value)
         else:
-            domain, literal = _choice_domain(override, value, begun.get(name))
+            domain, texts = _choice_domain(override, value, begun.get(name))
     except SpaceError as problem:
         raise SpaceError(f"{override.input_line}: {problem}") from None
     if getattr(value, "shuffle", False):
         notes.append(f"{name}: shuffle(...) orders a grid; a search does not need it.")
-    return Parameter(name, key, literal=literal), domain
+    return Parameter(name, key, written=texts), domain
 
 
 def _interval_domain(sweep: IntervalSweep) -> Domain:
@@ -281,8 +297,8 @@ def _range_domain(sweep: RangeSweep) -> Domain:
     return _RANGES[tag](sorted(values))
 
 
-def _choice_domain(override: Override, value: Any, begun: Domain | None) -> tuple[Domain, bool]:
-    """The domain, and whether its categories are texts because the values have no common type."""
+def _choice_domain(override: Override, value: Any, begun: Domain | None) -> tuple[Domain, tuple[tuple[Any, str], ...]]:
+    """The domain, and :attr:`Parameter.written`."""
     tag = _tag(value.tags if isinstance(value, ChoiceSweep) else (), [tag for tag in _CHOICES if tag])
     elements = list(override.sweep_iterator())
     if not elements:
@@ -291,22 +307,24 @@ def _choice_domain(override: Override, value: Any, begun: Domain | None) -> tupl
     types = {type(v) for v in values} - {type(None)}
     has_common_type = len(types) < 2 or types == {int, float}
     if has_common_type and not any(v is None for v in values):
-        return _CHOICES[tag](values), False
+        return _CHOICES[tag](values), ()
+    # Hydra's own texts, which earlier versions took for categories. Quotes are lost in those of choice(...).
     texts = list(override.sweep_string_iterator())
-    if not has_common_type or not _can_be_expressed(values) or _is_searched_by_text(texts, begun):
-        return _CHOICES[tag](texts), True
-    return _CHOICES[tag](values), False
+    if not _is_searched_by_text(texts, begun):
+        if has_common_type and all(map(_can_be_expressed, values)):
+            return _CHOICES[tag](values), ()
+        texts = [format_value(v) if _can_be_expressed(v) else text for v, text in zip(values, texts, strict=True)]
+    return _CHOICES[tag](texts), tuple(zip(values, texts, strict=True))
 
 
 def _is_searched_by_text(texts: list[str], begun: Domain | None) -> bool:
     return begun is not None and begun.to_json().get("categories") == texts
 
 
-def _can_be_expressed(values: list[Any]) -> bool:
-    """Whether a study can keep the values and the grammar has words for them; not so for ``inf`` and odd mappings."""
+def _can_be_expressed(value: Any) -> bool:
+    """Whether a study can keep the value and the grammar has words for it; not so for ``inf`` and odd mappings."""
     try:
-        for value in values:
-            format_value(portable("a category", value))
+        format_value(portable("a category", value))
     except SpaceError:
         return False
     return True

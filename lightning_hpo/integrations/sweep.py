@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import signal
@@ -19,6 +20,7 @@ from lightning_hpo.core.events import Resume, Start
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.integrations.batch import read_launcher_options
+from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.hydra_space import ParsedSweep, read_space
 from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t, resolve_seed
 from lightning_hpo.integrations.program import Program
@@ -55,6 +57,7 @@ def run_sweep(
     folder = Path(options.study or str(config.hydra.sweep.dir)).absolute()
     given = {str(name): value for name, value in params.items()}
     parsed = read_space(hydra_context.config_loader, arguments, given, options.space, _domains_of_study(folder))
+    options = in_categories(options, parsed)
     hydra_job = HydraJob(hydra_context, config, task_function, folder)
     middle = parsed.space.default()
     another = parsed.space.sample(np.random.default_rng(0))
@@ -98,6 +101,17 @@ def _domains_of_study(folder: Path) -> Mapping[str, Domain]:
         return {}
     with Journal.read(folder) as journal:
         return state_from_header(journal.header).space.domains
+
+
+def in_categories(options: LauncherOptions, parsed: ParsedSweep) -> LauncherOptions:
+    """The options with configurations as the study keeps them: texts where the values of a choice are of many types."""
+    points, allowed = options.points_to_evaluate, options.searcher.restrict_configurations
+    searcher = dataclasses.replace(
+        options.searcher, restrict_configurations=None if allowed is None else parsed.categories(allowed)
+    )
+    return dataclasses.replace(
+        options, points_to_evaluate=None if points is None else parsed.categories(points), searcher=searcher
+    )
 
 
 def targets(node: Any) -> Iterator[tuple[str, str]]:

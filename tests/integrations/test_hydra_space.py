@@ -22,7 +22,9 @@ from lightning_hpo.core.space import (
     uniform,
 )
 from lightning_hpo.errors import SpaceError
+from lightning_hpo.integrations.config import read_options
 from lightning_hpo.integrations.hydra_space import format_value, read_space
+from lightning_hpo.integrations.sweep import in_categories
 
 
 def space_of(*arguments: str) -> SearchSpace:
@@ -99,6 +101,64 @@ class TestTheGrammar:
         sweep = read_space(None, ["y=null,3"], params={"x": "null,0.1"}, begun=begun)
         assert sweep.space == SearchSpace({"x": choice(["null", "0.1"]), "y": choice([None, 3])})
         assert sweep.overrides({"x": "0.1", "y": None}) == ["x=0.1", "y=null"]
+
+    @pytest.mark.parametrize(
+        ("text", "values"),
+        [
+            ("choice('true',true)", ["true", True]),
+            ("choice('1',1)", ["1", 1]),
+            ("1,1.0,a", [1, 1.0, "a"]),
+            ("null,'null',1", [None, "null", 1]),
+            ("choice('it\\'s',1)", ["it's", 1]),
+            ("choice('a\\'b',\"c\\\"d\",{x:1},[1,'2'])", ["a'b", 'c"d', {"x": 1}, [1, "2"]]),
+            ("choice('a b','',1)", ["a b", "", 1]),
+            ("choice('${home}','a\\\\',1)", ["${home}", "a\\", 1]),
+            ("1,inf,'inf'", [1, math.inf, "inf"]),
+        ],
+    )
+    def test_of_many_types_each_is_read_back_as_the_value_that_was_written(self, text, values):
+        sweep = read_space(None, [f"x={text}"])
+        categories = sweep.space.domains["x"].to_json()["categories"]
+        read = [parsed(*sweep.overrides({"x": category})) for category in categories]
+        assert [(v, type(v)) for v in read] == [(v, type(v)) for v in values]
+
+    @pytest.mark.parametrize(
+        ("text", "values", "categories"),
+        [
+            ("0.5,auto", [0.5, "auto", "0.5"], ["0.5", "auto", "0.5"]),
+            ("null,true,1", [None, True, 1, 1.0, "true"], ["null", "true", "1", "1", "true"]),
+            ("choice('true',true)", ["true", True], ["'true'", "true"]),
+            ("1,1.0,a", [1, 1.0], ["1", "1.0"]),
+            ("[1,2],{a:1}", [[1, 2], {"a": 1}], ["[1,2]", "{a:1}"]),
+            ("a,b", ["a", 3], ["a", 3]),
+        ],
+    )
+    def test_a_configuration_from_outside_names_values_or_the_way_they_are_written(self, text, values, categories):
+        sweep = read_space(None, [f"x={text}", "y=interval(0,1)"])
+        given = [{"x": value} for value in values]
+        assert sweep.categories([*given, {"y": 0.5, "z": None}]) == [
+            *({"x": category} for category in categories),
+            {"y": 0.5, "z": None},
+        ]
+
+    def test_so_do_the_first_configurations_and_those_a_study_is_restricted_to(self):
+        given = {
+            "metric": "loss",
+            "points_to_evaluate": [{"x": 0.5}, {"x": "auto"}],
+            "searcher": {"restrict_configurations": [{"x": 0.5}]},
+        }
+        options = in_categories(read_options(given), read_space(None, ["x=choice(0.5,auto)"]))
+        assert options.points_to_evaluate == [{"x": "0.5"}, {"x": "auto"}]
+        assert options.searcher.restrict_configurations == [{"x": "0.5"}]
+        given = {"metric": "loss"}
+        assert in_categories(read_options(given), read_space(None, ["x=choice(0.5,auto)"])) == read_options(given)
+
+    def test_a_study_that_began_with_texts_that_had_lost_their_quotes_goes_on_with_them(self):
+        begun = {"x": choice(["true", "True"]), "y": choice(["a\\ b", "1"])}
+        sweep = read_space(None, ["x=choice('true',true)", "y=choice('a b',1)"], begun=begun)
+        assert sweep.space == SearchSpace(begun)
+        assert sweep.overrides({"x": "true", "y": "a\\ b"}) == ["x=true", "y=a\\ b"]
+        assert sweep.categories([{"x": True, "y": "a b"}]) == [{"x": "True", "y": "a\\ b"}]
 
     def test_every_option_of_a_group_is_a_category_of_a_glob(self):
         class Options:
