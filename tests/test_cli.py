@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +255,31 @@ def test_report_writes_into_the_study_folder_or_where_it_is_told(folder: Path, c
     assert main(["report", str(folder), "--output", str(tmp_path / "r.html")]) == 0
     assert capsys.readouterr().out == f"{folder / 'report.html'}\n{tmp_path / 'r.html'}\n"
     assert (folder / "report.html").read_text() == (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["export", "--to", "csv"], ["export", "--to", "optuna"], ["report", "--output"]])
+@pytest.mark.parametrize(
+    "name", ["study.db", "study.db-wal", "study.mark", "trials.csv", "up/study.db", "link", "study"]
+)
+def test_what_a_study_lives_on_is_not_overwritten(
+    folder: Path, capsys: Output, tmp_path: Path, arguments: list[str], name: str
+):
+    (folder / "up").symlink_to("..")
+    (folder / "link").symlink_to("study.db")
+    (folder / "study").symlink_to(tmp_path / "elsewhere" / "study.db")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(folder / "study.db", tmp_path / "elsewhere")
+    shutil.copy(folder / "study.db", folder.parent)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert main([arguments[0], str(folder), *arguments[1:], str(folder / name)]) == 2
+    assert capsys.readouterr().err.endswith("would be lost. Write to a file with another name.\n")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_elsewhere_its_names_are_free(folder: Path, capsys: Output, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    assert main(["export", str(folder), "--to", "csv", str(tmp_path / "elsewhere" / "trials.csv")]) == 0
+    assert main(["report", str(folder), "--output", str(folder / "own.html")]) == 0
 
 
 # ------------------------------------------------------------------------------------------ clean

@@ -14,7 +14,7 @@ from lightning_hpo.errors import StudyError
 from lightning_hpo.report import formats
 from lightning_hpo.report.folder import Report, StudyFolder, read_reports
 from lightning_hpo.report.overview import status_json, trials_json
-from lightning_hpo.report.results import column_names, csv_text, values_of, write_atomically
+from lightning_hpo.report.results import check_target, column_names, csv_text, values_of, write_atomically
 
 if TYPE_CHECKING:
     import optuna
@@ -32,8 +32,9 @@ def export(folder: Path, kind: str, target: Path) -> None:
 
     Raises:
         StudyNotFound, StudyCorrupt: if the study cannot be read.
-        StudyError: if the file cannot be written, or Optuna is not installed.
+        StudyError: if the file is one of a study's own or cannot be written, or Optuna is not installed.
     """
+    check_target(target)
     KINDS[kind](*read_reports(folder), target)
 
 

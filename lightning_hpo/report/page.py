@@ -13,7 +13,15 @@ from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.report import formats
 from lightning_hpo.report.folder import Report, StudyFolder, params, read_reports
 from lightning_hpo.report.header import ending
-from lightning_hpo.report.results import best_rows, counts_line, disk_line, failure_lines, spent_line, write_atomically
+from lightning_hpo.report.results import (
+    best_rows,
+    check_target,
+    counts_line,
+    disk_line,
+    failure_lines,
+    spent_line,
+    write_atomically,
+)
 from lightning_hpo.report.svg import Axis, Plot
 from lightning_hpo.report.tally import Tally
 
@@ -65,9 +73,10 @@ def write_page(folder: Path, target: Path | None = None) -> Path:
 
     Raises:
         StudyNotFound, StudyCorrupt: if the study cannot be read.
-        StudyError: if the file cannot be written.
+        StudyError: if the file is one of a study's own or cannot be written.
     """
     path = folder / PAGE_NAME if target is None else target
+    check_target(path)
     write_atomically(path, page(*read_reports(folder)))
     return path
 
