@@ -17,6 +17,7 @@ metric of torchmetrics makes them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sys
 from typing import Any
@@ -28,6 +29,8 @@ from lightning_hpo.integrations.steered_fit import STATE_KEY, SteeredFit, interr
 from lightning_hpo.report.log_notes import note_for_the_log
 from lightning_hpo.runtime.channel import trial_channel
 
+_numbers = itertools.count(1)
+
 
 class HPOCallback(EarlyStopping):
     """Connects a Trainer to the study; does nothing if the script is run by itself.
@@ -36,16 +39,17 @@ class HPOCallback(EarlyStopping):
         monitor: logged name of the metric; None for the study's ``metric``. If both are given they must agree.
         quiet: in a trial, remove progress bars and model summaries, which nobody watches.
 
-    Only the first fit of a trial that has this callback is steered; further ones are left alone, and a note in the
-    trial's log, which the launcher shows, says so. After a pause or a stop ``fit`` returns normally, and then
-    ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise :class:`~lightning_hpo.errors.TrialPaused` or
-    :class:`~lightning_hpo.errors.TrialStopped`.
+    Of several in one Trainer the first one counts. Only the first fit of a trial that has this callback is steered;
+    further ones are left alone, and a note in the trial's log, which the launcher shows, says so. After a pause or a
+    stop ``fit`` returns normally, and then ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise
+    :class:`~lightning_hpo.errors.TrialPaused` or :class:`~lightning_hpo.errors.TrialStopped`.
 
     It derives from ``EarlyStopping`` because Lightning calls such callbacks after the module at the end of
     an epoch, when everything is logged.
 
     Raises:
-        ResourceMismatch: when the fit begins, if the Trainer does not train for ``max_t``.
+        ResourceMismatch: when the fit begins, if the Trainer does not train for ``max_t``; when it ends, if there was
+            nothing to train on.
         MetricMissing: after the first epoch that should have logged the metric.
         MetricInvalid: if the metric is not one real number.
         OptionError: if ``monitor`` is not the study's metric.
@@ -59,6 +63,7 @@ class HPOCallback(EarlyStopping):
 
     def __init__(self, monitor: str | None = None, *, quiet: bool = True) -> None:
         super().__init__(monitor=monitor or "", check_on_train_epoch_end=True)
+        self._number = next(_numbers)
         self._asked_metric = monitor
         self._quiet = quiet
         self._fit: SteeredFit | None = None
@@ -71,7 +76,9 @@ class HPOCallback(EarlyStopping):
 
     @property
     def state_key(self) -> str:
-        return "HPOCallback"
+        # Lightning wants one per instance: a Trainer may get one from the configuration and another in the script.
+        # There is no state, so that nothing is looked for under it in a checkpoint.
+        return f"HPOCallback {self._number}"
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -87,6 +94,8 @@ class HPOCallback(EarlyStopping):
             return
         if channel.interrupted_as is not None:
             raise interruption(channel.interrupted_as)
+        if self not in trainer.callbacks:
+            return  # the first of several in this Trainer has taken the places of all
         if self._finished or channel.steered_by not in (None, self):
             _tell_of_further_fits(trainer)
             return
@@ -127,7 +136,8 @@ class HPOCallback(EarlyStopping):
         elif (channel := trial_channel()) is not None:
             # A fit that never trained, such as the learning rate finder's, leaves the turn to the next one.
             channel.steered_by = None
-        self._fit = None
+        fit, self._fit = self._fit, None
+        fit.check_trained()
 
     # For the helper at the front of the list.
 

@@ -204,6 +204,24 @@ class SteeredFit:
             with self._announcing_errors():
                 raise missing_metric(self._metric, self._trainer.callback_metrics, "during the whole fit")
 
+    def check_trained(self) -> None:
+        """The fit is over.
+
+        Raises:
+            ResourceMismatch: if Lightning has left it out, as there was nothing to train on.
+        """
+        if self.has_begun:
+            return
+        why = "The Trainer had nothing to train on: "
+        if self._trainer.limit_train_batches == 0:
+            with self._announcing_errors():
+                raise ResourceMismatch(f"{why}limit_train_batches=0. Give it 1.0, or leave it out.")
+        if self._trainer.num_training_batches == 0:
+            # Not announced as a fault of the script: another configuration's batches may be smaller.
+            raise ResourceMismatch(
+                f"{why}its training DataLoader is empty. Give it data: with drop_last=True a whole batch at least."
+            )
+
     # ---------------------------------------------------------------------------- checks at the start
 
     def _agreed_metric(self, asked: str | None) -> str:

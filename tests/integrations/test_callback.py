@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.runtime.messages import Hello, Report, Saved
@@ -117,6 +118,25 @@ def test_the_learning_rate_finder_does_not_take_the_first_fits_place(trials: Tri
     assert list(attempt.reports) + list(resumed.reports) == [1, 2, 3, 4]
 
 
+def test_of_two_callbacks_in_a_trainer_the_first_one_counts(trials: Trials) -> None:
+    paused = trials.pause_at(2, "two_callbacks")
+    assert paused.returned == ["_FirstInLine", "ModelCheckpoint", "HPOCallback"]
+    resumed = trials.run("two_callbacks")
+    assert [*paused.reports, *resumed.reports] == [1, 2, 3, 4]
+    assert "another fit" not in paused.log + resumed.log
+
+
+def test_outside_a_trial_two_callbacks_do_nothing_either(trials: Trials) -> None:
+    assert trials.plain("two_callbacks").returned.count("HPOCallback") == 2
+
+
+def test_checkpoints_know_nothing_of_the_callbacks_key(trials: Trials) -> None:
+    trials.pause_at(2, "two_callbacks")
+    path = trials.folder / "trial" / "checkpoints" / "resource-2.ckpt"
+    content = torch.load(path, weights_only=False)
+    assert not any("HPOCallback" in str(key) for key in content["callbacks"]), "it has no state that a key could lose"
+
+
 def test_our_checkpoint_wins_over_the_users(trials: Trials) -> None:
     trials.pause_at(3, "own_checkpoint_path")
     resumed = trials.run("own_checkpoint_path")
@@ -195,6 +215,18 @@ def test_a_metric_that_is_not_a_number_is_an_error(trials: Trials, odd: str) -> 
     message = error_of(trials, metric_from=odd, validation=False)
     assert message.startswith("MetricInvalid: The metric 'val_loss' must be one real number")
     assert message.endswith("Log a scalar: self.log('val_loss', value).")
+
+
+def test_a_trainer_that_is_told_to_train_nothing_is_an_error(trials: Trials) -> None:
+    message = error_of(trials, "nothing_to_train_on", limit=0.0)
+    assert message.startswith("ResourceMismatch: The Trainer had nothing to train on: limit_train_batches=0.")
+
+
+def test_an_empty_loader_is_an_error_of_this_trial(trials: Trials) -> None:
+    attempt = trials.run("nothing_to_train_on")
+    assert attempt.results[0]["raised"] == "ResourceMismatch"
+    assert "its training DataLoader is empty. Give it data" in attempt.results[0]["message"]
+    assert attempt.problems == [], "other configurations may do better"
 
 
 def test_two_different_metrics_are_refused(trials: Trials) -> None:

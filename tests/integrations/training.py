@@ -428,6 +428,20 @@ def another_trainer(folder: str) -> str:
     return "several fits"
 
 
+def two_callbacks(folder: str) -> list[str]:
+    """One callback as from the configuration, one as in the script, in the same Trainer."""
+    trainer = _trainer(folder, HPOCallback(), HPOCallback(), enable_checkpointing=True)
+    trainer.fit(Model(), *_loaders())
+    return [type(callback).__name__ for callback in trainer.callbacks]
+
+
+def nothing_to_train_on(folder: str, limit: float = 1.0) -> None:
+    """A loader without a whole batch, or a Trainer that is told to take none."""
+    n = 3 if limit else 24
+    loader = DataLoader(Points(n, seed=1), 4, drop_last=True)
+    _trainer(folder, HPOCallback(), limit_train_batches=limit).fit(Model(), loader, _loaders()[1])
+
+
 def same_callback_again(folder: str) -> str:
     """The same callback object in a second fit."""
     callback = HPOCallback()
