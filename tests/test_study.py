@@ -319,6 +319,16 @@ class TestOnDisk:
         with pytest.raises(StudyMismatch, match=r"metric: 'loss' -> 'acc'(.|\n)*mode: 'min' -> 'max'"):
             create(metric="acc", mode="max", path=tmp_path)
 
+    def test_presets_are_spoken_of_only_where_one_may_have_changed(self, tmp_path):
+        create(path=tmp_path / "asha").close()
+        for other in ({"metric": "acc"}, {"mode": "max"}, {"max_t": 27}, {"type": "promotion"}):
+            with pytest.raises(StudyMismatch) as caught:
+                create(path=tmp_path / "asha", **other)
+            assert "preset" not in str(caught.value)
+        create(algorithm="default", path=tmp_path / "default").close()
+        with pytest.raises(StudyMismatch, match="is a preset of the algorithm in this version"):
+            create(algorithm="default", searcher={"opt_maxiter": 26}, path=tmp_path / "default")
+
     def test_the_same_settings_spelled_otherwise_are_the_same(self, tmp_path):
         create(rung_levels=(1, 3), path=tmp_path).close()
         create(rung_levels=[1, 3], stop={}, searcher={}, path=tmp_path).close()

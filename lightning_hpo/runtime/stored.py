@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.events import Event, StudyContinued
 from lightning_hpo.core.options import LIMITS, StudyOptions
 from lightning_hpo.core.space import SearchSpace
@@ -70,8 +71,12 @@ def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: Stu
     """
     # Read and written again, so that options which are newer than the study are there, and off.
     old, new = _flat(StudyOptions.from_json(header["options"])), _flat(options)
-    changes = [f"{name}: {value!r} -> {new[name]!r}" for name, value in sorted(old.items()) if value != new[name]]
-    hint = "What you did not set is a preset of the algorithm in this version. " if changes else ""
+    changed = [name for name, value in sorted(old.items()) if value != new[name]]
+    changes = [f"{name}: {old[name]!r} -> {new[name]!r}" for name in changed]
+    can_be_preset = _preset_by(old["algorithm"]) | _preset_by(new["algorithm"])
+    hint = ""
+    if not can_be_preset.isdisjoint(changed):
+        hint = "What you did not set is a preset of the algorithm in this version. "
     changes += _changes_of_space(header["space"], space.to_json())
     if changes:
         raise StudyMismatch(
@@ -96,6 +101,13 @@ def _changes_of_space(before: list[dict[str, Any]], now: list[dict[str, Any]]) -
 
 def _described(entry: Mapping[str, Any]) -> str:
     return repr(entry["constant"]) if "constant" in entry else repr(entry["domain"])
+
+
+def _preset_by(name: str) -> set[str]:
+    """Names, as :func:`_flat` gives them, of the options that an algorithm presets."""
+    algorithm = ALGORITHMS[name]
+    variants = [algorithm] if algorithm.by_rank is None else [algorithm, algorithm.by_rank]
+    return {n for a in variants for n in (*a.presets, *(f"searcher.{option}" for option in a.search))}
 
 
 def _flat(options: StudyOptions) -> dict[str, Any]:
