@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -224,16 +226,16 @@ class Study:
             resource: 1, 2, 3, ...; what was told before is ignored.
             value: the metric, in the user's sign; NaN and infinities are the worst value.
             metrics: other values to keep.
-            cost: total the trial has cost so far, in any unit: seconds, money.
+            cost: total the trial has cost so far, in any unit: seconds, money; finite and at least 0.
 
         Raises:
-            ReportError: for an unknown trial or an impossible resource.
+            ReportError: for an unknown trial, an impossible resource or cost, or what is not a number.
         """
         self._check_open()
         trial = self._state.trial(trial_id)
-        number = _number(value, trial_id)
-        others = {str(name): _number(other, trial_id) for name, other in (metrics or {}).items()}
-        spent = None if cost is None else _number(cost, trial_id)
+        number = _number(value, trial_id, "value")
+        others = {str(name): _number(v, trial_id, f"metrics[{name!r}]") for name, v in (metrics or {}).items()}
+        spent = None if cost is None else _cost(cost, trial_id)
         at, max_t = _integer(resource), self._state.scheduler.max_t
         if max_t is not None and isinstance(at, int) and at > max_t:
             raise ReportError(
@@ -383,15 +385,31 @@ def _integer(resource: Any) -> Any:
         return resource
 
 
-def _number(value: Any, trial_id: int) -> float:
+def _number(told: Any, trial_id: int, what: str) -> float:
+    """``told`` as a float; ``what`` it is, as the argument of :meth:`Study.tell`."""
     try:
         # Arrays and tensors of one element have item(); those of several raise.
-        number = value.item() if hasattr(value, "item") else value
+        number = told.item() if hasattr(told, "item") else told
         if not isinstance(number, (bool, str, bytes)):
             return float(number)
+    except OverflowError:
+        # Not shown: it may have more digits than Python writes.
+        raise ReportError(
+            f"Trial {trial_id} reported a {what} too large for a float. Tell one below {sys.float_info.max:.2g}."
+        ) from None
     except (TypeError, ValueError, RuntimeError):
         pass
     raise ReportError(
-        f"Trial {trial_id} reported {value!r} of type {type(value).__name__}, which is not a number. "
+        f"Trial {trial_id} reported {what}={told!r} of type {type(told).__name__}, which is not a number. "
         "Tell a float or a tensor with one element."
     )
+
+
+def _cost(told: Any, trial_id: int) -> float:
+    cost = _number(told, trial_id, "cost")
+    if not (math.isfinite(cost) and cost >= 0.0):
+        raise ReportError(
+            f"Trial {trial_id} reported cost={told!r}, which is no amount. "
+            "Tell what the trial has cost so far, a finite number of at least 0, or leave cost out."
+        )
+    return cost

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 
@@ -160,6 +161,32 @@ class TestValues:
         with pytest.raises(ReportError, match=rf"{type(value).__name__}.*Tell a float"):
             study.tell(0, 1, value)
 
+    @pytest.mark.parametrize(
+        ("told", "message"),
+        [
+            ({"value": "3"}, "reported value='3' of type str"),
+            ({"value": 0.5, "cost": "3"}, "reported cost='3' of type str"),
+            ({"value": 0.5, "metrics": {"acc": None}}, "reported metrics['acc']=None of type NoneType"),
+            ({"value": 10**400}, "reported a value too large for a float"),
+            ({"value": 0.5, "cost": 10**5000}, "reported a cost too large for a float"),
+            ({"value": 0.5, "metrics": {"acc": -(10**400)}}, "reported a metrics['acc'] too large for a float"),
+        ],
+    )
+    def test_what_is_refused_is_named(self, told, message):
+        study = create()
+        study.ask()
+        with pytest.raises(ReportError, match=rf"^Trial 0 {re.escape(message)}.*\. Tell .*\.$"):
+            study.tell(0, 1, **told)
+        assert study.trials[0].curve == {}
+
+    @pytest.mark.parametrize("cost", [math.nan, math.inf, -5, np.float32(-0.5)])
+    def test_a_cost_is_finite_and_not_negative(self, cost):
+        study = create()
+        study.ask()
+        with pytest.raises(ReportError, match=r"reported cost=.*at least 0, or leave cost out\.$"):
+            study.tell(0, 1, 0.5, cost=cost)
+        study.tell(0, 1, 0.5, cost=0)
+
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_what_is_not_finite_is_the_worst(self, value):
         study = create()
@@ -200,6 +227,12 @@ class TestValues:
         for call in (lambda s: s.tell(3, 1, 0.5), lambda s: s.complete(3), lambda s: s.fail(3)):
             with pytest.raises(ReportError, match="There is no trial 3"):
                 call(create())
+
+    def test_an_id_that_is_no_integer_is_shown_as_it_is(self):
+        study = create()
+        study.ask()
+        with pytest.raises(ReportError, match=r"There is no trial '0'; the study has 1, and their ids are integers\."):
+            study.tell("0", 1, 0.5)
 
 
 class TestBest:

@@ -26,6 +26,8 @@ LIMITS = ("n_trials", "n_workers", "stop", "max_retries", "max_failures_in_a_row
 
 LADDER = ("max_t", "grace_period", "reduction_factor", "rung_increment", "rung_levels")
 """Options that make the rungs, in the order of :func:`rung_levels`."""
+MAX_T = 10**9
+"""Largest ``max_t``: more than anybody trains for, and far below what a float cannot hold."""
 RESOURCE_CONSTANTS = ("epochs", "max_t", "max-t", "max_epochs", "max-epochs")
 """Constants of a space that are read for ``max_t``, in this order, if it is not set."""
 ADDITIVE_MODELS = ("gp_expdecay", "gp_issm")
@@ -115,6 +117,9 @@ class StudyOptions:
         self._check_searcher_data()
         self._check_type()
         self.searcher.check_searcher(self.searcher_name)
+        if (self.max_t or 1) > MAX_T:
+            # Not shown: it may have more digits than Python writes.
+            raise OptionError(f"max_t is out of range. Set max_t to a value between 1 and {MAX_T}.")
         for name in ("max_t", "grace_period", "brackets", "n_workers", "rung_increment", "max_failures_in_a_row"):
             check_range(self, "", name, lower=1)
         for name in ("n_trials", "max_retries"):

@@ -121,8 +121,8 @@ class StudyRecord:
             return self.trials[trial_id]
         except KeyError:
             raise ReportError(
-                f"There is no trial {trial_id}; the study has {len(self.trials)}. Report with an id that ask() "
-                f"returned."
+                f"There is no trial {trial_id!r}; the study has {len(self.trials)}, and their ids are integers. "
+                "Report with an id that ask() returned."
             ) from None
 
     def whole_config(self, trial: Trial) -> Config:

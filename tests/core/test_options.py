@@ -128,6 +128,8 @@ class TestRefusals:
             ({"max_t": 27.0}, "has the wrong type"),
             ({"max_t": True}, "has the wrong type"),
             ({"max_t": 0}, "max_t=0 is out of range. Set max_t to a value at least 1"),
+            ({"max_t": 10**9 + 1}, "Set max_t to a value between 1 and 1000000000."),
+            ({"max_t": 10**5000}, "Set max_t to a value between 1 and 1000000000."),
             ({"reduction_factor": 1.5}, "Set reduction_factor to a value at least 2"),
             ({"n_workers": 0}, "n_workers"),
             ({"n_trials": -1}, "n_trials"),
