@@ -63,7 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lightning-hpo",
         description="Look at a hyperparameter study, also while it runs.",
-        epilog="Without DIR a command takes the study in the current folder, or the newest one below ./multirun.",
+        epilog="Without DIR a command takes the study in the current folder, or the newest one below ./multirun; "
+        "clean, which deletes, takes only the one that is named.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

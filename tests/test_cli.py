@@ -358,6 +358,12 @@ def test_clean_wants_a_folder(checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 # ------------------------------------------------------------------------------------ the program
 
 
+def test_the_help_tells_which_command_wants_a_folder(capsys: Output):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "clean, which deletes, takes only the one that is named." in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_help_lists_every_command(capsys: Output):
     with pytest.raises(SystemExit) as exit:
         main(["--help"])

@@ -36,11 +36,16 @@ class DecisionLines:
         self._completed: set[int] = set()
         self._first_with: dict[str, int] = {}
         """Error -> the trial for which it was told."""
+        self._warned: set[str] = set()
 
     @property
     def tally(self) -> Tally:
         """The study's figures, up to the last event."""
         return self._tally
+
+    def warned(self, warning: str) -> None:
+        """A warning was shown: the lines need not say the same again."""
+        self._warned.add(warning)
 
     def of(self, event: Event, decisions: Sequence[Decision], state: StudyState) -> list[tuple[str, bool]]:
         """The lines of an event that ``state`` has handled, each with whether it tells of a failure."""
@@ -70,8 +75,11 @@ class DecisionLines:
             what = "continue"
         else:
             return []
-        result = f"{self._unit} {event.resource}  {self._metric}={formats.number(event.value)}"
+        result = self._result(event.resource, event.value)
         return [(_line(event.time, told.trial_id, what, f"{result}  ({formats.plain(told.reason)})"), False)]
+
+    def _result(self, resource: int, value: float) -> str:
+        return f"{self._unit} {resource}  {self._metric}={formats.number(value)}"
 
     def _started(self, time: float, start: Start, state: StudyState) -> tuple[str, bool]:
         trial = state.trials[start.trial_id]
@@ -103,9 +111,12 @@ class DecisionLines:
         if event.outcome is Outcome.LOST:
             again = "; will be tried again" if trial.status is TrialStatus.WAITING else ""
             text = formats.error_line(event.error) or "its process is gone"
+            if f"Trial {trial.id}: {text}" in self._warned:
+                text = "see the warning above"
+            text = text.removesuffix(".") if again else text
             return [(_line(event.time, trial.id, "lost", f"{text}{again}"), True)]
         if trial.status is TrialStatus.COMPLETED and trial.id not in self._completed:
-            text = f"{self._unit} {trial.resource}  (it ended by itself)"
+            text = f"{self._result(trial.resource, trial.curve[trial.resource])}  (it ended by itself)"
             return [(_line(event.time, trial.id, "complete", text), False)]
         return []
 

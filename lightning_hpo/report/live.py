@@ -132,8 +132,11 @@ class RunObserver(ABC):
         """Show a message now. Of warnings that differ in numbers only, the first is shown and the rest are counted."""
         # A message may quote what a trial has sent.
         text = "\n".join(formats.plain(line) for line in message.splitlines())
-        if not (warning and self._is_repetition(text)):
-            self._safely(lambda: self._show_message(text, warning))
+        if warning and self._is_repetition(text):
+            return
+        self._safely(lambda: self._show_message(text, warning))
+        if warning and self._lines is not None:
+            self._lines.warned(text)
 
     def _is_repetition(self, warning: str) -> bool:
         kind = re.sub(r"\d+", "#", warning)

@@ -151,6 +151,28 @@ def test_a_repeated_report_is_not_told_again():
     ]
 
 
+def test_a_sentence_goes_on_without_a_full_stop():
+    run = Run(new_state(type="stopping"))
+    run.ready()
+    run.end(0, Outcome.LOST, "It was killed. Give it memory.")
+    assert run.written()[-1].endswith("lost      It was killed. Give it memory; will be tried again")
+
+
+def test_what_a_warning_has_just_said_is_not_said_again():
+    run = Run(new_state(type="stopping"))
+    for trial in range(2):
+        run.ready()
+        gone = f"The checkpoint of trial {trial} is gone."
+        run.observer.say(f"Trial {trial}: {gone}", warning=True)
+        run.end(trial, Outcome.LOST, gone)
+        run.ready()  # the retry
+    text = "\n".join(without_spaces(run.written()))
+    assert text.count("The checkpoint of trial 0 is gone") == 1
+    assert "trial 0  lost  see the warning above; will be tried again" in text
+    # The second warning is of the first one's kind, and was not shown.
+    assert "trial 1  lost  The checkpoint of trial 1 is gone; will be tried again" in text
+
+
 def test_what_was_interrupted_is_tried_again_and_not_promoted_when_the_study_is_continued():
     state = new_state()
     driver = Driver(state)
@@ -168,7 +190,9 @@ def test_a_script_that_ended_by_itself():
     run.ready()
     run.report(0, 1, 0.5)
     run.end(0, Outcome.COMPLETED)
-    assert without_spaces(run.written())[-1] == "0:00:03  trial 0  complete  epoch 1  (it ended by itself)"
+    assert (
+        without_spaces(run.written())[-1] == "0:00:03  trial 0  complete  epoch 1  val_loss=0.5  (it ended by itself)"
+    )
 
 
 def test_a_suggested_configuration_is_shown_with_the_searchers_reason():
