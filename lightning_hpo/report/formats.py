@@ -18,6 +18,8 @@ MAX_LISTED = 6
 
 _BARE = re.compile(r"/[A-Za-z0-9_./@%+-]*")
 """Paths that Hydra reads without quotes."""
+_ODD = re.compile(r"""[\s,='"()\[\]{}]""")
+"""What sets texts apart from each other, and quotes."""
 
 
 def number(value: float | None) -> str:
@@ -68,6 +70,13 @@ def value(item: Any) -> str:
     return plain(json.dumps(item, ensure_ascii=False))
 
 
+def among_others(item: Any) -> str:
+    """:func:`value` for a line that holds more: quoted if it could not be told where the text ends."""
+    if isinstance(item, str) and (not item or _ODD.search(item)):
+        return plain(json.dumps(item, ensure_ascii=False))
+    return value(item)
+
+
 def exact(item: Any) -> str:
     """A hyperparameter's value with nothing lost: strings bare, all else as in JSON."""
     return item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
@@ -89,7 +98,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 def configuration(config: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """``lr=0.01 units=64``: values, short, under the names of :func:`short_names`."""
-    return " ".join(f"{plain(names.get(name, name))}={value(item)}" for name, item in config.items())
+    return " ".join(f"{plain(names.get(name, name))}={among_others(item)}" for name, item in config.items())
 
 
 def domain(described: Domain) -> str:
@@ -98,7 +107,7 @@ def domain(described: Domain) -> str:
     name = arguments.pop("domain")
     categories = arguments.pop("categories", None)
     if categories is not None:
-        shown = [value(c) for c in categories[:MAX_LISTED]]
+        shown = [among_others(c) for c in categories[:MAX_LISTED]]
         rest = len(categories) - MAX_LISTED
         return f"{name}({', '.join(shown)}{f', … {rest} more' if rest > 0 else ''})"
     return f"{name}({', '.join(value(a) for key, a in arguments.items() if key != 'cast_int')})"

@@ -67,6 +67,15 @@ def test_a_configuration_in_one_line():
     assert formats.configuration(config, names) == "lr=0.001235 units=16 act=relu layers=[8, 4] bias=true drop=null"
 
 
+def test_texts_whose_end_could_not_be_told_are_quoted():
+    texts = ["a,b", "", '"q"', "it's", "a b", "x=1", "[1]", "f(x)", "ü", "mlp/wide-2.yaml"]
+    space = SearchSpace({"act": choice(texts[:6]), "kind": choice(texts[6:])})
+    assert formats.space(space) == (
+        r"""act: choice("a,b", "", "\"q\"", "it's", "a b", "x=1"), kind: choice("[1]", "f(x)", ü, mlp/wide-2.yaml)"""
+    )
+    assert formats.configuration({"act": "", "kind": "a b", "n": [1, "x"]}, {}) == 'act="" kind="a b" n=[1, "x"]'
+
+
 @given(st.text())
 def test_text_from_outside_cannot_steer_the_terminal(text: str):
     shown = formats.plain(text)

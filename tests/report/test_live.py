@@ -411,7 +411,7 @@ def test_markup_in_values_is_shown_as_it_is():
     run = Run(state, live=True)
     run.ready()
     run.observer.tick(run.state)
-    assert "x=[red]" in run.stream.getvalue()
+    assert 'x="[red]"' in run.stream.getvalue()
 
 
 def test_the_observer_begins_in_the_middle_of_a_study_that_is_continued():
