@@ -45,6 +45,31 @@ def sweep(hydra_restore_singletons, hydra_sweep_runner, monkeypatch, tmp_path):
     return run
 
 
+def test_first_configurations_may_name_the_values_of_a_choice_of_many_types(
+    hydra_restore_singletons, hydra_sweep_runner, monkeypatch, tmp_path
+):
+    setups = []
+
+    def run_study(setup):
+        setups.append(setup)
+        return SimpleNamespace(best_full=None)
+
+    monkeypatch.setattr("lightning_hpo.integrations.sweep.run_study", run_study)
+    points = "hydra.launcher.points_to_evaluate=[{bar:0.5},{bar:auto}]"
+    with hydra_sweep_runner(
+        calling_file=None,
+        calling_module="hydra.test_utils.a_module",
+        task_function=None,
+        config_path="configs",
+        config_name="compose.yaml",
+        overrides=["hydra/launcher=hpo", "hydra.launcher.metric=loss", "bar=choice(0.5,auto)", points],
+        temp_dir=tmp_path,
+    ):
+        pass
+    (setup,) = setups
+    assert setup.space.complete(setup.options.points_to_evaluate) == [{"bar": "0.5"}, {"bar": "auto"}]
+
+
 class TestTheFlag:
     def test_the_launcher_alone_takes_the_sweep_over_ranges_included(self, sweep):
         call = sweep("hydra/launcher=hpo", "hydra.launcher.metric=loss", "bar=tag(log,int(interval(1,100)))")
