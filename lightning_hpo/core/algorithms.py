@@ -59,6 +59,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         presets={"type": "promotion", "promotion_rule": "searcher"},
         search={
             "model": "gp_rungs",
+            "num_init_random_factor": 1.3,
             "gp_lengthscale_prior": "log_normal",
             "boxcox_transform": True,
             "limit_outliers": True,

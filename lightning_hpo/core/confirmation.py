@@ -23,7 +23,7 @@ from lightning_hpo.errors import OptionError
 SEED_ATTRS = ("seed", "random_seed")
 """Keys under which a training seed is looked for, in this order, if ``confirm.seed_attr`` is not set."""
 _WINDOW = 5
-"""Reports that are averaged, at most."""
+"""Units of resource over which reports are averaged, at most."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +173,21 @@ def _is_seed(value: object) -> bool:
 
 
 def window(max_t: int) -> int:
-    """Reports in a moving average: up to five, at most a third of a full training."""
+    """Units of resource in a moving average: up to five, at most a third of a full training."""
     return max(1, min(_WINDOW, max_t // 3))
 
 
 def moving_average(curve: Mapping[int, float], width: int) -> list[float]:
-    """Mean of each report and those before it, ``width`` in all; the first full windows come first.
+    """Mean of the reports within the ``width`` units up to each report from ``width`` on, in the order of resources.
+
+    Units and not reports: where a trial reports now and then, its last report says more than those long before it.
 
     Args:
-        curve: resource -> value; with fewer reports than ``width`` the mean of all is the only entry.
+        curve: resource -> value; if it ends before ``width``, the mean of all is the only entry.
     """
-    values = [curve[resource] for resource in sorted(curve)]
-    width = min(width, len(values))
-    return [math.fsum(values[i : i + width]) / width for i in range(len(values) - width + 1)]
+    whole = [resource for resource in sorted(curve) if resource >= width]
+    windows = [[curve[r] for r in curve if end - width < r <= end] for end in whole] or [list(curve.values())]
+    return [math.fsum(values) / len(values) for values in windows]
 
 
 def furthest(curves: Mapping[int, Mapping[int, float]], levels: Sequence[int], max_t: int) -> list[int]:

@@ -75,6 +75,10 @@ class Dispatcher(StudyRecord):
             return job
         if self._live:
             return Idle("waiting for running trials")
+        job = self._train_one_to_the_end()
+        if job is not None:
+            self._clock[job.trial_id] = event.time
+            return job
         self.ended = self._why_nothing_is_left()
         return Finish(self.ended)
 
@@ -114,6 +118,14 @@ class Dispatcher(StudyRecord):
             every = (self.scheduler.promote(b, self._is_paused) for b in range(len(self._bracket_weights)))
             promotion = next((found for found in every if found is not None), None)
         return None if promotion is None else self._promoted(promotion, promotion.reason)
+
+    def _train_one_to_the_end(self) -> Resume | None:
+        if any(trial.status is TrialStatus.COMPLETED for trial in self.trials.values()):
+            return None
+        promotion = self.scheduler.last_resort(self._is_paused)
+        return (
+            None if promotion is None else self._promoted(promotion, f"none was trained to the end; {promotion.reason}")
+        )
 
     def _promoted(self, promotion: Promotion, reason: str) -> Resume:
         trial = self.trials[promotion.trial_id]

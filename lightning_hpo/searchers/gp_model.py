@@ -34,7 +34,7 @@ from lightning_hpo.surrogates.inducing import InducingModel
 from lightning_hpo.surrogates.models import IndependentModel, JointModel, Surrogate, multitask
 from lightning_hpo.surrogates.models import single_fidelity as single_fidelity_model
 from lightning_hpo.surrogates.posterior import Posterior
-from lightning_hpo.surrogates.rungs import RungCovariance, RungModel
+from lightning_hpo.surrogates.rungs import RungCovariance, RungModel, RungSpread
 from lightning_hpo.surrogates.targets import Normalisation, subsample, subsample_levels
 
 _LARGE = 1000
@@ -65,8 +65,14 @@ def history_of(view: SearchView, name: str, options: SearcherOptions) -> History
     return multi_fidelity(view, at_levels_only=name == "gp_independent")
 
 
-def make_surrogate(view: SearchView, name: str, options: SearcherOptions) -> Surrogate:
-    """The model of this name for the view's space and levels."""
+def make_surrogate(
+    view: SearchView, name: str, options: SearcherOptions, data: Observations | None = None
+) -> Surrogate:
+    """The model of this name for the view's space and levels.
+
+    Args:
+        data: normalised; the model of all rungs looks at their spreads.
+    """
     width, max_t = view.space.width, view.max_t
     warped = numeric_columns(view.space) if options.input_warping else ()
     ard, prior = options.gp_base_kernel == "matern52-ard", options.gp_lengthscale_prior
@@ -77,7 +83,9 @@ def make_surrogate(view: SearchView, name: str, options: SearcherOptions) -> Sur
             levels = (*view.rung_levels, max_t)
             return IndependentModel(width, levels, warped, ard, prior, options.separate_noise_variances)
         case "gp_rungs":
-            return RungModel(RungCovariance(width, (*view.rung_levels, max_t), warped, ard, prior))
+            levels = (*view.rung_levels, max_t)
+            spread = None if data is None else RungSpread.of(data.y.cpu(), data.resource.cpu(), levels)
+            return RungModel(RungCovariance(width, levels, warped, ard, prior, spread))
         case "gp_expdecay":
             return ExponentialDecayModel(width, max_t, warped, ard, prior, options.expdecay_normalize_inputs)
         case "gp_issm":
@@ -142,10 +150,10 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
         history = dataclasses.replace(
             history, values=limit_outliers(history.values, np.array(history.observed.resources), far)
         )
-    surrogate = make_surrogate(view, name, options)
     normalisation = normalise(history.values, options, options.reward_offset(view.mode))
     kept = _kept(history, name, options, rng)
     data = _observations(history, kept, normalisation, options)
+    surrogate = make_surrogate(view, name, options, data)
     # Without rungs every value is that of a complete trial, so that there is nothing to tell apart.
     at_max_t = None if name == SINGLE_FIDELITY else history.counts()[view.max_t]
     state = None if view.state is None or "parameters" not in view.state else view.state

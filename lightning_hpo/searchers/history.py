@@ -106,7 +106,9 @@ def rung_medians(view: SearchView, tells_diverged: bool = False) -> History:
     curves = {trial: view.curve(trial) for trial in dict.fromkeys(history.observed.trial_ids)}
     values = history.values.copy()
     for i, (trial, level) in enumerate(zip(history.observed.trial_ids, history.observed.resources, strict=True)):
-        late = [value for resource, value in curves[trial].items() if level // 2 < resource <= level]
+        # Where not every unit is reported, it may be a later report that counted for the rung.
+        until = min((resource for resource in curves[trial] if resource >= level), default=level)
+        late = [value for resource, value in curves[trial].items() if level // 2 < resource <= until]
         if late:  # a trial that ended by itself may have ended before
             values[i] = statistics.median(late)
     history = dataclasses.replace(history, values=values)

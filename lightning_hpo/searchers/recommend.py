@@ -126,11 +126,16 @@ def _candidates(view: SearchView) -> _Candidates:
     values = limit_outliers(np.array([lowest[trial] for trial in trials]))
     noise = report_noise([np.array([curves[trial][r] for r in sorted(curves[trial])]) for trial in trials])
     if noise is not None:
-        noise *= float(np.mean([1.0 / min(width, len(curves[trial])) for trial in trials]))
+        noise *= float(np.mean([1.0 / _averaged(curves[trial], width) for trial in trials]))
     shown = [curves[trial] for trial in trials]
     reached = {max(curve) for curve in shown}
     missing = {r: _missing(r, shown, view.max_t, width) for r in reached}
     return _Candidates(trials, values, noise, np.array([missing[max(curve)] for curve in shown]))
+
+
+def _averaged(curve: Mapping[int, float], width: int) -> int:
+    """Reports in a moving average of a curve whose reports are evenly spaced."""
+    return max(1, min(len(curve), len(curve) * width // max(curve)))
 
 
 def _missing(reached: int, curves: Sequence[Mapping[int, float]], max_t: int, width: int) -> float:

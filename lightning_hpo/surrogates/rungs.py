@@ -10,7 +10,9 @@ The value of the trial of configuration ``x`` at rung ``j``, whose resource is `
 ``t_j``     what the trial owes to itself, to its seed or to what is not smooth: normal with variance ``own``, and from
             rung to rung an independent part is added, of variance ``own_drift (u_{j+1} - u_j)``
 ``u_j``     ``(1 - (r_j / r_0)^-settling) / settling``: values change less and less from rung to rung
-``s_j``     scale of the rung: ``s_j^2`` is the variance of its smooth part, ``noise s_j^2`` that of the noise
+``s_j``     scale of the rung: ``s_j^2`` is the variance of its smooth part, ``noise s_j^2`` that of the noise; a
+            parameter near 1 times a unit, which is 1 unless the spread of the rung's values is out of all
+            proportion (:class:`RungSpread`)
 ``b_j``     offsets of the rungs: a random walk from rung to rung with variance ``offset``
 ==========  ==========================================================================================================
 
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,6 +46,69 @@ from lightning_hpo.surrogates.fused import gaussian_nll, matern52
 from lightning_hpo.surrogates.models import Surrogate
 from lightning_hpo.surrogates.posterior import DensePosterior
 
+_ENOUGH = 5
+"""From so many values of a rung on their spread says something."""
+_OUT_OF_PROPORTION = 16.0
+"""Who is sent on is among the best, so that spreads at upper rungs come out at a tenth of what they are."""
+_ROUNDING = 1e-9
+_VEIL = 1e4
+"""Variance, in units of the targets, that lets a value say nothing."""
+
+
+@dataclass(frozen=True)
+class RungSpread:
+    """What the values at the rungs say of their spread alone, beside the fit.
+
+    One normalisation serves all rungs, and the prior of the scales expects them near 1: so the fit tells rungs at which
+    little differs from those at which trials differ as much as elsewhere. Two kinds of metric are beyond that:
+
+    * The spread falls by orders of magnitude from the first rung to the last, as that of a loss may do which no power
+      transform applies to. Then the rung has a unit of its own.
+    * The values of a low rung are all the same, or differ by next to nothing beside those of the rungs above it, as
+      those of a classifier that still guesses. A model with little noise lets that rung tell the last one, at the price
+      of a tiny scale: every new trial is given up there, and nothing that contradicts ever comes up. So its values are
+      veiled: they are taken to tell nothing.
+    """
+
+    units: Tensor
+    """``(L,)``"""
+    veil: Tensor
+    """``(L,)`` variance that is added to that of the noise."""
+
+    @classmethod
+    def even(cls, n_levels: int) -> RungSpread:
+        """Of rungs that are like each other."""
+        return cls(torch.ones(n_levels, dtype=torch.float64), torch.zeros(n_levels, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, y: Tensor, resource: Tensor, levels: Sequence[int]) -> RungSpread:
+        """As seen in the data.
+
+        Args:
+            y: ``(n,)`` normalised targets.
+            resource: ``(n,)`` their levels.
+            levels: of all rungs, increasing. The last one is never veiled.
+        """
+        made = cls.even(len(levels))
+        values = [y[resource == level] for level in levels]
+        spreads = [float(v.std(correction=0)) if len(v) > 1 else 0.0 for v in values]
+        for j, spread in enumerate(spreads):
+            # A rung that few have reached is taken to be like the one below it.
+            made.units[j] = made.units[j - 1] if j else 1.0
+            if len(values[j]) < _ENOUGH:
+                continue
+            if j + 1 < len(levels) and spread <= max(_ROUNDING, max(spreads[j + 1 :]) / _OUT_OF_PROPORTION):
+                made.veil[j] = _VEIL
+            else:
+                made.units[j] = _unit(max(spread, _ROUNDING))
+        return made
+
+
+def _unit(spread: float) -> float:
+    """1 for spreads in proportion, the spread itself far from that, and nothing abrupt in between."""
+    away, limit = abs(math.log(spread)), math.log(_OUT_OF_PROPORTION)
+    return math.exp(math.copysign(min(away, 2.0 * max(away - limit, 0.0)), math.log(spread)))
+
 
 class RungCovariance(Product):
     """The covariance above; its mean is 0.
@@ -50,6 +116,7 @@ class RungCovariance(Product):
     Args:
         dimension: number of encoded coordinates of a configuration.
         levels: resource of every rung, increasing, ``max_t`` included.
+        spread: of the values at the rungs.
         warped, ard, lengthscale_prior: see :func:`~lightning_hpo.surrogates.models.single_fidelity`.
     """
 
@@ -60,9 +127,11 @@ class RungCovariance(Product):
         warped: tuple[int, ...] = (),
         ard: bool = True,
         lengthscale_prior: str = "log_normal",
+        spread: RungSpread | None = None,
     ) -> None:
         super().__init__(dimension, warped, ard, lengthscale_prior)
         self.levels = tuple(levels)
+        self.spread = spread or RungSpread.even(len(self.levels))
         self.positions = torch.tensor(self.levels, dtype=torch.float64).log() - math.log(self.levels[0])
         self.parameters = (*self.terms[0].parameters, *rung_parameters(len(self.levels)))
 
@@ -102,7 +171,8 @@ class RungCovariance(Product):
         u, slope = walk(lower)
         u_here, slope_here = (t.squeeze(1) for t in walk(rho[None]))
         shrink = (1.0 + natural["drift"] * u_here).rsqrt()
-        scale = natural["scale"][:, index] * shrink
+        units = self.spread.units.to(rho)
+        scale = (natural["scale"] * units)[:, index] * shrink
         both = scale.unsqueeze(-1) * scale.unsqueeze(-2)
         walked, own_walked = 1.0 + drift * u, own + own_drift * u
         steps = (common + 1).to(rho)
@@ -122,7 +192,7 @@ class RungCovariance(Product):
             by_shrunk = -0.5 * by_scale * scale * shrink.square()  # by drift * u_here
             by_walk, by_own_walk = g_smooth * both, g_own * both
             return {
-                "scale": g_scale,
+                "scale": g_scale * units,
                 "drift": total(by_walk * u) + (by_shrunk * u_here).sum(-1, keepdim=True),
                 "own": total(by_own_walk),
                 "own_drift": total(by_own_walk * u),
@@ -163,16 +233,17 @@ class RungModel(Surrogate):
     def negative_log_likelihood(self, data: Observations) -> Callable[[p.Natural], tuple[Tensor, Gradients]]:
         points = self.points(data)
         index = self.covariance.index(points.rho)[points.level]
+        units, veil = (t.to(points.rho)[index] for t in (self.covariance.spread.units, self.covariance.spread.veil))
 
         def likelihood(natural: p.Natural) -> tuple[Tensor, Gradients]:
             moments = self.covariance.moments(natural, points)
-            scale = natural["scale"][:, index]
+            scale = natural["scale"][:, index] * units
             variance = scale.square()
-            moments.covariance.diagonal(dim1=-2, dim2=-1).add_(natural["noise"] * variance)
+            moments.covariance.diagonal(dim1=-2, dim2=-1).add_(natural["noise"] * variance + veil)
             terms = gaussian_nll(moments.covariance, data.y - moments.mean)
             gradients = moments.pullback(-terms.residual, terms.covariance)
             by_noise = terms.covariance.diagonal(dim1=-2, dim2=-1)
-            gradients["scale"].index_add_(1, index, 2.0 * natural["noise"] * scale * by_noise)
+            gradients["scale"].index_add_(1, index, 2.0 * natural["noise"] * scale * units * by_noise)
             gradients["noise"] = (by_noise * variance).sum(-1, keepdim=True)
             return terms.value, gradients
 
@@ -187,8 +258,10 @@ class RungModel(Surrogate):
 
 def rung_noise(covariance: RungCovariance, natural: p.Natural, resource: Tensor) -> Tensor:
     """Noise variance of an observation at every resource, for one parameter vector (``S = 1``)."""
-    index = covariance.index(covariance.place(resource))
-    return natural["noise"][0, 0] * natural["scale"][0, index].square()
+    rho = covariance.place(resource)
+    index = covariance.index(rho)
+    units, veil = (t.to(rho)[index] for t in (covariance.spread.units, covariance.spread.veil))
+    return natural["noise"][0, 0] * (natural["scale"][0, index] * units).square() + veil
 
 
 class RungPosterior(DensePosterior):

@@ -50,7 +50,9 @@ def by_number(trial_id, resource):
 class TestParts:
     def test_averages_have_full_windows(self):
         assert moving_average({1: 1.0, 2: 2.0, 3: 6.0}, 2) == [1.5, 4.0]
-        assert moving_average({5: 1.0, 10: 3.0}, 5) == [2.0]
+        assert moving_average({3: 1.0, 4: 3.0}, 5) == [2.0], "it has not come to a full window yet"
+        assert moving_average({5: 1.0, 10: 3.0}, 5) == [1.0, 3.0], "it reports every five units"
+        assert moving_average({2: 1.0, 4: 3.0, 6: 4.0}, 5) == [8 / 3], "from 2 to 6"
 
     def test_windows_are_a_third_of_a_training_and_at_most_five(self):
         assert [window(max_t) for max_t in (1, 5, 9, 14, 15, 300)] == [1, 1, 3, 4, 5, 5]

@@ -7,11 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from lightning_hpo import Start, Study, choice, lograndint, randint, uniform
+from lightning_hpo import Start, Study, choice, lograndint, loguniform, randint, uniform
+from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.errors import OptionError
+from lightning_hpo.runtime.curves import Curve
+from lightning_hpo.runtime.simulator import simulate
 from lightning_hpo.searchers import make_searcher
 from tests.searchers.views import View
 
@@ -143,6 +146,18 @@ def test_the_value_at_a_rung_is_the_median_of_the_second_half_up_to_there() -> N
     assert dict(zip(history.observed.resources, history.values, strict=True)) == {1: 9.0, 3: 5.0, 9: 3.0}
 
 
+def test_a_rung_that_was_jumped_over_has_the_value_that_counted_for_it() -> None:
+    """Reports every two units: at the rung 3 that at 4 counts, and what was reported since 3 // 2."""
+    from lightning_hpo.searchers.history import rung_medians
+
+    view = View(SPACE, max_t=9, rung_levels=(1, 3))
+    view.add({"x": 0.5, "y": 0.5}, 9.0, 6.0, 4.0, 8.0)
+    whole = view.curve
+    view.curve = lambda trial: {2: 6.0, 4: 8.0} if trial == 0 else whole(trial)
+    history = rung_medians(view)
+    assert dict(zip(history.observed.resources, history.values, strict=True))[3] == 7.0
+
+
 @pytest.mark.parametrize(("scale", "mode"), [(1.0, "min"), (1e-9, "max"), (1e9, "min")])
 def test_a_whole_study_finds_the_minimum(scale, mode) -> None:
     sign = 1.0 if mode == "min" else -1.0
@@ -188,3 +203,45 @@ def test_values_that_rise_with_the_resource_are_no_reason_to_train_everything_to
 def test_its_model_belongs_to_it(name, model) -> None:
     with pytest.raises(OptionError, match=r"Leave searcher\.model out"):
         make_searcher(name, SearcherOptions(model=model))
+
+
+def simulated(space, value, units: int, seed: int):
+    """A study of one worker that trains so many units; ``value(config, resource)`` at each up to ``max_t`` = 27."""
+    options = StudyOptions.from_mapping({"metric": "loss", "algorithm": "default", "max_t": 27, "random_seed": seed})
+
+    def curve(config) -> Curve:
+        return Curve([value(config, resource) for resource in range(1, 28)], 1.0)
+
+    searcher = make_searcher(options.searcher_name, options.searcher)
+    return simulate(
+        SearchSpace.parse(space), options, curve, n_workers=1, max_time=units + 1e-6, searcher=searcher
+    ).state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_a_rung_at_which_nothing_differs_is_no_place_to_give_trials_up(noise) -> None:
+    """A classifier that guesses for its first epochs, four to twelve. The model took such a rung for one that tells the
+    end, and of 110 trials the last 104 were given up there."""
+    space = {"lr": loguniform(1e-4, 1.0), "w": uniform(0.0, 1.0), "z": uniform(0.0, 1.0)}
+
+    def loss(c, r: int) -> float:
+        off = 0.15 * (math.log10(c["lr"]) + 2.6) ** 2 + 0.5 * (c["w"] - 0.2) ** 2 + 0.5 * (c["z"] - 0.8) ** 2
+        luck = noise * math.sin(1e6 * (c["lr"] + r))
+        return luck + (0.9 if r < 4 + 8 * c["z"] else 0.1 + off + 0.3 / r)
+
+    trials = simulated(space, loss, 250, seed=3).trials.values()
+    assert sum(trial.resource <= 3 for trial in trials) < 0.5 * len(trials)
+    assert sum(trial.resource == 27 for trial in trials) >= 4
+
+
+@pytest.mark.slow
+def test_a_metric_that_differs_by_a_hundredth_at_the_end_of_what_it_did_at_first_is_searched_all_the_same() -> None:
+    """A log likelihood, which no power transform applies to: the first configuration, 0.08 off, stayed the best one."""
+    space = {"x": uniform(0.0, 1.0), "y": uniform(0.0, 1.0)}
+
+    def off(c) -> float:
+        return (c["x"] - 0.3) ** 2 + (c["y"] - 0.7) ** 2
+
+    state = simulated(space, lambda c, r: 300.0 * (0.2 + c["x"] ** 2) / r**3 + off(c) - 3.0, 300, seed=0)
+    assert min(off(trial.config) for trial in state.trials.values() if trial.resource == 27) < 0.02

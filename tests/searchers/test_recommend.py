@@ -24,7 +24,8 @@ def one_thread():
 
 def test_moving_averages_of_full_windows():
     assert moving_average({1: 1.0, 2: 2.0, 3: 6.0}, 2) == pytest.approx([1.5, 4.0])
-    assert moving_average({5: 1.0, 10: 3.0}, 5) == pytest.approx([2.0])
+    assert moving_average({3: 1.0, 4: 3.0}, 5) == pytest.approx([2.0])
+    assert moving_average({5: 1.0, 10: 3.0}, 5) == pytest.approx([1.0, 3.0])
     assert moving_average({5: 1.0, 10: 3.0}, 1) == pytest.approx([1.0, 3.0])
 
 

@@ -10,12 +10,17 @@ import torch
 from lightning_hpo.errors import ShapeError
 from lightning_hpo.surrogates.data import Observations
 from lightning_hpo.surrogates.kernels import RungKernel, matern_kernel
-from lightning_hpo.surrogates.rungs import RungCovariance, RungModel, RungPosterior
+from lightning_hpo.surrogates.rungs import RungCovariance, RungModel, RungPosterior, RungSpread
 from tests.surrogates.problems import LEVELS, random_theta, rungs
 
+ODD = RungSpread(
+    torch.tensor([1.0, 0.02, 50.0, 1.0][: len(LEVELS)], dtype=torch.float64),
+    torch.tensor([1e4, 0.0, 0.0, 0.0][: len(LEVELS)], dtype=torch.float64),
+)
 MODELS = {
     "plain": RungModel(RungCovariance(3, LEVELS)),
     "warped, one length scale": RungModel(RungCovariance(3, LEVELS, warped=(0, 2), ard=False)),
+    "rungs out of proportion": RungModel(RungCovariance(3, LEVELS, spread=ODD)),
     "uniform prior of length scales": RungModel(RungCovariance(3, LEVELS, lengthscale_prior="uniform")),
 }
 
@@ -26,6 +31,8 @@ def kernel_of(model: RungModel, theta: torch.Tensor) -> RungKernel:
     for path, parameter in kernel.named_parameters():
         name = path.rsplit(".", 1)[-1].removeprefix("raw_")
         parameter.data = theta[model.space.slices[name]].reshape(parameter.shape).clone()
+        if name == "scale":
+            parameter.data += model.covariance.spread.units.log().reshape(parameter.shape)
     return kernel
 
 
@@ -38,8 +45,9 @@ def test_likelihood_and_gradient_are_those_of_the_gpytorch_kernel(name: str, see
     kernel = kernel_of(model, theta[0])
     log_noise = theta[0, model.space.slices["noise"]].clone().requires_grad_()
     x = torch.cat([data.rows, (data.resource.double() / LEVELS[0]).log().unsqueeze(-1)], -1)
-    scale = kernel.values["scale"][torch.searchsorted(torch.tensor(LEVELS), data.resource)]
-    covariance = kernel(x).to_dense() + (log_noise.exp() * scale.square()).diag()
+    rung = torch.searchsorted(torch.tensor(LEVELS), data.resource)
+    scale, veil = kernel.values["scale"][rung], model.covariance.spread.veil[rung]
+    covariance = kernel(x).to_dense() + (log_noise.exp() * scale.square() + veil).diag()
     normal = torch.distributions.MultivariateNormal(torch.zeros(len(data)).double(), covariance)
     theirs = -normal.log_prob(data.y)
     theirs.backward()
@@ -125,3 +133,64 @@ def test_the_larger_a_rung_the_more_it_tells_of_the_next_one() -> None:
     expected = torch.tensor([1 / 1.9607, 1.9607 / 2.6906, 2.6906 / 3.2453], dtype=torch.float64).sqrt()
     torch.testing.assert_close(correlation.diagonal(1), expected, rtol=1e-4, atol=0.0)
     assert (expected.diff() > 0).all()
+
+
+def spread_of(**values: list[float]) -> RungSpread:
+    """Of rungs 1, 3 and 9: what was reported at each of them."""
+    rungs = {int(name[1:]): given for name, given in values.items()}
+    y = torch.tensor([v for given in rungs.values() for v in given], dtype=torch.float64)
+    resource = torch.tensor([level for level, given in rungs.items() for _ in given])
+    return RungSpread.of(y, resource, (1, 3, 9))
+
+
+def evenly(n: int, deviation: float) -> list[float]:
+    """``n`` values, an even number, with mean 0 and this standard deviation."""
+    return [deviation, -deviation] * (n // 2)
+
+
+def test_rungs_whose_spreads_are_in_proportion_have_the_same_unit_and_all_count() -> None:
+    """Up to sixteen times more or less: those who are sent on are alike."""
+    found = spread_of(r1=evenly(20, 1.0), r3=evenly(6, 0.1), r9=[0.5, 0.5])
+    assert found.units.tolist() == [1.0] * 3 and found.veil.tolist() == [0.0] * 3
+
+
+def test_a_spread_far_out_of_proportion_is_the_unit_of_its_rung_and_of_those_that_few_have_reached() -> None:
+    """Beyond 16 ** 2 it is the spread itself; at 1 / 64 it is 16 times too far by a factor of 4, which is squared."""
+    found = spread_of(r1=evenly(20, 1.0), r3=evenly(6, 1e-3), r9=[1e-4, 2e-4])
+    torch.testing.assert_close(found.units, torch.tensor([1.0, 1e-3, 1e-3], dtype=torch.float64))
+    found = spread_of(r1=evenly(20, 1.0), r3=evenly(6, 1 / 64))
+    torch.testing.assert_close(found.units[1:], torch.tensor([1 / 16, 1 / 16], dtype=torch.float64))
+    assert found.veil.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("deviation", [0.0, 1e-12, 0.01])
+def test_what_differs_by_next_to_nothing_tells_nothing_of_the_rungs_above(deviation: float) -> None:
+    found = spread_of(r1=evenly(20, deviation), r3=evenly(6, 1.0), r9=[0.1, 0.9])
+    assert found.veil.tolist() == [1e4, 0.0, 0.0]
+    assert spread_of(r1=evenly(4, deviation), r3=evenly(6, 1.0)).veil.tolist() == [0.0] * 3, "four values say nothing"
+
+
+def test_at_the_last_rung_equal_values_are_what_there_is() -> None:
+    assert spread_of(r1=evenly(20, 1.0), r3=evenly(6, 1.0), r9=[0.5] * 6).veil.tolist() == [0.0] * 3
+
+
+def test_a_veiled_value_changes_nothing_that_is_expected_at_other_rungs() -> None:
+    """Its noise is 1e4 times the variance of all values."""
+    veiled = RungModel(RungCovariance(1, (1, 3), spread=RungSpread.of(*told(evenly(6, 0.0), evenly(6, 1.0)))))
+    x = torch.linspace(0.0, 1.0, 6, dtype=torch.float64)[:, None]
+    upper = Observations.from_rows(x, torch.tensor(evenly(6, 1.0), dtype=torch.float64), torch.full((6,), 3))
+    lower = Observations.from_rows(
+        torch.cat([x, x]),
+        torch.tensor([5.0] * 6 + evenly(6, 1.0), dtype=torch.float64),
+        torch.tensor([1] * 6 + [3] * 6),
+    )
+    theta = veiled.space.initial
+    without, beside = (veiled.posterior(data, theta).predict(x, 3) for data in (upper, lower))
+    torch.testing.assert_close(beside.mean, without.mean, rtol=0.0, atol=5e-3)
+    torch.testing.assert_close(beside.variance, without.variance, rtol=1e-2, atol=1e-4)
+
+
+def told(*rungs: list[float]) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    y = torch.tensor([v for rung in rungs for v in rung], dtype=torch.float64)
+    levels = (1, 3, 9)[: len(rungs)]
+    return y, torch.tensor([level for level, rung in zip(levels, rungs, strict=True) for _ in rung]), levels

@@ -78,6 +78,10 @@ class Scheduler(ABC):
         """The trial to resume, if there is one, marked as promoted; ``is_paused`` tells which trials can be resumed."""
         return None
 
+    def last_resort(self, is_paused: Callable[[int], bool]) -> Promotion | None:
+        """The trial to resume where the study would end without one that was trained to ``max_t``."""
+        return None
+
     def resume(self, trial_id: int, milestone: int) -> Promotion | None:
         """The searcher wants this paused trial to go on; None if it cannot (``is_searcher_led``)."""
         raise AssertionError("this scheduler decides itself who goes on")

@@ -21,7 +21,8 @@ class SearcherLedPromotion(PromotionAsha):
     """A trial pauses at the milestone the searcher chose, and goes on when the searcher says so.
 
     The rank of a trial within its rung decides, as in :class:`PromotionAsha`, where no model does: before its first
-    suggestion, if it fails, and once no new trial will be started.
+    suggestion, if it fails, and once no new trial will be started. If that leaves no trial that was trained to the end,
+    the best goes on to it.
 
     Args:
         args, options: as for :class:`PromotionAsha`.
@@ -51,6 +52,15 @@ class SearcherLedPromotion(PromotionAsha):
 
     def promote(self, bracket: int, is_paused: Callable[[int], bool]) -> Promotion | None:
         return None if self._is_led else super().promote(bracket, is_paused)
+
+    def last_resort(self, is_paused: Callable[[int], bool]) -> Promotion | None:
+        """The best of the highest rung: in a study of few trials no rank may have sent one on to the end."""
+        (rungs,) = self._systems
+        for rung in reversed(rungs.values()):
+            found = next((e for e in rung.waiting() if is_paused(e.trial_id) and math.isfinite(e.value)), None)
+            if found is not None:
+                return self.resume(found.trial_id, self.max_t)
+        return None
 
     def resume(self, trial_id: int, milestone: int) -> Promotion | None:
         rung = self._rung_of(trial_id)

@@ -161,6 +161,8 @@ def test_once_no_trial_may_be_started_rank_decides_and_the_study_ends() -> None:
         study.train(study.start(milestone=1), value)
     assert study.job() == "2->3"
     study.train(2, 0.1, 0.1)
+    assert study.job() == "2->27"
+    study.train(2, *[0.1] * 24)
     assert study.job() == "finish"
 
 
@@ -219,3 +221,28 @@ def test_whatever_the_searcher_answers_the_study_is_consistent_and_replays(data)
     assert {i: (t.status, t.milestone, t.resource, t.attempt) for i, t in again.trials.items()} == {
         i: (t.status, t.milestone, t.resource, t.attempt) for i, t in study.state.trials.items()
     }
+
+
+def few(n_trials: int, **options) -> Led:
+    """So few trials that no rank sends one on to the end."""
+    return Led(n_trials=n_trials, n_workers=1, **options)
+
+
+@pytest.mark.parametrize("n_trials", [1, 3, 5, 8])
+def test_a_study_of_few_trials_does_not_end_before_one_was_trained_to_the_end(n_trials) -> None:
+    study = few(n_trials)
+    study.run(lambda trial_id, resource: (trial_id + 1) / resource)
+    assert study[0].resource == 27, "the best of all"
+    assert [t.status for t in study.state.trials.values()].count(TrialStatus.COMPLETED) == 1
+
+
+def test_the_next_best_follows_if_the_best_cannot_go_on() -> None:
+    study = few(3)
+    study.run(lambda trial_id, resource: math.nan if trial_id == 0 and resource > 1 else (trial_id + 1) / resource)
+    assert study[0].status is TrialStatus.STOPPED and study[1].resource == 27
+
+
+def test_where_none_can_the_study_ends() -> None:
+    study = few(2)
+    study.run(lambda trial_id, resource: 1.0 if resource == 1 else math.nan)
+    assert study.state.ended == "all 2 trials are done" and all(t.resource < 27 for t in study.state.trials.values())
