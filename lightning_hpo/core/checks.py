@@ -85,7 +85,8 @@ def check_range(
     if value is None:
         return
     low_enough = value > lower if lower_open else value >= lower
-    if not (low_enough and math.isfinite(value)) or (upper is not None and value > upper):
+    is_finite = value == value and abs(value) != math.inf  # math.isfinite refuses integers that no float can hold
+    if not (low_enough and is_finite) or (upper is not None and value > upper):
         least = f"above {lower}" if lower_open else f"at least {lower}"
         allowed = f"between {lower} and {upper}" if upper is not None and not lower_open else least
         allowed += f" and at most {upper}" if upper is not None and lower_open else ""

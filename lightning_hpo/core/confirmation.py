@@ -14,11 +14,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.stopping import Progress
 from lightning_hpo.core.trial import Config
 from lightning_hpo.errors import OptionError
+
+if TYPE_CHECKING:  # the options are read before numpy is needed
+    from lightning_hpo.core.space import SearchSpace
 
 SEED_ATTRS = ("seed", "random_seed")
 """Keys under which a training seed is looked for, in this order, if ``confirm.seed_attr`` is not set."""

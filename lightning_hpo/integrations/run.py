@@ -170,6 +170,8 @@ def _run(
         begun = time.monotonic()
 
         def seconds_left() -> float:
+            if result.is_urgent or late.count + result.is_interrupted > 1:
+                return 0.0
             is_hurried = result.is_interrupted or late.count
             return (_RECOMMEND_SOON_S if is_hurried else _RECOMMEND_S) - (time.monotonic() - begun)
 

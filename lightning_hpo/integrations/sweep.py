@@ -32,7 +32,11 @@ from lightning_hpo.runtime.script import refuse_nested_sweep
 from lightning_hpo.runtime.stored import state_from_header
 
 _CALLBACK = "HPOCallback"
-_SECRET = re.compile(r"passw|token|secret|credential|api_?key", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|[._-])((passwords?|passwd|passphrase|secrets?|credentials?|(api|access|private)_?key)([._-]|$)|token(\.|$))",
+    re.IGNORECASE,
+)
+"""Names of what must not be kept: whole words, as a tokenizer and a number of tokens are settings like others."""
 
 
 def run_sweep(

@@ -105,6 +105,8 @@ class RunResult:
     """What interrupted the run, if it did not end by itself."""
     problem: HpoError | None = None
     """The error that ended it, to be raised when everything is closed."""
+    is_urgent: bool = False
+    """Nothing is to be waited for any more: it was interrupted twice, or its time is over."""
 
     @property
     def is_interrupted(self) -> bool:
@@ -220,7 +222,7 @@ class Coordinator:
         finally:
             self._interrupts.close()
         if self._interrupts.count:
-            return RunResult("interrupted", self._interrupts.by, self._problem)
+            return RunResult("interrupted", self._interrupts.by, self._problem, self._interrupts.is_urgent)
         reason = self._finish or self._state.ended or f"{self._hindrance()}, {type(self._problem).__name__}"
         return RunResult(reason, problem=self._problem)
 

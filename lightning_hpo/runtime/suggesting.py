@@ -307,7 +307,7 @@ class ProcessHost:
     def close(self) -> None:
         """Close its connection, which ends it; a process that is in the middle of a fit is killed."""
         self._line.close()
-        if self._ended(_CLOSE_S) is None:
+        if self._ended(0.0 if self.is_busy else _CLOSE_S) is None:
             self._process.kill()
             self._ended(_CLOSE_S)
 

@@ -113,6 +113,10 @@ class TestDefaults:
 
 
 class TestRefusals:
+    def test_but_not_a_limit_that_will_never_be_reached(self):
+        options = {"metric": "m", "algorithm": "random", "n_trials": 10**400}
+        assert StudyOptions.from_mapping(options).n_trials == 10**400
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [

@@ -148,4 +148,12 @@ def test_changed_settings_are_named_in_short() -> None:
 
 def test_secrets_are_neither_kept_nor_shown() -> None:
     written = {"db": {"password": "x", "host": "y"}, "hydra": {"job": 1}, "lr": 0.1, "wandb_api_key": "z"}
+    written |= {"hf_token": "x", "aws": {"secret_access_key": "x", "token": {"value": "x"}}, "Secrets": {"a": 1}}
     assert script_settings(written, {"lr"}) == {"db.host": "y"}
+
+
+def test_what_only_sounds_like_a_secret_is_a_setting() -> None:
+    written = {"model": {"tokenizer": "bpe", "max_tokens": 128, "token_dropout": 0.1}, "data": {"secretary": "x"}}
+    assert script_settings(written, set()) == {
+        "model.tokenizer": "bpe", "model.max_tokens": 128, "model.token_dropout": 0.1, "data.secretary": "x",
+    }  # fmt: skip
