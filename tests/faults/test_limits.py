@@ -89,7 +89,6 @@ def test_what_a_study_means_may_not_change_and_the_difference_is_shown(change, d
     with pytest.raises(StudyMismatch) as caught:
         check_same_study(header(), SPACE, StudyOptions.from_mapping({**OPTIONS, **change}))
     assert difference in str(caught.value)
-    assert "What you did not set is a preset" in str(caught.value)
     assert str(caught.value).endswith("or start a new study in another folder.")
 
 

@@ -418,9 +418,6 @@ class VirtualCluster:
             self._watch_answers(self._coordinator)
             try:
                 return self._coordinator.run()
-            except LauncherCrash:
-                self._coordinator._interrupts.close()
-                raise
             finally:
                 self._coordinator = None
 
