@@ -99,8 +99,8 @@ class RungSpread:
                 continue
             if j + 1 < len(levels) and spread <= max(_ROUNDING, max(spreads[j + 1 :]) / _OUT_OF_PROPORTION):
                 made.veil[j] = _VEIL
-            else:
-                made.units[j] = _unit(max(spread, _ROUNDING))
+            elif spread > _ROUNDING:
+                made.units[j] = _unit(spread)
         return made
 
 

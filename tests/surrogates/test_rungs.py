@@ -171,7 +171,8 @@ def test_what_differs_by_next_to_nothing_tells_nothing_of_the_rungs_above(deviat
 
 
 def test_at_the_last_rung_equal_values_are_what_there_is() -> None:
-    assert spread_of(r1=evenly(20, 1.0), r3=evenly(6, 1.0), r9=[0.5] * 6).veil.tolist() == [0.0] * 3
+    found = spread_of(r1=evenly(20, 1.0), r3=evenly(6, 1.0), r9=[0.5] * 6)
+    assert found.veil.tolist() == [0.0] * 3 and found.units.tolist() == [1.0] * 3
 
 
 def test_a_veiled_value_changes_nothing_that_is_expected_at_other_rungs() -> None:
