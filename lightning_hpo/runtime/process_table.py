@@ -43,6 +43,16 @@ def processor_seconds(pid: int) -> float | None:
         return None
 
 
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal was sent to a process and not delivered yet; False if that cannot be told."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            name, _, mask = line.partition(":")
+            if name in ("SigPnd", "ShdPnd") and int(mask, 16) >> (number - 1) & 1:
+                return True
+    return False
+
+
 def environment_of(pid: int) -> set[str]:
     """``NAME=value`` of the environment with which the program was started; empty if it may not be read."""
     try:

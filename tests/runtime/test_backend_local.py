@@ -171,10 +171,8 @@ def test_stop_writes_the_stacks_then_asks_then_ends(launch: MakeLauncher) -> Non
     launcher = launch()
     folder = launcher.start(0, do="sleep")
     wait_until((folder / "runs").exists)
-    launcher.send(op="stop", trial_id=0, attempt=1, grace_s=5.0)
-    before = time.monotonic()
+    launcher.send(op="stop", trial_id=0, attempt=1, grace_s=60.0)
     ended = launcher.next("Exit")
-    assert time.monotonic() - before < 2
     assert (ended["signal"], ended["requested"]) == (signal.SIGTERM, True)
     assert "in do_sleep" in (folder / "trial.log").read_text()
 

@@ -218,6 +218,11 @@ class TrialServer:
     def _follow_plan(self, attempt: _Attempt, now: float) -> None:
         while attempt.plan and attempt.plan[0][0] <= now:
             _, number = attempt.plan.pop(0)
+            until = attempt.plan[0][0] if attempt.plan else now
+            if number == signal.SIGTERM and now < until and any(map(_is_to_dump, attempt.running)):
+                # Of two signals that wait the kernel delivers the lower number first, and nothing would be dumped.
+                attempt.plan.insert(0, (min(now + _DUMP_TIME_S / 4, until), number))
+                continue
             for pid in attempt.running:
                 if number == signal.SIGKILL:
                     _signal_group(pid, number)
@@ -341,6 +346,11 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _is_to_dump(pid: int) -> bool:
+    """Whether a process on a busy machine has not come to its stacks yet."""
+    return process_table.is_pending(pid, STACK_DUMP_SIGNAL)
 
 
 def _signal_group(leader: int, number: int) -> None:
