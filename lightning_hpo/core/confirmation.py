@@ -10,6 +10,7 @@ is trained to ``max_t`` whatever it reports, and teaches neither scheduler nor s
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -188,9 +189,14 @@ def moving_average(curve: Mapping[int, float], width: int) -> list[float]:
     Args:
         curve: resource -> value; if it ends before ``width``, the mean of all is the only entry.
     """
-    whole = [resource for resource in sorted(curve) if resource >= width]
-    windows = [[curve[r] for r in curve if end - width < r <= end] for end in whole] or [list(curve.values())]
-    return [math.fsum(values) / len(values) for values in windows]
+    resources = sorted(curve)
+    values = [curve[resource] for resource in resources]
+    first = bisect.bisect_left(resources, width)
+    windows = [
+        values[bisect.bisect_right(resources, resources[last] - width) : last + 1]
+        for last in range(first, len(resources))
+    ]
+    return [math.fsum(window) / len(window) for window in windows or [values]]
 
 
 def furthest(curves: Mapping[int, Mapping[int, float]], levels: Sequence[int], max_t: int) -> list[int]:
