@@ -16,7 +16,7 @@ from lightning_hpo.searchers.candidates import Candidates
 from lightning_hpo.searchers.feasibility import Feasibility
 from lightning_hpo.searchers.gp_model import FittedModel
 from lightning_hpo.searchers.proposal import excluded_keys, place
-from lightning_hpo.surrogates.rate import improvement_rates
+from lightning_hpo.surrogates.rate import Prospects, improvement_rates, next_rungs
 from lightning_hpo.surrogates.rungs import RungPosterior
 
 
@@ -26,7 +26,8 @@ class _Option:
 
     rate: float
     """Expected improvement per unit of resource, in the model's units."""
-    milestone: int
+    prospects: Prospects
+    """Of this trial alone."""
     resumes: int | None
     config: dict[str, object]
 
@@ -54,14 +55,15 @@ def choose(
             *_paused(view, outlook, feasibility.waiting_in_vain),
         )
         best = max(could_be_done, key=lambda o: o.rate, default=None)
-    if best is None:
-        return None
+        if best is None:
+            return None
+        milestone = outlook.milestone(best.prospects)
     reason = (
         f"EI {best.rate * model.normalisation.scale:.3g} per unit of resource at max_t, "
-        f"judged next {place(view, best.milestone)}, from {len(model.history)} observations{model.remark}"
+        f"judged next {place(view, milestone)}, from {len(model.history)} observations{model.remark}"
     )
     state = model.state if model.is_refitted else None
-    return Suggestion(best.config, reason, "model", state=state, resumes=best.resumes, milestone=best.milestone)
+    return Suggestion(best.config, reason, "model", state=state, resumes=best.resumes, milestone=milestone)
 
 
 def _is_exhausted(view: SearchView, options: SearcherOptions) -> bool:
@@ -78,11 +80,11 @@ def _new(
         return
     # No local search from here: the rate is highest where the model knows least, at the bounds of the space, and among
     # thousands of new configurations there is always one that promises more than every paused trial.
-    rates = outlook.rates(candidates.encoded)[0]
+    rates = improvement_rates(outlook.of_new(candidates.encoded)).cpu().numpy()
     config = candidates.choose(-rates, None)
     if config is not None:
-        (rate,), (milestone,) = outlook.rates(view.space.encode(config)[None])
-        yield _Option(float(rate), int(milestone), None, config)
+        chosen = outlook.of_new(view.space.encode(config)[None])
+        yield _Option(float(improvement_rates(chosen)), chosen, None, config)
 
 
 def _paused(view: SearchView, outlook: _Outlook, in_vain: Set[int]) -> Iterator[_Option]:
@@ -95,9 +97,10 @@ def _paused(view: SearchView, outlook: _Outlook, in_vain: Set[int]) -> Iterator[
         if is_known and passed < len(outlook.levels) and trial not in in_vain:
             by_rung.setdefault(passed, []).append(trial)
     for passed, trials in sorted(by_rung.items()):
-        rates, milestones = outlook.rates_of(trials, passed)
-        best = int(np.argmax(rates))
-        yield _Option(float(rates[best]), int(milestones[best]), trials[best], dict(view.configs[trials[best]]))
+        rates = improvement_rates(outlook.of_known(trials, passed))
+        best = int(rates.argmax())
+        trial = trials[best]
+        yield _Option(float(rates[best]), outlook.of_known([trial], passed), trial, dict(view.configs[trial]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,18 +137,22 @@ class _Outlook:
         seen = frozenset((observed.trial_ids[i], observed.resources[i]) for i in model.kept)
         return cls(posterior, levels, noise, seen, numbers, mean, covariance, mean[:, -1].min())
 
-    def rates(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rates and first milestones of new trials, ``(B,)`` each."""
+    def of_new(self, encoded: np.ndarray) -> Prospects:
+        """Of new trials, ``(B, d)``."""
         mean, covariance = self.posterior.across(torch.from_numpy(encoded).to(self.mean.device))
-        return self._rates(mean[:, -1], covariance, 0)
+        return self._prospects(mean[:, -1], covariance, 0)
 
-    def rates_of(self, trials: list[int], passed: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same of trials that wait at the rung below number ``passed``."""
+    def of_known(self, trials: list[int], passed: int) -> Prospects:
+        """Of trials that wait at the rung below number ``passed``."""
         rows = [self.numbers[trial] for trial in trials]
-        return self._rates(self.mean[rows, -1], self.covariance[rows, passed:, passed:], passed)
+        return self._prospects(self.mean[rows, -1], self.covariance[rows, passed:, passed:], passed)
 
-    def _rates(self, mean: Tensor, covariance: Tensor, passed: int) -> tuple[np.ndarray, np.ndarray]:
+    def _prospects(self, mean: Tensor, covariance: Tensor, passed: int) -> Prospects:
         cost = torch.tensor(self.levels[passed:], dtype=mean.dtype, device=mean.device)
         cost -= self.levels[passed - 1] if passed else 0
-        rates = improvement_rates(mean, covariance, self.noise[passed:], cost, self.incumbent)
-        return rates.rate.cpu().numpy(), np.array(self.levels[passed:])[rates.rung.cpu().numpy()]
+        return Prospects(mean, covariance, self.noise[passed:], cost, self.incumbent)
+
+    def milestone(self, chosen: Prospects) -> int:
+        """Where to look at one trial next."""
+        ahead = self.levels[len(self.levels) - len(chosen.cost) :]
+        return ahead[int(next_rungs(chosen))]

@@ -53,6 +53,12 @@ class Points:
         """Level of every point, ``(n, L)`` of zeros and ones."""
         return (self.level[:, None] == torch.arange(len(self.rho), device=self.level.device)).to(self.x)
 
+    @cached_property
+    def linked(self) -> Tensor:
+        """Whether two points are of the same configuration, ``(n, n)`` of zeros and ones. Coordinates are compared: a
+        pending point may repeat an observed configuration."""
+        return (self.x.unsqueeze(1) == self.x).all(-1).to(self.x)[self.config][:, self.config]
+
     @classmethod
     def of(cls, x: Tensor, rho: Tensor) -> Points:
         """One configuration per point (``(n, d)``), fidelities ``(n,)``."""
@@ -216,9 +222,7 @@ class Product(Covariance):
         def at_levels(t: Tensor) -> Tensor:
             return t if n_levels == 1 else spread(t, level)
 
-        linked = None
-        if table.own is not None:  # compare coordinates: a pending point may repeat an observed configuration
-            linked = (x.unsqueeze(1) == x).all(-1).to(x)[config][:, config]
+        linked = None if table.own is None else points.linked
         covariance: Tensor | None = None
         terms = []
         for inputs, scale in zip(self.terms, table.scales, strict=True):

@@ -8,7 +8,6 @@ last column, where the model has one.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import gpytorch
@@ -83,7 +82,7 @@ class Values(gpytorch.Module):
             self.register_parameter(f"raw_{q.name}", torch.nn.Parameter(raw))
             self.register_constraint(f"raw_{q.name}", constraint(q))
             if q.prior is not None and q.prior.torch_prior is not None:
-                prior = copy.deepcopy(q.prior.torch_prior)
+                prior = q.prior.torch_prior()
                 self.register_prior(f"{q.name}_prior", prior, lambda module, name=q.name: module[name])
 
     def __getitem__(self, name: str) -> Tensor:
@@ -125,7 +124,7 @@ def matern_kernel(inputs: Inputs) -> Kernel:
     kernel.lengthscale = own.initial
     assert own.prior is not None
     if own.prior.torch_prior is not None:
-        kernel.register_prior("lengthscale_prior", copy.deepcopy(own.prior.torch_prior), lambda m: m.lengthscale)
+        kernel.register_prior("lengthscale_prior", own.prior.torch_prior(), lambda m: m.lengthscale)
     else:
         inverse = UniformPrior(torch.tensor(1e-4).double(), torch.tensor(100.0).double())
         kernel.register_prior("inverse_lengthscale_prior", inverse, lambda m: 1.0 / m.lengthscale)
@@ -138,7 +137,7 @@ def scaled(kernel: Kernel) -> ScaleKernel:
     """The kernel times an output scale."""
     own = p.outputscale()
     assert own.prior is not None
-    prior = copy.deepcopy(own.prior.torch_prior)
+    prior = own.prior.torch_prior()
     outer = ScaleKernel(kernel, outputscale_prior=prior, outputscale_constraint=constraint(own)).double()
     outer.outputscale = own.initial
     return outer
@@ -270,7 +269,7 @@ def moments_modules(covariance: Covariance) -> tuple[Mean, Kernel]:
     """Mean and kernel of a covariance, at the initial values."""
     prior = p.mean().prior
     assert prior is not None
-    constant = gpytorch.means.ConstantMean(constant_prior=copy.deepcopy(prior.torch_prior)).double()
+    constant = gpytorch.means.ConstantMean(constant_prior=prior.torch_prior()).double()
     match covariance:
         case MaternOverFidelity(inputs=inputs):
             return constant, scaled(matern_kernel(inputs))
@@ -312,9 +311,7 @@ def exact_gp(model: JointModel, data: Observations, theta: Tensor) -> GaussianPr
     mean, kernel = moments_modules(model.covariance)
     own = p.noise()
     assert own.prior is not None
-    likelihood = GaussianLikelihood(
-        noise_prior=copy.deepcopy(own.prior.torch_prior), noise_constraint=constraint(own)
-    ).double()
+    likelihood = GaussianLikelihood(noise_prior=own.prior.torch_prior(), noise_constraint=constraint(own)).double()
     for name, parameter in raw_parameters(mean, kernel, likelihood).items():
         parameter.data = theta[model.space.slices[name]].reshape(parameter.shape).clone()
     return GaussianProcess(inputs(model, data), data.y, likelihood, mean, kernel)

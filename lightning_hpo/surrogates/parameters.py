@@ -9,16 +9,19 @@ natural parametrisation, searched in the logarithmic one.
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
-from gpytorch.priors import Prior as TorchPrior
 from torch import Tensor
 
 from lightning_hpo.errors import OptionError, ShapeError
+
+if TYPE_CHECKING:
+    from gpytorch.priors import Prior as TorchPrior
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +37,25 @@ class Prior:
     log_square: float = 0.0
     square: float = 0.0
     constant: float = 0.0
-    torch_prior: TorchPrior | None = field(default=None, compare=False)
-    """The same density as a gpytorch prior, up to a constant."""
+    torch_prior: Callable[[], TorchPrior] | None = field(default=None, compare=False)
+    """Makes the same density as a gpytorch prior, up to a constant. A searcher makes its model anew for every proposal,
+    and needs none of them."""
 
 
-def _double(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+def _torch_prior(name: str, *parameters: float) -> TorchPrior:
+    """The gpytorch prior of this name."""
+    import gpytorch.priors
+
+    made: TorchPrior = getattr(gpytorch.priors, name)(*(torch.tensor(x, dtype=torch.float64) for x in parameters))
+    return made
 
 
 def gamma_prior(mean: float, shape: float) -> Prior:
     """Gamma density with the given mean and shape."""
     rate = shape / mean
     constant = math.lgamma(shape) - shape * math.log(rate)
-    return Prior(
-        log_x=1.0 - shape, linear=rate, constant=constant, torch_prior=GammaPrior(_double(shape), _double(rate))
-    )
+    make = functools.partial(_torch_prior, "GammaPrior", shape, rate)
+    return Prior(log_x=1.0 - shape, linear=rate, constant=constant, torch_prior=make)
 
 
 def log_normal_prior(sigma: float, mode: float | None = None) -> Prior:
@@ -63,13 +70,13 @@ def log_normal_prior(sigma: float, mode: float | None = None) -> Prior:
         log_x=1.0 - mu / sigma**2,
         log_square=0.5 / sigma**2,
         constant=math.log(sigma) + 0.5 * (mu / sigma) ** 2,
-        torch_prior=LogNormalPrior(_double(mu), _double(sigma)),
+        torch_prior=functools.partial(_torch_prior, "LogNormalPrior", mu, sigma),
     )
 
 
 def normal_prior() -> Prior:
     """Standard normal density without its constant."""
-    return Prior(square=0.5, torch_prior=NormalPrior(_double(0.0), _double(1.0)))
+    return Prior(square=0.5, torch_prior=functools.partial(_torch_prior, "NormalPrior", 0.0, 1.0))
 
 
 def uniform_prior(width: float) -> Prior:

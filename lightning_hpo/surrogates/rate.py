@@ -16,7 +16,9 @@ for a trial of two stages: the best ratio of expected reward and expected cost o
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -36,42 +38,52 @@ _LEAST_REST = 1e-6
 """Share of the variance at the last rung that no value below it explains."""
 
 
-class Rates(NamedTuple):
-    """Of ``B`` trials at the same rung."""
+class Prospects(NamedTuple):
+    """What a model expects of ``B`` trials that have the same ``k`` rungs before them."""
 
-    rate: Tensor
-    """``(B,)`` improvement per unit of cost, in the units of the targets."""
-    rung: Tensor
-    """``(B,)`` the rung at which to look at the trial, counted from the next one."""
+    mean: Tensor
+    """``(B,)`` of the latent value at the last rung."""
+    covariance: Tensor
+    """``(B, k, k)`` of the latent values at the rungs to come."""
+    noise: Tensor
+    """``(k,)`` noise variance of the values there."""
+    cost: Tensor
+    """``(k,)`` of training to each of them, increasing."""
+    incumbent: Tensor
+    """``()`` value that is to be improved on."""
 
 
-def improvement_rates(mean: Tensor, covariance: Tensor, noise: Tensor, cost: Tensor, incumbent: Tensor) -> Rates:
-    """The rates of trials that have the same rungs before them.
+def improvement_rates(prospects: Prospects) -> Tensor:
+    """Improvement per unit of cost, in the units of the targets, ``(B,)``."""
+    *earlier, rate = _by_rung(prospects, _probable_cells(prospects.mean.dtype, prospects.mean.device))
+    for ratio in earlier:
+        rate = torch.maximum(rate, ratio)
+    return rate
 
-    Args:
-        mean: ``(B,)`` of the latent value at the last rung.
-        covariance: ``(B, k, k)`` of the latent values at the ``k`` rungs to come.
-        noise: ``(k,)`` noise variance of the values there.
-        cost: ``(k,)`` of training to each of them, increasing.
-        incumbent: ``()`` value that is to be improved on.
-    """
+
+def next_rungs(prospects: Prospects) -> Tensor:
+    """The rung at which to look at each trial, counted from the next one, ``(B,)``."""
+    *earlier, best = _by_rung(prospects, _fine_cells(prospects.mean.dtype, prospects.mean.device))
+    rung = torch.full_like(best, len(earlier), dtype=torch.int64)
+    for j, ratio in enumerate(earlier):
+        # where everything goes on the rung is nothing but a detour
+        rung = torch.where(ratio > best * (1.0 + 1e-9), j, rung)
+        best = torch.maximum(best, ratio)
+    # What promises nothing is not worth a whole training.
+    return torch.where(best > 0.0, rung, 0)
+
+
+def _by_rung(prospects: Prospects, cells: _Cells) -> Iterator[Tensor]:
+    """Improvement over cost ``(B,)`` of looking at the trials at each rung; the last one is where they end anyway."""
+    mean, covariance, noise, cost, incumbent = prospects
     last = covariance.shape[-1] - 1
     variance = covariance[:, last, last].clamp_min(1e-12)
-    at_once = _expected_improvement(incumbent - mean, variance.sqrt()) / cost[last]
-    rate, exact = at_once, at_once
-    rung = torch.full_like(mean, last, dtype=torch.int64)
-    probable, fine = _probable_cells(mean), _fine_cells(mean)
+    gap = incumbent - mean
     for j in range(last):
         told = covariance[:, last, j].square() / (covariance[:, j, j] + noise[j])
         told = torch.minimum(told, variance * (1.0 - _LEAST_REST))
-        gap, std, rest = incumbent - mean, told.sqrt(), (variance - told).sqrt()
-        rate = torch.maximum(rate, _best_ratio(gap, std, rest, cost[j], cost[last], probable))
-        found = _best_ratio(gap, std, rest, cost[j], cost[last], fine)
-        # where everything goes on the rung is nothing but a detour
-        rung = torch.where(found > exact * (1.0 + 1e-9), j, rung)
-        exact = torch.maximum(exact, found)
-    # What promises nothing is not worth a whole training.
-    return Rates(rate, torch.where(exact > 0.0, rung, 0))
+        yield _best_ratio(gap, told.sqrt(), (variance - told).sqrt(), cost[j], cost[last], cells)
+    yield _expected_improvement(gap, variance.sqrt()) / cost[last]
 
 
 class _Cells(NamedTuple):
@@ -83,15 +95,17 @@ class _Cells(NamedTuple):
     """Probability of all up to a cell."""
 
 
-def _probable_cells(like: Tensor) -> _Cells:
-    middle = (torch.arange(_PROBABLE, dtype=like.dtype, device=like.device) + 0.5) / _PROBABLE
+@functools.cache
+def _probable_cells(dtype: torch.dtype, device: torch.device) -> _Cells:
+    middle = (torch.arange(_PROBABLE, dtype=dtype, device=device) + 0.5) / _PROBABLE
     return _Cells(torch.special.ndtri(middle), torch.full_like(middle, 1.0 / _PROBABLE), middle + 0.5 / _PROBABLE)
 
 
-def _fine_cells(like: Tensor) -> _Cells:
+@functools.cache
+def _fine_cells(dtype: torch.dtype, device: torch.device) -> _Cells:
     """Their nodes are conditional means."""
     steps = round((_HIGHEST - _LOWEST) / _WIDTH)
-    edges = torch.linspace(_LOWEST, _HIGHEST, steps + 1, dtype=like.dtype, device=like.device)
+    edges = torch.linspace(_LOWEST, _HIGHEST, steps + 1, dtype=dtype, device=device)
     edges[0], edges[-1] = -math.inf, math.inf
     weight = torch.special.ndtr(edges).diff()
     density = (-0.5 * edges.square()).exp() / math.sqrt(2.0 * math.pi)

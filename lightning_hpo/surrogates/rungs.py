@@ -298,16 +298,19 @@ class RungPosterior(DensePosterior):
             mean ``(B, L)`` (of the first column of fantasies) and covariance ``(B, L, L)``.
         """
         rho = self.covariance.positions.to(x.device)
-        n_levels, at = len(rho), self.covariance.index(self.points.rho)[self.points.level]
+        at = self.covariance.index(self.points.rho)[self.points.level]
         table = self.covariance.table(self.natural, rho)
         assert table.shift is not None and table.own is not None
         rows = self.points.x[self.points.config]
         (inputs,) = self.covariance.terms
         correlation, _ = matern52(inputs.place(self.natural, x)[0], inputs.place(self.natural, rows)[0])
-        same = (x.unsqueeze(1) == rows).all(-1)
         smooth, shift, own = (t[0] for t in (table.scales[0], table.shift, table.own))
-        at_rungs = [correlation * smooth[j, at] + shift[j, at] + same * own[j, at] for j in range(n_levels)]
-        cross = torch.stack(at_rungs, 1)
+        cross = (correlation.unsqueeze(1) * smooth[:, at]).add_(shift[:, at])
+        # Equal coordinates are correlated by exactly 1, and few others are.
+        new, known = (correlation == 1.0).nonzero(as_tuple=True)
+        is_same = (x[new] == rows[known]).all(-1)
+        new, known = new[is_same], known[is_same]
+        cross[new, :, known] += own[:, at[known]].mT
         half = torch.linalg.solve_triangular(self.factor, cross.flatten(0, 1).mT, upper=False)
-        half = half.mT.unflatten(0, (len(x), n_levels))
+        half = half.mT.unflatten(0, (len(x), len(rho)))
         return cross @ self.weights[:, 0], smooth + shift + own - half @ half.mT

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_hpo.surrogates.rate import improvement_rates
+from lightning_hpo.surrogates.rate import Prospects, improvement_rates, next_rungs
 
 # E[max(z, 0)] of a standard normal z
 HALF_NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
@@ -16,8 +16,8 @@ HALF_NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
 def rates(covariance, noise, cost, mean=0.0, incumbent=0.0):
     """Of one trial."""
     numbers = [torch.tensor(t, dtype=torch.float64) for t in ([mean], [covariance], noise, cost, incumbent)]
-    found = improvement_rates(*numbers)
-    return float(found.rate[0]), int(found.rung[0])
+    prospects = Prospects(*numbers)
+    return float(improvement_rates(prospects)[0]), int(next_rungs(prospects)[0])
 
 
 def test_at_the_last_rung_it_is_the_expected_improvement_over_its_cost() -> None:
@@ -89,13 +89,14 @@ def test_better_cheaper_and_less_certain_trials_have_higher_rates(lower) -> None
 
 
 def test_hopeless_trials_have_a_rate_of_zero_and_no_nan() -> None:
-    found = improvement_rates(
+    prospects = Prospects(
         torch.tensor([1e3, 0.0], dtype=torch.float64),
         torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1e-30, 0.0], [0.0, 1e-30]]], dtype=torch.float64),
         torch.zeros(2, dtype=torch.float64),
         torch.tensor([1.0, 2.0], dtype=torch.float64),
         torch.tensor(0.0, dtype=torch.float64),
     )
-    assert torch.isfinite(found.rate).all() and (found.rate >= 0.0).all()
-    assert float(found.rate[0]) == 0.0
-    assert int(found.rung[0]) == 0, "what promises nothing is not worth a whole training"
+    found = improvement_rates(prospects)
+    assert torch.isfinite(found).all() and (found >= 0.0).all()
+    assert float(found[0]) == 0.0
+    assert int(next_rungs(prospects)[0]) == 0, "what promises nothing is not worth a whole training"
