@@ -39,7 +39,7 @@ from lightning_hpo.core.domains import (
     reverseloguniform,
     uniform,
 )
-from lightning_hpo.core.domains.base import portable
+from lightning_hpo.core.domains.base import plain_value
 from lightning_hpo.core.trial import Config
 from lightning_hpo.errors import SpaceError, did_you_mean
 
@@ -92,7 +92,7 @@ class SearchSpace:
             if isinstance(entry, Domain):
                 self._domains[name] = entry
             else:
-                self._constants[name] = portable(f"The constant {name!r}", entry)
+                self._constants[name] = plain_value(f"The constant {name!r}", entry)
         self._names = tuple(entries)
         self._sorted_domains = tuple(sorted(self._domains.items()))
         self._columns: dict[str, slice] = {}

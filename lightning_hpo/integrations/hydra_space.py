@@ -35,7 +35,7 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from lightning_hpo.core.domains.base import portable
+from lightning_hpo.core.domains.base import plain_value
 from lightning_hpo.core.space import (
     Domain,
     SearchSpace,
@@ -324,7 +324,7 @@ def _is_searched_by_text(texts: list[str], begun: Domain | None) -> bool:
 def _can_be_expressed(value: Any) -> bool:
     """Whether a study can keep the value and the grammar has words for it; not so for ``inf`` and odd mappings."""
     try:
-        format_value(portable("a category", value))
+        format_value(plain_value("a category", value))
     except SpaceError:
         return False
     return True

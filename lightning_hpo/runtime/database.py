@@ -143,7 +143,7 @@ def new_file(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None)
 
 
-def publish(temporary: Path, target: Path) -> None:
+def flush_and_rename(temporary: Path, target: Path) -> None:
     """Flush a file to disk, then give it its name."""
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())

@@ -33,9 +33,9 @@ from lightning_hpo.runtime.database import (
     corrupt,
     damage,
     events_lost,
+    flush_and_rename,
     is_altered,
     new_file,
-    publish,
     transaction,
     unreadable,
     unwritable,
@@ -247,7 +247,7 @@ class Journal:
             with contextlib.closing(new_file(temporary)) as copy:
                 self._connection.backup(copy)
             failpoint("journal.before_backup")
-            publish(temporary, target)
+            flush_and_rename(temporary, target)
         except (sqlite3.Error, OSError) as problem:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -348,7 +348,7 @@ def _write_empty(file: Path, header: dict[str, Any]) -> None:
     for left_over in (f"{file.name}-wal", f"{file.name}-shm", MARK_NAME):
         file.with_name(left_over).unlink(missing_ok=True)
     failpoint("journal.before_create")
-    publish(temporary, file)
+    flush_and_rename(temporary, file)
     failpoint("journal.created")
 
 

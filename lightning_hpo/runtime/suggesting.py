@@ -294,7 +294,7 @@ class ProcessHost:
         if status == -signal.SIGKILL:
             return "killed by SIGKILL (out of memory?)"
         how = f"exit code {status}" if status > 0 else f"killed by signal {-status}"
-        last = last_words(self._log, self._log_begins)
+        last = last_error(self._log, self._log_begins)
         return f"{how}: {last}" if last else how
 
     def _ended(self, timeout_s: float) -> int | None:
@@ -327,7 +327,7 @@ def _raised(error: str, kind: str | None) -> HpoError:
     return SearcherFailed(f"The searcher raised: {error.rstrip(' .:')}. {_LOOK}")
 
 
-def last_words(log: Path, begin: int = 0) -> str | None:
+def last_error(log: Path, begin: int = 0) -> str | None:
     """The error of the last traceback in a log, or its last line if there is none; None if nothing was said.
 
     Args:

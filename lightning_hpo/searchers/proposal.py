@@ -52,7 +52,7 @@ def propose(
     with torch.no_grad():
         posterior = with_fantasies(model, options, rng)
         acquisition = _acquisition(posterior, resource, options, model)
-        candidates = Candidates.draw(view, options, excluded_keys(view, options), rng)
+        candidates = Candidates.draw(view, options, excluded_with_pending(view, options), rng)
         if not len(candidates.encoded):
             return Proposal(None, "")
         encoded = torch.from_numpy(candidates.encoded).to(model.device)
@@ -85,7 +85,7 @@ def propose(
     return Proposal(config, reason)
 
 
-def excluded_keys(view: SearchView, options: SearcherOptions) -> Set[str]:
+def excluded_with_pending(view: SearchView, options: SearcherOptions) -> Set[str]:
     """Match keys that are not proposed: of all trials, or with duplicates of pending and failed ones."""
     if not options.allow_duplicates:
         return view.taken

@@ -15,7 +15,7 @@ from lightning_hpo.searchers.base import number_of_configurations
 from lightning_hpo.searchers.candidates import Candidates
 from lightning_hpo.searchers.feasibility import Feasibility
 from lightning_hpo.searchers.gp_model import FittedModel
-from lightning_hpo.searchers.proposal import excluded_keys, place
+from lightning_hpo.searchers.proposal import excluded_with_pending, place
 from lightning_hpo.surrogates.rate import Prospects, improvement_rates, next_rungs
 from lightning_hpo.surrogates.rungs import RungPosterior
 
@@ -75,7 +75,7 @@ def _new(
     view: SearchView, options: SearcherOptions, outlook: _Outlook, feasibility: Feasibility, rng: np.random.Generator
 ) -> Iterator[_Option]:
     """The best of some random configurations."""
-    candidates = Candidates.draw(view, options, excluded_keys(view, options), rng, feasibility)
+    candidates = Candidates.draw(view, options, excluded_with_pending(view, options), rng, feasibility)
     if not len(candidates.encoded):
         return
     # No local search from here: the rate is highest where the model knows least, at the bounds of the space, and among

@@ -92,7 +92,3 @@ class Observations:
         chosen = self.resource == resource
         used, config = torch.unique(self.config[chosen], return_inverse=True)
         return Observations(self.x[used], config, self.resource[chosen], self.y[chosen])
-
-    def with_targets(self, y: Tensor) -> Observations:
-        """The same inputs with other targets."""
-        return Observations(self.x, self.config, self.resource, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_columns_of_targets_share_the_posterior_variance(record: Record) -> None
     for column, last in enumerate(record["fantasy_last_target"]):
         y = data.y.clone()
         y[-1] = last
-        mean, variance = predict_rows(model.posterior(data.with_targets(y), theta), x, resource)
+        mean, variance = predict_rows(model.posterior(dataclasses.replace(data, y=y), theta), x, resource)
         assert_close(mean[:, 0], [row[column] for row in record["fantasy_posterior_mean"]], 1e-5)
         assert_close(variance, record["posterior_variance"], 1e-6)
 

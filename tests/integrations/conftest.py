@@ -205,3 +205,23 @@ def zygote() -> Iterator[Zygote]:
 def trials(zygote: Zygote, tmp_path: Path) -> Iterator[Trials]:
     yield Trials(zygote, tmp_path)
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture
+def compose_sweep(hydra_restore_singletons, hydra_sweep_runner, tmp_path):
+    """``compose_sweep(*overrides)``: Hydra composes a multirun of its own test suite's script, with ``foo=10`` and
+    ``bar=100``, and hands it to whoever has been put in place of the search."""
+
+    def compose(*overrides: str, folder: Path = tmp_path) -> None:
+        with hydra_sweep_runner(
+            calling_file=None,
+            calling_module="hydra.test_utils.a_module",
+            task_function=None,
+            config_path="configs",
+            config_name="compose.yaml",
+            overrides=list(overrides),
+            temp_dir=folder,
+        ):
+            pass
+
+    return compose

@@ -33,7 +33,7 @@ Plugins.instance()
 
 
 @pytest.fixture
-def make_job(hydra_restore_singletons, hydra_sweep_runner, monkeypatch, tmp_path):
+def make_job(compose_sweep, monkeypatch, tmp_path):
     """``make_job(task, *overrides)``: the job of a multirun with ``foo=10`` and ``bar=100`` in its configuration."""
 
     def make(task, *overrides):
@@ -42,16 +42,7 @@ def make_job(hydra_restore_singletons, hydra_sweep_runner, monkeypatch, tmp_path
             run_sweep=lambda context, task, config, _: jobs.append(HydraJob(context, config, task))
         )
         monkeypatch.setitem(sys.modules, "lightning_hpo.integrations.sweep", module)
-        with hydra_sweep_runner(
-            calling_file=None,
-            calling_module="hydra.test_utils.a_module",
-            task_function=None,
-            config_path="configs",
-            config_name="compose.yaml",
-            overrides=["hydra/sweeper=hpo", *overrides],
-            temp_dir=tmp_path / "study",
-        ):
-            pass
+        compose_sweep("hydra/sweeper=hpo", *overrides, folder=tmp_path / "study")
         # The runner hands over a wrapper of its own; a script's decorator hands over the function itself.
         return HydraJob(jobs[0].hydra_context, jobs[0].config, task)
 

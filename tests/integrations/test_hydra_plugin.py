@@ -19,7 +19,7 @@ Plugins.instance()
 
 
 @pytest.fixture
-def sweep(hydra_restore_singletons, hydra_sweep_runner, monkeypatch, tmp_path):
+def sweep(compose_sweep, monkeypatch, tmp_path):
     """``sweep(*overrides)`` runs a multirun up to the door of the search, and returns what that got."""
 
     def run(*overrides):
@@ -29,25 +29,14 @@ def sweep(hydra_restore_singletons, hydra_sweep_runner, monkeypatch, tmp_path):
             calls.append(SimpleNamespace(context=hydra_context, task=task_function, config=config, arguments=arguments))
 
         monkeypatch.setitem(sys.modules, "lightning_hpo.integrations.sweep", SimpleNamespace(run_sweep=run_sweep))
-        with hydra_sweep_runner(
-            calling_file=None,
-            calling_module="hydra.test_utils.a_module",
-            task_function=None,
-            config_path="configs",
-            config_name="compose.yaml",
-            overrides=list(overrides),
-            temp_dir=tmp_path,
-        ):
-            pass
+        compose_sweep(*overrides)
         (call,) = calls
         return call
 
     return run
 
 
-def test_first_configurations_may_name_the_values_of_a_choice_of_many_types(
-    hydra_restore_singletons, hydra_sweep_runner, monkeypatch, tmp_path
-):
+def test_first_configurations_may_name_the_values_of_a_choice_of_many_types(compose_sweep, monkeypatch, tmp_path):
     setups = []
 
     def run_study(setup):
@@ -56,16 +45,7 @@ def test_first_configurations_may_name_the_values_of_a_choice_of_many_types(
 
     monkeypatch.setattr("lightning_hpo.integrations.sweep.run_study", run_study)
     points = "hydra.launcher.points_to_evaluate=[{bar:0.5},{bar:auto}]"
-    with hydra_sweep_runner(
-        calling_file=None,
-        calling_module="hydra.test_utils.a_module",
-        task_function=None,
-        config_path="configs",
-        config_name="compose.yaml",
-        overrides=["hydra/launcher=hpo", "hydra.launcher.metric=loss", "bar=choice(0.5,auto)", points],
-        temp_dir=tmp_path,
-    ):
-        pass
+    compose_sweep("hydra/launcher=hpo", "hydra.launcher.metric=loss", "bar=choice(0.5,auto)", points)
     (setup,) = setups
     assert setup.space.complete(setup.options.points_to_evaluate) == [{"bar": "0.5"}, {"bar": "auto"}]
 

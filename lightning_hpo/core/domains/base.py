@@ -162,7 +162,7 @@ def check_number(where: str, parameter: str, value: Value) -> int | float:
     return plain
 
 
-def portable(what: str, value: Value) -> Value:
+def plain_value(what: str, value: Value) -> Value:
     """The value as plain JSON data: numpy scalars become Python's, tuples lists, mappings dicts.
 
     Raises:
@@ -173,9 +173,9 @@ def portable(what: str, value: Value) -> Value:
     if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: portable(what, item) for key, item in value.items()}
+        return {key: plain_value(what, item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
-        return [portable(what, item) for item in value]
+        return [plain_value(what, item) for item in value]
     raise SpaceError(
         f"{what} cannot be written as JSON: {value!r} ({type(value).__name__}). "
         "Give strings, finite numbers, booleans, None, or lists and dicts of these."
@@ -187,7 +187,7 @@ def value_key(value: Value) -> Hashable:
         return bool, bool(value)
     if isinstance(value, (str, int, float, np.generic)) or value is None:
         return value
-    return json.dumps(portable("a category", value), sort_keys=True)
+    return json.dumps(plain_value("a category", value), sort_keys=True)
 
 
 def middle(lower: float, upper: float, scale: Scale) -> float:

@@ -16,7 +16,7 @@ from lightning_hpo.core.domains.base import (
     Value,
     check_number,
     is_number,
-    portable,
+    plain_value,
     value_key,
 )
 from lightning_hpo.core.domains.listed import Choice, FiniteRange, Ordinal
@@ -203,7 +203,7 @@ def _finite_range(where: str, lower: Value, upper: Value, size: Value, scale: Sc
 def _check_categories(where: str, categories: Iterable[Value]) -> tuple[Value, ...]:
     if isinstance(categories, (str, bytes, Mapping)) or not isinstance(categories, Iterable):
         raise SpaceError(f"{where}: categories={categories!r} is no list. Give the categories as a list.")
-    values = [portable(f"{where}: a category", value) for value in categories]
+    values = [plain_value(f"{where}: a category", value) for value in categories]
     if not values:
         raise SpaceError(f"{where}: there are no categories. Give at least one.")
     types = {type(value) for value in values} - {type(None)}
