@@ -9,9 +9,9 @@ Outside a trial the callback does nothing at all. Inside one it
 
 What cannot be had: plain attributes of modules, callbacks and data modules (``self.best = 0``), unless they save them
 by ``on_save_checkpoint`` or ``state_dict``; metrics of torchmetrics that are no submodules of the LightningModule; the
-state of random generators inside persistent DataLoader workers and of generators that a dataset keeps for itself;
-averages of *training* values over an epoch that was paused in its middle cover the part after the pause, unless a
-metric of torchmetrics makes them.
+state of random generators inside persistent DataLoader workers; inside an epoch, the random numbers of a stream that
+draws them in the main process item by item, unless it has a ``state_dict``; averages of *training* values over an epoch
+that was paused in its middle cover the part after the pause, unless a metric of torchmetrics makes them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateFinder, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelSummary, ProgressBar
 
+from lightning_hpo.integrations.lightning_internals import skip_searches_at_start
 from lightning_hpo.integrations.steered_fit import STATE_KEY, SteeredFit, interruption
 from lightning_hpo.report.log_notes import note_for_the_log
 from lightning_hpo.runtime.channel import trial_channel
@@ -158,9 +159,7 @@ class HPOCallback(EarlyStopping):
         if self._quiet:
             unwanted += [ProgressBar, ModelSummary]
         if resuming:
-            # The learning rate was found in the first attempt and is in the checkpoint. Searching again would also
-            # make Lightning forget what it is about to restore.
-            unwanted.append(LearningRateFinder)
+            skip_searches_at_start(trainer)
         others = [c for c in trainer.callbacks if not isinstance(c, tuple(unwanted))]
         # A new list: Lightning is iterating over the old one.
         trainer.callbacks = [_FirstInLine(self), *others, self]

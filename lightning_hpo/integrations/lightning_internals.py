@@ -33,9 +33,17 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
 
 OLDEST_TESTED = (2, 5)
 NEWEST_TESTED = (2, 6)
@@ -83,6 +91,9 @@ def load_at_start(trainer: Trainer, path: Path, refuse: Callable[[Path], None]) 
 
     def resume_start(checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
         connector.resume_start = original
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            # Lightning does so after it has loaded the weights, which would be rounded.
+            trainer.precision_plugin.convert_module(trainer.lightning_module)
         try:
             with _only_weights():
                 original(str(path), **({"weights_only": True} if chooses_loader else {}))
@@ -220,6 +231,12 @@ def strategy_writes_itself(trainer: Trainer) -> bool:
     return type(trainer.strategy).save_checkpoint is not Strategy.save_checkpoint
 
 
+def cannot_pause_inside_epochs(trainer: Trainer) -> str | None:
+    """Why not: a callback changes schedulers in ``on_train_epoch_start``, which does not come again after the pause."""
+    averages = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)
+    return "StochasticWeightAveraging" if averages else None
+
+
 def undone_after_validation(trainer: Trainer) -> tuple[dict[str, bool], list[torch.nn.Module]]:
     """Call in ``on_validation_end``: what Lightning does to the module right after it.
 
@@ -236,6 +253,29 @@ def undone_after_validation(trainer: Trainer) -> tuple[dict[str, bool], list[tor
 
 
 # ---------------------------------------------------------------------------------------- stopping
+
+
+class ClosingEpoch:
+    """While an epoch that is cut short is being closed, nobody but ``callback`` is told of its end.
+
+    Lightning has no other way out of an epoch. Callbacks, the module and loggers see the true end of it after the
+    pause; what was just saved would not know of this one.
+    """
+
+    def __init__(self, trainer: Trainer, callback: Callback) -> None:
+        self._trainer, self._module = trainer, trainer.lightning_module
+        self._callbacks, self._loggers = trainer.callbacks, trainer.loggers
+        trainer.callbacks, trainer.loggers = [callback], []
+        self._module.on_train_epoch_end = lambda: None  # type: ignore[method-assign]
+
+    def end_epoch(self) -> None:
+        """Call it in ``on_train_epoch_end``."""
+        self._trainer.callbacks = self._callbacks
+        vars(self._module).pop("on_train_epoch_end", None)
+
+    def end(self) -> None:
+        """Call it in ``on_train_end``: Lightning has logged the averages of the epoch now."""
+        self._trainer.loggers = self._loggers
 
 
 def stop_after_this(trainer: Trainer) -> None:
@@ -277,54 +317,42 @@ def expected_validations(trainer: Trainer) -> int | None:
     return int(trainer.max_epochs // trainer.check_val_every_n_epoch * (batches // every))
 
 
+def training_streams(checkpoint: dict[str, Any]) -> list[Any]:
+    """The states of those training loaders that have one."""
+    fit_loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    return list(fit_loop.get("state_dict", {}).get("combined_loader", ()))
+
+
 # ------------------------------------------------------------------------------- going on as before
 
 
-def loader_generators(trainer: Trainer) -> list[torch.Generator]:
-    """The generators that the user gave to the training and validation loaders and samplers, in a fixed order."""
-    generators: list[torch.Generator] = []
-    for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop):
-        for loader in _loaders(loop):
-            for owner in _loader_and_samplers(loader):
-                generator = getattr(owner, "generator", None)
-                if isinstance(generator, torch.Generator) and all(generator is not known for known in generators):
-                    generators.append(generator)
-    return generators
+def found_batch_sizes(trainer: Trainer) -> dict[str, int]:
+    """Attribute -> the batch size that a ``BatchSizeFinder`` has found; it is in no checkpoint."""
+    names = [c._batch_arg_name for c in trainer.callbacks if isinstance(c, BatchSizeFinder)]
+    module = trainer.lightning_module
+    return {name: lightning_getattr(module, name) for name in names if lightning_hasattr(module, name)}
 
 
-def set_up_validation_loaders(trainer: Trainer) -> None:
-    """Make the validation loaders now, so that their generators can be restored before they are used.
+def set_batch_sizes(trainer: Trainer, sizes: dict[str, int]) -> None:
+    """Before any loader is made."""
+    for name, size in sizes.items():
+        lightning_setattr(trainer.lightning_module, name, size)
 
-    Lightning does the same at the start of a fit, if the first epoch validates.
+
+def skip_searches_at_start(trainer: Trainer) -> None:
+    """Let the tuners among the callbacks not search at the start of this fit: they did so in the first attempt.
+
+    Searching again would also make Lightning forget what it is about to restore. What they do later, as classes derived
+    from them may, they go on doing.
     """
-    val_loop = trainer.fit_loop.epoch_loop.val_loop
-    if trainer.enable_validation and val_loop._combined_loader is None:
-        trainer.validating = True
-        val_loop.setup_data()
-        trainer.training = True
+    for callback in trainer.callbacks:
+        for kind in (BatchSizeFinder, LearningRateFinder):
+            if isinstance(callback, kind) and type(callback).on_fit_start is kind.on_fit_start:
+                _skip_once(callback, "on_fit_start")
 
 
-def reload_epochs(trainer: Trainer) -> list[float]:
-    """Epochs in which the training and the validation loaders were last made."""
-    fit_loop = trainer.fit_loop
-    return [
-        float(getattr(fit_loop, "_last_train_dl_reload_epoch", 0)),
-        float(getattr(fit_loop.epoch_loop.val_loop, "_last_val_dl_reload_epoch", 0)),
-    ]
-
-
-def begin_epoch_as_uninterrupted(trainer: Trainer, reloaded: list[float]) -> None:
-    """Call in the first ``on_train_epoch_start`` after a restore between epochs, with the random state restored.
-
-    Reloads the loaders if they would have been reloaded now, and lets Lightning make the epoch's iterator
-    anew, as in any other epoch. Relies on ``_resuming_from_checkpoint`` (2.5.5 and later; before, Lightning
-    made the iterator anyway) and ``_last_*_dl_reload_epoch``.
-    """
-    fit_loop = trainer.fit_loop
-    fit_loop._last_train_dl_reload_epoch, fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = reloaded
-    fit_loop.setup_data()
-    _set_epoch(trainer)
-    fit_loop._resuming_from_checkpoint = False
+def _skip_once(owner: Any, name: str) -> None:
+    setattr(owner, name, lambda *_: vars(owner).pop(name))
 
 
 def forget_restart(trainer: Trainer) -> None:
@@ -337,51 +365,3 @@ def forget_restart(trainer: Trainer) -> None:
     fit_loop._restarting = False
     fit_loop.epoch_loop.restarting = False
     fit_loop.epoch_loop.reset_restart_stage()
-
-
-def repeat_fetching(trainer: Trainer) -> None:
-    """Call in ``on_train_start`` after a restore inside an epoch, with the random state of that epoch's start.
-
-    Fetches and throws away the batches that were trained before the pause, so that samplers, workers and
-    augmentation come to where they were. A loader that keeps its own state (``state_dict`` and
-    ``load_state_dict``) was restored by Lightning and is left alone. In epoch 0 the iterator that Lightning
-    has just made is the one of the first attempt, for both began with the same random state.
-    """
-    fit_loop = trainer.fit_loop
-    loaders = list(_loaders(fit_loop))
-    if all(hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict") for loader in loaders):
-        return
-    fetcher = getattr(fit_loop, "_data_fetcher", None)
-    if fetcher is None:
-        _log.warning("Lightning %s hides its loaders: this epoch repeats some batches.", lightning.__version__)
-        return
-    _set_epoch(trainer)
-    if trainer.current_epoch > 0:
-        iter(fetcher)
-    trained = fit_loop.epoch_loop.batch_progress.current.completed
-    for _ in range(trained):
-        next(fetcher)
-    # The epoch loop adds the batches done to the counter by itself.
-    fetcher.fetched -= trained
-
-
-def _set_epoch(trainer: Trainer) -> None:
-    for loader in _loaders(trainer.fit_loop):
-        for owner in _loader_and_samplers(loader):
-            if callable(set_epoch := getattr(owner, "set_epoch", None)):
-                set_epoch(trainer.current_epoch)
-
-
-def _loaders(loop: Any) -> Iterator[Any]:
-    combined = getattr(loop, "_combined_loader", None)
-    yield from combined.flattened if combined is not None else ()
-
-
-def _loader_and_samplers(loader: Any) -> Iterator[Any]:
-    yield loader
-    for name in ("sampler", "batch_sampler"):
-        sampler = getattr(loader, name, None)
-        if sampler is not None:
-            yield sampler
-            if (inner := getattr(sampler, "sampler", None)) is not None:
-                yield inner

@@ -4,6 +4,8 @@
   keep running statistics. A new process has all of it as the script makes it at first.
 * The metrics of torchmetrics keep what they have seen in attributes that are not in a ``state_dict`` unless one asks
   for it. Those that Lightning does not reset by itself, such as the best value so far, run across epochs.
+* Pruned parameters (``torch.nn.utils.prune``) are two tensors in training, the parameter and its mask; Lightning's
+  callback saves their product, with which the pruned part would be trained again.
 
 The state is made of tensors, numbers, texts, tuples, lists and dictionaries only, so that a checkpoint with it loads
 with ``weights_only=True``. It names parameters and submodules; where a name is missing, or new, nothing is changed.
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 ModuleState = dict[str, Any]
 
@@ -51,11 +54,14 @@ def module_state(
         _RUNNING: {name: getattr(inner, _RUNNING) for name, inner in submodules.items() if _keeps_statistics(inner)},
         "trackers": {name: len(tracker) for name, tracker in _those_of_torchmetrics(module, "MetricTracker")},
         "metrics": {name: saved for name, metric in metrics.items() if (saved := _metric_state(name, metric))},
+        "pruned": {name: saved for name, inner in submodules.items() if (saved := _pruned(inner))},
     }
 
 
 def restore_module_state(module: nn.Module, state: ModuleState) -> None:
     """Call it when no hook of the start of a fit comes any more: modules reset metrics and freeze parameters there."""
+    for name, saved in state.get("pruned", {}).items():
+        _prune_again(module.get_submodule(name), saved)
     for name, parameter in module.named_parameters():
         if state["requires_grad"].get(name, parameter.requires_grad) != parameter.requires_grad:
             parameter.requires_grad_(not parameter.requires_grad)
@@ -82,6 +88,24 @@ def _those_of_torchmetrics(module: nn.Module, kind: str) -> Iterator[tuple[str, 
 
 def _keeps_statistics(module: nn.Module) -> bool:
     return isinstance(getattr(module, _RUNNING, None), bool)
+
+
+def _pruned(module: nn.Module) -> dict[str, list[torch.Tensor]]:
+    """Name of a pruned parameter of this very module -> its values and its mask."""
+    hooks = module._forward_pre_hooks.values()
+    names = [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
+    return {name: [_portable(getattr(module, f"{name}_{part}")) for part in ("orig", "mask")] for name in names}
+
+
+def _prune_again(module: nn.Module, saved: Mapping[str, list[torch.Tensor]]) -> None:
+    for name, (values, mask) in saved.items():
+        parameter = getattr(module, name, None)
+        if f"{name}_orig" in module._parameters or not isinstance(parameter, nn.Parameter):
+            continue
+        # The optimizer goes on with the same parameter.
+        prune.custom_from_mask(module, name, mask.to(parameter.device))
+        with torch.no_grad():
+            parameter.copy_(values)
 
 
 def _remembered(metric: Any) -> Iterator[str]:

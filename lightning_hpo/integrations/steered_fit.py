@@ -44,8 +44,7 @@ from lightning_hpo.errors import (
 )
 from lightning_hpo.integrations import lightning_internals as internals
 from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
-from lightning_hpo.integrations.module_state import ModuleState, module_state, restore_module_state
-from lightning_hpo.integrations.random_state import RandomState, random_state, restore_random_state
+from lightning_hpo.integrations.rank_state import RankState
 from lightning_hpo.integrations.saving import check_unpicklable, without_odd_hyperparameters, write_checkpoint
 from lightning_hpo.report.log_notes import note_for_the_log
 from lightning_hpo.report.shared_folders import lines_for_the_log
@@ -84,6 +83,8 @@ class SteeredFit:
         """Seconds of training in earlier attempts."""
         self._validations = 0
         """Validations done, sanity checks aside."""
+        self._steps_before = 0
+        """Optimizer steps of earlier attempts."""
         self._epoch_has_validation = False
         self._decided_at = 0
         """Largest resource that was reported in this attempt."""
@@ -92,12 +93,7 @@ class SteeredFit:
         self._interruption: Outcome | None = None
         self._pause_at: int | None = None
         """Resource of the pause, from the end of the epoch to the end of the fit."""
-        self._random_at_pause: RandomState | None = None
-        self._random_at_epoch_start: RandomState | None = None
-        self._module_inside_epoch: ModuleState | None = None
-        """What is to be restored before the first batch, after a pause inside an epoch."""
-        self._set_aside: list[Callback] | None = None
-        """The Trainer's callbacks, while an epoch that was cut short is being closed."""
+        self._closing: internals.ClosingEpoch | None = None
 
         channel.callback_seen = True
         internals.warn_if_untested()
@@ -107,13 +103,17 @@ class SteeredFit:
         with self._announcing_errors():
             self._metric = self._agreed_metric(asked_metric)
             self._check_epochs()
+            self._check_pauses()
             self._have_checkpoint_loaded()
+        self._rank_state = RankState(trainer, resumes=self.resumes)
 
     # --------------------------------------------------------------------------- called by the hooks
 
     def take_up(self, checkpoint: dict[str, Any]) -> None:
         """Our checkpoint is about to be restored."""
         self.restored = checkpoint[STATE_KEY]
+        self._steps_before = checkpoint["global_step"]
+        self._rank_state.take_up(self.restored["ranks"], checkpoint)
         internals.keep_checkpoint_folders(
             self._trainer, checkpoint, self._channel.directory, self.restored.get("folders")
         )
@@ -126,23 +126,23 @@ class SteeredFit:
             self._check_validations()
         self._say_where_it_writes()
         self._say_how_to_start_faster()
-        if self.restored is None:
-            return
-        failpoint("callback.resumed")
-        self._validations = self.restored["validations"]
-        self._seconds_before = self.restored["seconds"]
-        # Schedulers and callbacks may look at metrics that were logged before the pause.
-        self._trainer.callback_metrics.update(self.restored["callback_metrics"])
-        if self.restored["inside_epoch"]:
-            self._restore_inside_epoch(pl_module)
-        else:
-            internals.forget_restart(self._trainer)
+        restored, self.restored = self.restored, None
+        if self.resumes:
+            self._check_restored(restored)
+        inside_epoch = restored is not None and restored["inside_epoch"]
+        if restored is not None:
+            failpoint("callback.resumed")
+            self._validations = restored["validations"]
+            self._seconds_before = restored["seconds"]
+            # Schedulers and callbacks may look at metrics that were logged before the pause.
+            self._trainer.callback_metrics.update(restored["callback_metrics"])
+        self._rank_state.begin(pl_module, inside_epoch=inside_epoch)
+        if inside_epoch:
+            self._stale = dict(self._trainer.callback_metrics)
 
     def begin_epoch(self) -> None:
         self._stale = dict(self._trainer.callback_metrics)
         self._epoch_has_validation = False
-        if self._counts_validations:
-            self._random_at_epoch_start = self._random_state()
 
     def end_validation(self, pl_module: LightningModule) -> None:
         self._epoch_has_validation = True
@@ -154,13 +154,11 @@ class SteeredFit:
             self._save(pl_module, self._validations, inside_epoch=True)
         self._stale = dict(self._trainer.callback_metrics)
         if self._interruption is not None:
-            # The end of the cut epoch must not reach callbacks whose state was just saved.
-            self._set_aside = self._trainer.callbacks
-            self._trainer.callbacks = [self._callback]
+            self._closing = internals.ClosingEpoch(self._trainer, self._callback)
 
     def end_epoch(self) -> None:
-        if self._set_aside is not None:
-            self._trainer.callbacks, self._set_aside = self._set_aside, None
+        if self._closing is not None:
+            self._closing.end_epoch()
             return
         epochs = self._trainer.current_epoch + 1
         if not self._counts_validations:
@@ -171,7 +169,7 @@ class SteeredFit:
             return
         if self._decide(resource, epochs) is Outcome.PAUSED:
             self._pause_at = resource
-            self._random_at_pause = self._random_state()
+            self._rank_state.note_pause()
 
     def save_between_epochs(self, pl_module: LightningModule) -> None:
         if self._pause_at is not None:
@@ -180,26 +178,19 @@ class SteeredFit:
 
     def restore_between_epochs(self, pl_module: LightningModule) -> None:
         """In the first epoch after a pause between epochs."""
-        if self.restored is None:
-            return
-        state = self._state_of_rank()
-        self.restored = None
-        self._restore_random_state(state["random"])
-        internals.begin_epoch_as_uninterrupted(self._trainer, state["reloaded"])
-        if "module" in state:  # not in checkpoints of the first release
-            restore_module_state(pl_module, state["module"])
+        self._rank_state.restore_between_epochs(pl_module)
 
     def restore_before_batch(self, pl_module: LightningModule) -> None:
-        """Before the first batch after a pause inside an epoch: the module's own ``on_train_start`` has been called."""
-        if self._module_inside_epoch is not None:
-            restore_module_state(pl_module, self._module_inside_epoch)
-            self._module_inside_epoch = None
+        """Before the first batch after a pause inside an epoch."""
+        self._rank_state.restore_before_batch(pl_module)
 
     def end(self) -> None:
         """
         Raises:
             MetricMissing: if the fit ends and the metric was never seen.
         """
+        if self._closing is not None:
+            self._closing.end()
         if self._interruption is None and self._decided_at == 0 and not self.resumes:
             with self._announcing_errors():
                 raise missing_metric(self._metric, self._trainer.callback_metrics, "during the whole fit")
@@ -210,6 +201,7 @@ class SteeredFit:
         Raises:
             ResourceMismatch: if Lightning has left it out, as there was nothing to train on.
         """
+        self._rank_state.end()
         if self.has_begun:
             return
         why = "The Trainer had nothing to train on: "
@@ -254,6 +246,24 @@ class SteeredFit:
                 f"Set hydra.launcher.max_t={expected}, or let the Trainer train longer or validate more often."
             )
 
+    def _check_pauses(self) -> None:
+        changing = internals.cannot_pause_inside_epochs(self._trainer) if self._counts_validations else None
+        if changing is not None:
+            raise ResourceMismatch(
+                f"{changing} changes schedulers at the start of an epoch, and with resource=validation a trial may be "
+                "paused inside one. Set hydra.launcher.resource=epoch, or take EMAWeightAveraging."
+            )
+
+    def _check_restored(self, restored: dict[str, Any] | None) -> None:
+        """Better no trial than one that goes on from weights which another training has left."""
+        if restored is None or self._trainer.global_step != self._steps_before:
+            with self._announcing_errors():
+                raise ResourceMismatch(
+                    f"The trial was paused after {self._steps_before} steps, and this fit begins at step "
+                    f"{self._trainer.global_step}: something has reset the Trainer after the checkpoint was loaded. "
+                    "Remove the callback that does so, or take an algorithm that does not pause."
+                )
+
     def _say_where_it_writes(self) -> None:
         """In the trial's log, if it is not in the trial's folder; the launcher looks there."""
         if self._trainer.is_global_zero:
@@ -277,9 +287,7 @@ class SteeredFit:
             return
         path = self._channel.directory / self._welcome.checkpoint_path
         verify(path, self._welcome.checkpoint_sha256 or "")
-        if internals.load_at_start(self._trainer, path, self._refuse_to_unpickle):
-            # The sanity check has passed in the first attempt.
-            self._trainer.num_sanity_val_steps = 0
+        internals.load_at_start(self._trainer, path, self._refuse_to_unpickle)
 
     def _refuse_to_unpickle(self, path: Path) -> None:
         """Unpickling executes what the file says: only what nobody but the user can have written may do that."""
@@ -342,25 +350,16 @@ class SteeredFit:
         for name in ("fit", "validate", "test", "predict"):
             setattr(self._trainer, name, refuse)
 
-    # ---------------------------------------------------------------------------- saving, restoring
+    # -------------------------------------------------------------------------------------- saving
 
     def _save(self, pl_module: LightningModule, resource: int, *, inside_epoch: bool) -> None:
         """Write the checkpoint of a pause. All ranks must call it."""
         trainer = self._trainer
-        state: dict[str, Any] = {"reloaded": internals.reload_epochs(trainer)}
-        if inside_epoch:
-            state["random"] = self._random_state()
-            state["random_at_epoch_start"] = self._random_at_epoch_start
-            state["gradients"] = _accumulated_gradients(pl_module)
-            modes, metrics_to_reset = internals.undone_after_validation(trainer)
-            state["module"] = module_state(pl_module, modes, metrics_to_reset)
-        else:
-            state["random"] = self._random_at_pause
-            state["module"] = module_state(pl_module)
+        ranks = self._rank_state.of_all_ranks(pl_module, inside_epoch=inside_epoch)
         metrics = {name: value for name, value in trainer.callback_metrics.items() if isinstance(value, torch.Tensor)}
         checkpoint = without_odd_hyperparameters(internals.dump_checkpoint(trainer))
         checkpoint[STATE_KEY] = {
-            "ranks": _gather(trainer, state),
+            "ranks": ranks,
             "inside_epoch": inside_epoch,
             "validations": self._validations,
             "seconds": self._seconds(),
@@ -394,32 +393,6 @@ class SteeredFit:
                 if self._channel.problem(DiskFull.__name__, str(problem)).decision != "continue":
                     raise
                 time.sleep(_TRY_TO_SAVE_AGAIN_S)
-
-    def _restore_inside_epoch(self, pl_module: LightningModule) -> None:
-        state = self._state_of_rank()
-        self.restored = None
-        self._random_at_epoch_start = state["random_at_epoch_start"]
-        self._module_inside_epoch = state.get("module")
-        self._restore_random_state(state["random_at_epoch_start"])
-        internals.repeat_fetching(self._trainer)
-        self._restore_random_state(state["random"])
-        for name, parameter in pl_module.named_parameters():
-            if name in state["gradients"]:
-                parameter.grad = state["gradients"][name].to(parameter.device)
-        self._stale = dict(self._trainer.callback_metrics)
-
-    def _state_of_rank(self) -> dict[str, Any]:
-        assert self.restored is not None
-        ranks: list[dict[str, Any]] = self.restored["ranks"]
-        return ranks[self._trainer.global_rank % len(ranks)]
-
-    def _random_state(self) -> RandomState:
-        return random_state(self._trainer.strategy.root_device, internals.loader_generators(self._trainer))
-
-    def _restore_random_state(self, state: RandomState) -> None:
-        if state["generators"]:
-            internals.set_up_validation_loaders(self._trainer)
-        restore_random_state(state, self._trainer.strategy.root_device, internals.loader_generators(self._trainer))
 
     # ----------------------------------------------------------------------------------------- ranks
 
@@ -457,21 +430,3 @@ def interruption(outcome: Outcome) -> TrialInterrupted:
     if outcome is Outcome.PAUSED:
         return TrialPaused("The trial is paused and its checkpoint is written. Let this exception pass.")
     return TrialStopped("The trial is stopped, others are more promising. Let this exception pass.")
-
-
-def _accumulated_gradients(pl_module: LightningModule) -> dict[str, torch.Tensor]:
-    """Gradients that were accumulated but not used yet; all others are zero or None."""
-    return {
-        name: parameter.grad.detach().clone()
-        for name, parameter in pl_module.named_parameters()
-        if parameter.grad is not None and bool(parameter.grad.any())
-    }
-
-
-def _gather(trainer: Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every rank's state, on every rank."""
-    if trainer.world_size == 1:
-        return [state]
-    states: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(states, state)
-    return states
