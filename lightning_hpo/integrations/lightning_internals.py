@@ -339,6 +339,21 @@ def set_batch_sizes(trainer: Trainer, sizes: dict[str, int]) -> None:
         lightning_setattr(trainer.lightning_module, name, size)
 
 
+_SYNCS_FORWARD = "require_forward_param_sync"
+
+
+def syncs_forward(trainer: Trainer) -> bool | None:
+    """Whether the next forward makes the ranks' buffers equal. Torch's DDP does so in the first one of a process, and
+    then only after a backward that has synchronised the gradients. None: there is no DDP."""
+    return getattr(trainer.strategy.model, _SYNCS_FORWARD, None)
+
+
+def set_syncs_forward(trainer: Trainer, syncs: bool | None) -> None:
+    """What :func:`syncs_forward` has read."""
+    if syncs is not None and hasattr(trainer.strategy.model, _SYNCS_FORWARD):
+        setattr(trainer.strategy.model, _SYNCS_FORWARD, syncs)
+
+
 def skip_searches_at_start(trainer: Trainer) -> None:
     """Let the tuners among the callbacks not search at the start of this fit: they did so in the first attempt.
 

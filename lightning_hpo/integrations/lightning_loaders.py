@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
 
 from lightning_hpo.integrations.random_state import (
@@ -163,7 +164,7 @@ class Loaders:
         # Lightning has made an iterator already, and to know whether a stream has an end, it fetched from it.
         stateful = [loader for loader in _loaders(fit_loop) if _has_state(loader)]
         for loader, state in zip(stateful, self._streams, strict=False):
-            if not hasattr(loader, "__len__"):
+            if sized_len(loader) is None:
                 loader.load_state_dict(state)
         fit_loop.setup_data()
         _set_epoch(self._trainer)

@@ -52,8 +52,7 @@ class RankState:
         self._loaders.go_on_inside_epoch(loaders)
         self._loaders.restore_random_state(then["random"])
         self._trainer.accumulate_grad_batches = then.get("accumulates", self._trainer.accumulate_grad_batches)
-        _restore_gradients(pl_module, then["gradients"])
-        restore_buffers(pl_module, then.get("buffers", {}))
+        self._restore_tensors(pl_module, then)
         self._module_inside_epoch = then["module"]
 
     def restore_between_epochs(self, pl_module: LightningModule) -> None:
@@ -64,8 +63,12 @@ class RankState:
         self._loaders.restore_random_state(then["random"])
         self._loaders.begin_epoch()
         restore_module_state(pl_module, then["module"])
+        self._restore_tensors(pl_module, then)
+
+    def _restore_tensors(self, pl_module: LightningModule, then: dict[str, Any]) -> None:
         _restore_gradients(pl_module, then.get("gradients", {}))
         restore_buffers(pl_module, then.get("buffers", {}))
+        internals.set_syncs_forward(self._trainer, then.get("syncs_forward"))
 
     def restore_before_batch(self, pl_module: LightningModule) -> None:
         """Call it before the first batch: after a pause inside an epoch the module's hooks of the start come first."""
@@ -88,6 +91,7 @@ class RankState:
             "batch_sizes": internals.found_batch_sizes(trainer),
             "buffers": unsaved_buffers(pl_module, self._buffers_at_start, on_rank_zero),
             "accumulates": trainer.accumulate_grad_batches,
+            "syncs_forward": internals.syncs_forward(trainer),
         }
         if inside_epoch:
             state["random"] = self._loaders.random_state()

@@ -96,7 +96,7 @@ class Attempt:
 
 @dataclass
 class Trials:
-    """Runs functions of ``training.py`` as attempts of one trial."""
+    """Runs functions of ``training.py`` and ``unusual_training.py`` as attempts of one trial."""
 
     zygote: Zygote
     folder: Path

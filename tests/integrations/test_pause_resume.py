@@ -33,9 +33,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
     "callbacks that draw": {"callbacks": ["drawing"]},
     "data module with a random split": {"data_module": True},
     "loaders reloaded each epoch": {"data_module": True, "reload_dataloaders_every_n_epochs": 1},
-    "loaders reloaded every 2nd epoch": {
-        "data_module": True, "random_split": False, "reload_dataloaders_every_n_epochs": 2,
-    },
+    "loaders reloaded every 2nd epoch": {"data_module": True, "reload_dataloaders_every_n_epochs": 2},
     "hyperparameters from Hydra": {"config": "hydra"},
     "hyperparameters that cannot be pickled": {"config": "lambda"},
     "bfloat16": {"precision": "bf16-mixed"},
@@ -52,6 +50,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
     "a backbone unfrozen by the module": {"frozen_by": "module"},
     "a backbone frozen by the module": {"frozen_by": "module, reversed"},
     "metrics across epochs": {"measured": True},
+    "double precision": {"precision": "64-true"},
 }  # fmt: skip
 
 PAUSED_TWICE = {
@@ -74,12 +73,13 @@ def skip_without_weight_averaging(options: dict[str, Any]) -> None:
         pytest.skip("weight averaging came with Lightning 2.6")
 
 
-def pauses_change_nothing(trials: Trials, pauses: tuple[int, ...], **options: Any) -> Attempt:
+def pauses_change_nothing(trials: Trials, pauses: tuple[int, ...], function: str = "train", **options: Any) -> Attempt:
     """Returns the uninterrupted run."""
     skip_without_weight_averaging(options)
-    uninterrupted = trials.anew("whole").run(**options)
+    uninterrupted = trials.anew("whole").run(function, **options)
     paused = trials.anew("paused")
-    attempts = [*(paused.pause_at(resource, **options) for resource in pauses), paused.run(**options)]
+    attempts = [paused.pause_at(resource, function, **options) for resource in pauses]
+    attempts.append(paused.run(function, **options))
     assert attempts[-1].returned == uninterrupted.returned
     reports: dict[int, float] = {}
     for attempt in attempts:
@@ -223,6 +223,9 @@ BY_VALIDATION: dict[str, dict[str, Any]] = {
     },
     "a backbone unfrozen by the module": {"val_check_interval": 0.5, "frozen_by": "module"},
     "metrics across epochs": {"val_check_interval": 0.5, "measured": True},
+    "loaders reloaded each epoch": {
+        "val_check_interval": 0.5, "data_module": True, "reload_dataloaders_every_n_epochs": 1,
+    },
 }  # fmt: skip
 
 

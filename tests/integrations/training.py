@@ -246,16 +246,10 @@ class DrawingCallback(Callback):
 
 
 class Data(LightningDataModule):
-    """Loaders are made anew at every call; ``random_split`` draws random numbers then."""
-
-    def __init__(self, random_split: bool) -> None:
-        super().__init__()
-        self.random_split = random_split
+    """Loaders are made anew at every call, and random numbers are drawn then."""
 
     def train_dataloader(self) -> Any:
-        points: Any = Points(24, seed=1)
-        if self.random_split:
-            points = torch.utils.data.random_split(Points(30, seed=1), [24, 6])[0]
+        points = torch.utils.data.random_split(Points(30, seed=1), [24, 6])[0]
         return DataLoader(points, 4, shuffle=True)
 
     def val_dataloader(self) -> Any:
@@ -333,7 +327,6 @@ def train(
     own_generators: bool = False,
     stream: bool = False,
     data_module: bool = False,
-    random_split: bool = True,
     frozen_by: str = "",
     measured: bool = False,
     saving: dict[str, Any] | None = None,
@@ -384,7 +377,7 @@ def train(
         **options,
     )
     if data_module:
-        trainer.fit(model, datamodule=Data(random_split))
+        trainer.fit(model, datamodule=Data())
     else:
         trainer.fit(model, train_loader, val_loader if validation else None)
     return outcome(trainer, model, checkpoint)

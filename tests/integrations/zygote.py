@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_hpo.runtime import failpoints
-from tests.integrations import training
+from tests.integrations import training, unusual_training
 
 
 def run_child(run: dict[str, Any]) -> None:
@@ -29,7 +29,8 @@ def run_child(run: dict[str, Any]) -> None:
     os.environ.update(run["environment"])
     failpoints.arm()
     try:
-        result = {"returned": getattr(training, run["function"])(**run["arguments"])}
+        module = training if hasattr(training, run["function"]) else unusual_training
+        result = {"returned": getattr(module, run["function"])(**run["arguments"])}
     except BaseException as raised:
         traceback.print_exc()
         result = {"raised": type(raised).__name__, "message": str(raised)}

@@ -1,0 +1,90 @@
+"""Nothing that a training remembers is lost at a pause, wherever it keeps it."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.integrations.conftest import Trials
+from tests.integrations.test_pause_resume import pauses_change_nothing
+
+BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
+    "a batch size that was found": {"callback": "batch size", "sized_data": True},
+    "a search in the middle of the training": {"callback": "milestones"},
+    "pruning masks": {"callback": "pruning"},
+    "validation data drawn before the training": {"sized_data": True},
+    "validation data drawn in the second epoch": {
+        "sized_data": True, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0,
+    },
+    "loaders that look at the epoch": {"sized_data": True, "grows": True, "reload_dataloaders_every_n_epochs": 2},
+    "persistent workers that validate": {"persistent": True},
+    "a sampler's own generator, a buffer that is not saved": {"sampler": True, "model": "remembering"},
+    "a stream that goes on": {"endless": True, "limit_train_batches": 6},
+    "gradients that wait for the next epoch": {"model": "accumulating", "check_val_every_n_epoch": 2},
+}  # fmt: skip
+
+INSIDE_EPOCHS: dict[str, dict[str, Any]] = {
+    "an accumulation that changes": {"callback": "accumulation"},
+    "a module that draws at the start of an epoch": {"sampler": True, "model": "remembering"},
+    "a module that fetches for itself": {"model": "fetching"},
+    "persistent workers that validate": {"persistent": True},
+}
+
+
+def run_unusually(trials: Trials, pauses: tuple[int, ...], **options: Any) -> Any:
+    return pauses_change_nothing(trials, pauses, function="train_unusually", **options)
+
+
+@pytest.mark.parametrize("name", BETWEEN_EPOCHS)
+def test_between_epochs(trials: Trials, name: str) -> None:
+    options = BETWEEN_EPOCHS[name]
+    is_rare = "check_val_every_n_epoch" in options
+    trials.welcome = replace(trials.welcome, metric="train_loss" if is_rare else "val_loss")
+    whole = run_unusually(trials, (1, 3), **options)
+    assert list(whole.reports) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", INSIDE_EPOCHS)
+def test_inside_an_epoch(trials: Trials, name: str) -> None:
+    trials.welcome = replace(trials.welcome, resource="validation", max_t=8)
+    whole = run_unusually(trials, (1, 3), val_check_interval=0.5, **INSIDE_EPOCHS[name])
+    assert list(whole.reports) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("options", [{"broadcast": False}, {"model": "accumulating", "strategy": "ddp"}], ids=repr)
+def test_each_rank_goes_on_with_its_own_buffers(trials: Trials, options: dict[str, Any]) -> None:
+    options = {"function": "train_unusually", "devices": 2, "ranks": 2} | options
+    whole = trials.anew("whole").run(**options)
+    paused = trials.anew("paused")
+    first, last = paused.pause_at(1, **options), paused.run(**options)
+    for rank in range(2):
+        assert last.results[rank]["returned"] == whole.results[rank]["returned"], last.log
+    assert first.reports | last.reports == whole.reports
+    assert len({result["returned"]["weights"] for result in whole.results}) == 2, "the ranks' buffers are equal anyway"
+
+
+def test_an_epoch_that_is_cut_short_writes_no_averages(trials: Trials) -> None:
+    trials.welcome = replace(trials.welcome, resource="validation", max_t=8)
+    run_unusually(trials, (3,), val_check_interval=0.5, rows=True)
+    files = sorted(trials.folder.glob("paused/**/metrics.csv"))
+    rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+    assert len(files) == 2
+    assert [row["epoch"] for row in rows if row.get("train_loss")] == ["0", "1", "2", "3"]
+
+
+def test_averaging_of_weights_is_refused_where_pauses_may_be_inside_epochs(trials: Trials) -> None:
+    trials.welcome = replace(trials.welcome, resource="validation", max_t=8)
+    attempt = trials.run("train_unusually", callback="swa", val_check_interval=0.5)
+    assert attempt.problems == ["ResourceMismatch"]
+    assert attempt.results[0]["message"].endswith("Set hydra.launcher.resource=epoch, or take EMAWeightAveraging.")
+
+
+def test_a_fit_that_has_lost_its_checkpoint_does_not_train(trials: Trials) -> None:
+    trials.pause_at(2)
+    attempt = trials.run("train_unusually", callback="resets")
+    assert attempt.problems == ["ResourceMismatch"]
+    assert "begins at step 0" in attempt.results[0]["message"]
+    assert attempt.reports == {}

@@ -1,0 +1,190 @@
+"""Small training scripts in which state lies where one does not look for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader, Sampler, Subset, random_split
+
+from lightning_hpo.integrations.callback import HPOCallback
+from tests.integrations.training import Model, Points, outcome
+
+
+class SizedData(LightningDataModule):
+    """Has a batch size, draws its validation data when it is asked for them, and grows with the epochs."""
+
+    def __init__(self, grows: bool) -> None:
+        super().__init__()
+        self.batch_size, self.grows = 4, grows
+
+    def train_dataloader(self) -> Any:
+        points = Points(24, seed=1)
+        assert self.trainer is not None
+        n = 12 + 4 * self.trainer.current_epoch if self.grows else 24
+        return DataLoader(Subset(points, range(n)), self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(random_split(Points(12, seed=2), [8, 4])[0], 4)
+
+
+class OwnOrder(Sampler[int]):
+    """Keeps a generator of numpy for itself."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(3)
+
+    def __len__(self) -> int:
+        return 24
+
+    def __iter__(self) -> Iterator[int]:
+        yield from map(int, self.rng.permutation(24))
+
+
+class Endless:
+    """A loader that never starts over, and knows where it is."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        points = Points(24, seed=1)
+        while True:
+            chosen = torch.randint(24, (4,), generator=torch.Generator().manual_seed(self.position))
+            self.position += 1
+            yield points.x[chosen], points.y[chosen]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+class Remembering(Model):
+    """Draws at the start of an epoch, and shifts its inputs by what is in no state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(1), persistent=False)
+
+    def on_train_epoch_start(self) -> None:
+        torch.rand(1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.shift += 0.01
+        return super().training_step((batch[0] + self.shift, batch[1]), batch_idx)
+
+
+class Fetching(Model):
+    """Fetches its batches itself."""
+
+    def training_step(self, dataloader_iter: Any) -> torch.Tensor:  # type: ignore[override]
+        batch, _, _ = next(dataloader_iter)
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=4)
+        return loss
+
+
+class Accumulating(Model):
+    """Steps at every fourth batch of six."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.manual_backward(loss)
+        if (batch_idx + 1) % 4 == 0:
+            optimizer: Any = self.optimizers()
+            optimizer.step()
+            optimizer.zero_grad()
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+
+
+class FindsAtMilestones(LearningRateFinder):
+    """As Lightning's documentation has it: it searches in the middle of the training, not at its start."""
+
+    def on_fit_start(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch in (0, 2):
+            self.lr_find(trainer, pl_module)
+
+
+class Resets(Callback):
+    """Makes Lightning forget what it has loaded, as a tuner does that searches in every attempt."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer._checkpoint_connector._loaded_checkpoint = {}
+
+
+MODELS = {"remembering": Remembering, "fetching": Fetching, "accumulating": Accumulating}
+
+
+def train_unusually(
+    folder: str,
+    *,
+    model: str = "",
+    callback: str = "",
+    sized_data: bool = False,
+    grows: bool = False,
+    sampler: bool = False,
+    endless: bool = False,
+    persistent: bool = False,
+    broadcast: bool = True,
+    rows: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """As ``train`` of the usual scripts."""
+    seed_everything(7, workers=True)
+    made: Model = MODELS.get(model, Model)()
+    callbacks: dict[str, Any] = {
+        "batch size": lambda: BatchSizeFinder(steps_per_trial=2, init_val=2, max_trials=1),
+        "milestones": lambda: FindsAtMilestones(num_training_steps=4, mode="linear"),
+        "pruning": lambda: ModelPruning("l1_unstructured", amount=0.3, apply_pruning=lambda epoch: epoch == 0),
+        "accumulation": lambda: GradientAccumulationScheduler({0: 1, 1: 4, 3: 2}),
+        "swa": lambda: StochasticWeightAveraging(5e-3),
+        "resets": Resets,
+    }
+    if not broadcast:
+        from lightning.pytorch.strategies import DDPStrategy
+
+        options["strategy"] = DDPStrategy(broadcast_buffers=False)
+    checkpoint = ModelCheckpoint(Path(folder) / "best", monitor="val_loss")
+    logger = CSVLogger(folder) if rows else False
+    trainer = Trainer(
+        callbacks=[HPOCallback(), *([callbacks[callback]()] if callback else []), checkpoint],
+        default_root_dir=folder,
+        log_every_n_steps=1,
+        **{"max_epochs": 4, "accelerator": "cpu", "devices": 1, "logger": logger} | options,
+    )
+    train_loader: Any = DataLoader(Points(24, seed=1), 4, shuffle=True)
+    if sampler:
+        train_loader = DataLoader(Points(24, seed=1), 4, sampler=OwnOrder())
+    if endless:
+        train_loader = Endless()
+    val_loader = DataLoader(Points(8, seed=2), 4, num_workers=int(persistent), persistent_workers=persistent)
+    if sized_data:
+        data = SizedData(grows)
+        trainer.fit(made, datamodule=data)
+        return outcome(trainer, made, checkpoint) | {"batch_size": data.batch_size}
+    trainer.fit(made, train_loader, val_loader)
+    return outcome(trainer, made, checkpoint) | {"shift": [float(b) for b in made.buffers() if b.numel() == 1]}
