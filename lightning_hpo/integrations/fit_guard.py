@@ -19,6 +19,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lightning_hpo.errors import CallbackMissing
+from lightning_hpo.integrations.root_folder import trainer_classes
 from lightning_hpo.runtime.channel import TrialChannel
 
 if TYPE_CHECKING:
@@ -36,14 +37,9 @@ def guarding_fits(channel: TrialChannel, callback_is_configured: bool = False) -
         channel: the trial's; this process is the first rank.
         callback_is_configured: the configuration names the callback.
     """
-    import lightning.pytorch
-
-    # The same Trainer has two names, one for each of the distributions it comes in.
-    modules = (lightning.pytorch, sys.modules.get("pytorch_lightning"))
     with contextlib.ExitStack() as guards:
-        for module in modules:
-            if module is not None:
-                guards.enter_context(_guarding(module.Trainer, channel, callback_is_configured))
+        for trainer_class in trainer_classes():
+            guards.enter_context(_guarding(trainer_class, channel, callback_is_configured))
         yield
 
 

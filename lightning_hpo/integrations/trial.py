@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from lightning_hpo.core.events import Outcome
 from lightning_hpo.integrations.fit_guard import guarding_fits, never_trained
 from lightning_hpo.integrations.job import JobResult
+from lightning_hpo.integrations.root_folder import trainers_write_in
 from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.channel import forget_trial_channel, trial_channel
-
-ROOT_VARIABLE = "PL_TRAINER_DEFAULT_ROOT_DIR"
-"""Where Lightning takes a Trainer's ``default_root_dir`` from if the script does not pass one."""
 
 
 class TrialEntry:
     """Runs one attempt and tells the launcher how it ended.
-
-    A Trainer without a ``default_root_dir`` writes its logs and checkpoints into the trial's folder: trials that run
-    at the same time would otherwise delete each other's in the working folder.
 
     Args:
         run: runs the user's script for a job; never raises.
@@ -31,7 +25,10 @@ class TrialEntry:
         self._callback_is_configured = callback_is_configured
 
     def __call__(self, job: Job) -> None:
-        os.environ.setdefault(ROOT_VARIABLE, str(job.folder))
+        with trainers_write_in(job.folder):
+            self._attempt(job)
+
+    def _attempt(self, job: Job) -> None:
         channel = trial_channel()
         if channel is None or job.rank != 0:
             self._run(job)

@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_hpo.core.events import Outcome
 from lightning_hpo.integrations import trial
 from lightning_hpo.integrations.job import JobResult
-from lightning_hpo.integrations.trial import ROOT_VARIABLE, TrialEntry
+from lightning_hpo.integrations.root_folder import ROOT_VARIABLE
+from lightning_hpo.integrations.trial import TrialEntry
 from lightning_hpo.runtime.backends.base import Job
 
 
@@ -28,11 +29,11 @@ def root_of_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(trial, "trial_channel", lambda: channel)
     folder = tmp_path / "7"
 
-    def run(**options: Any) -> str:
+    def run(trainer_class: type[Trainer] = Trainer, **options: Any) -> str:
         found = []
 
         def script(job: Job) -> JobResult:
-            trainer = Trainer(accelerator="cpu", enable_progress_bar=False, **options)
+            trainer = trainer_class(accelerator="cpu", enable_progress_bar=False, **options)
             found.append(trainer.logger.save_dir if trainer.logger else trainer.default_root_dir)
             return JobResult(Outcome.COMPLETED)
 
@@ -45,6 +46,22 @@ def root_of_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_trainer_without_a_folder_writes_into_the_trials(root_of_trainer: Any, tmp_path: Path) -> None:
     assert root_of_trainer(logger=False) == str(tmp_path / "7")
     assert root_of_trainer(logger=True) == str(tmp_path / "7")
+
+
+class OwnTrainer(Trainer):
+    """What Lightning reads from the environment for a Trainer it does not read for classes of other names."""
+
+
+def test_no_folder_may_be_written_as_none_and_to_a_class_of_the_scripts_own(root_of_trainer: Any, tmp_path: Path) -> None:
+    """LightningCLI passes every argument, a configuration may say null."""
+    assert root_of_trainer(logger=False, default_root_dir=None) == str(tmp_path / "7")
+    assert root_of_trainer(OwnTrainer, logger=False) == str(tmp_path / "7")
+
+
+def test_after_the_trial_a_trainer_is_as_before(root_of_trainer: Any, tmp_path: Path) -> None:
+    before = Trainer.__init__
+    root_of_trainer(logger=False)
+    assert Trainer.__init__ is before
 
 
 def test_the_scripts_own_folders_are_kept(root_of_trainer: Any, tmp_path: Path) -> None:
