@@ -25,6 +25,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelSummary, ProgressBar
 
+from lightning_hpo.integrations.earlier_files import let_config_be_saved_again
 from lightning_hpo.integrations.lightning_internals import skip_searches_at_start
 from lightning_hpo.integrations.steered_fit import STATE_KEY, SteeredFit, interruption
 from lightning_hpo.report.log_notes import note_for_the_log
@@ -95,6 +96,8 @@ class HPOCallback(EarlyStopping):
             return
         if channel.interrupted_as is not None:
             raise interruption(channel.interrupted_as)
+        if channel.attempt > 1:
+            let_config_be_saved_again(trainer)
         if self not in trainer.callbacks:
             return  # the first of several in this Trainer has taken the places of all
         if self._finished or channel.steered_by not in (None, self):

@@ -103,6 +103,13 @@ def test_a_trial_trains_like_the_script_by_itself(trials: Trials, name: str) -> 
     assert trials.anew("trial").run(**options).returned == trials.anew("alone").plain(**options).returned
 
 
+def test_a_configuration_that_lightningcli_saved_is_saved_again(trials: Trials) -> None:
+    assert trials.pause_at(2, "saves_its_configuration").returned == "lr: 0.01"
+    resumed = trials.run("saves_its_configuration")
+    assert resumed.returned == "lr: 0.01"
+    assert list(resumed.reports) == [3, 4]
+
+
 def test_lightnings_own_checkpoints_stay_in_one_place(trials: Trials) -> None:
     trials.pause_at(2, "checkpoints_beside_the_logs")
     resumed = trials.run("checkpoints_beside_the_logs").returned

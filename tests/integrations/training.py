@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
 from omegaconf import OmegaConf
@@ -519,6 +520,21 @@ def weights(folder: str, with_callback: bool) -> str:
     trainer = _trainer(folder, *([HPOCallback()] if with_callback else []), enable_progress_bar=False)
     trainer.fit(model, *_loaders())
     return digest(model.state_dict())
+
+
+class _SavesText:
+    """In the place of jsonargparse's parser, which saves what was asked for on the command line."""
+
+    def save(self, config: Any, path: str, *, overwrite: bool, **_: Any) -> None:
+        assert overwrite or not os.path.exists(path)
+        Path(path).write_text(config)
+
+
+def saves_its_configuration(folder: str) -> str:
+    """What LightningCLI adds to the Trainer, without a logger that makes another version for each attempt."""
+    saving: Any = SaveConfigCallback(_SavesText(), "lr: 0.01")  # type: ignore[arg-type]
+    _trainer(folder, HPOCallback(), saving).fit(Model(), *_loaders())
+    return Path(folder, "config.yaml").read_text()
 
 
 class _KillsItsLoader(Points):
