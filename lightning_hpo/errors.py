@@ -18,6 +18,7 @@
         │   ├── MetricInvalid           the metric is not one real number
         │   ├── CallbackMissing         the Trainer has no HPOCallback
         │   ├── ResourceMismatch        the Trainer trains for another number of epochs than max_t
+        │   ├── StrategyUnsupported     the Trainer trains in processes that the script's own does not hear of
         │   └── RepeatedFailure         one trial after the other failed with the same error
         ├── ExecutionError              processes, channel, disk
         │   ├── BackendError            trials cannot be started
@@ -101,6 +102,10 @@ class CallbackMissing(TrialError):
 
 class ResourceMismatch(TrialError):
     """The Trainer trains for another number of epochs than ``max_t``."""
+
+
+class StrategyUnsupported(TrialError):
+    """The Trainer's strategy trains in child processes, of whose pauses the script would not know."""
 
 
 class RepeatedFailure(TrialError):

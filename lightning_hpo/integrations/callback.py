@@ -52,6 +52,7 @@ class HPOCallback(EarlyStopping):
     Raises:
         ResourceMismatch: when the fit begins, if the Trainer does not train for ``max_t``; when it ends, if there was
             nothing to train on.
+        StrategyUnsupported: if the Trainer trains in child processes (``ddp_fork``, ``ddp_spawn``).
         MetricMissing: after the first epoch that should have logged the metric.
         MetricInvalid: if the metric is not one real number.
         OptionError: if ``monitor`` is not the study's metric.

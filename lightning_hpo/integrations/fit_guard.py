@@ -5,6 +5,8 @@ A trial's script may train other things too: a network that is to be fine-tuned,
 
 * it trains for ``max_t`` epochs, as the trial's own training does, or
 * neither a function of the script nor its configuration makes the callback, so that none will come later.
+
+A Trainer whose strategy trains in children of this process is refused here too, before it starts them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from contextlib import contextmanager
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lightning_hpo.errors import CallbackMissing
+from lightning_hpo.errors import CallbackMissing, StrategyUnsupported
 from lightning_hpo.integrations.root_folder import trainer_classes
 from lightning_hpo.runtime.channel import TrialChannel
 
@@ -31,7 +33,8 @@ _PACKAGE = __name__.partition(".")[0]
 
 @contextmanager
 def guarding_fits(channel: TrialChannel, callback_is_configured: bool = False) -> Iterator[None]:
-    """While it lasts, ``Trainer.fit`` raises ``CallbackMissing`` and tells the launcher, as the module says.
+    """While it lasts, ``Trainer.fit`` raises ``CallbackMissing`` or ``StrategyUnsupported`` and tells the launcher, as
+    the module says.
 
     Args:
         channel: the trial's; this process is the first rank.
@@ -69,10 +72,17 @@ def never_trained() -> CallbackMissing:
 
 def _check(trainer: Trainer, channel: TrialChannel, callback_is_configured: bool) -> None:
     from lightning_hpo.integrations.callback import HPOCallback
+    from lightning_hpo.integrations.lightning_internals import refuse_child_processes
 
-    if channel.callback_seen or HPOCallback.has_been_made:
-        return
-    if any(isinstance(callback, HPOCallback) for callback in trainer.callbacks):  # unpickled, so it was never made here
+    has_callback = any(isinstance(callback, HPOCallback) for callback in trainer.callbacks)
+    if has_callback and not channel.callback_seen:
+        try:
+            refuse_child_processes(trainer)
+        except StrategyUnsupported as refusal:
+            channel.problem(type(refusal).__name__, str(refusal))
+            raise
+    # If it was unpickled, it was never made here.
+    if channel.callback_seen or HPOCallback.has_been_made or has_callback:
         return
     comes_later = callback_is_configured or will_be_made(HPOCallback, list(sys.modules.values()))
     if comes_later and channel.hello(trainer.max_epochs).max_t != trainer.max_epochs:

@@ -43,7 +43,10 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
+
+from lightning_hpo.errors import StrategyUnsupported
 
 OLDEST_TESTED = (2, 5)
 NEWEST_TESTED = (2, 6)
@@ -224,6 +227,22 @@ def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
 def ranks_it_started(trainer: Trainer) -> int:
     """How many ranks there are, if Lightning has started all but this one, each as a new interpreter; else 1."""
     return len(getattr(getattr(trainer.strategy, "launcher", None), "procs", ())) + 1
+
+
+def refuse_child_processes(trainer: Trainer) -> None:
+    """
+    Raises:
+        StrategyUnsupported: if the fit runs in children of this process, as with ``ddp_fork`` and ``ddp_spawn``. What
+            they are told, a pause or a stop, is known to them only: the script would go on in this process as if the
+            training were over, and Lightning brings back neither optimizers nor callbacks.
+    """
+    launcher = trainer.strategy.launcher
+    if type(launcher) is _MultiProcessingLauncher:
+        raise StrategyUnsupported(
+            f"The Trainer's strategy trains in processes that are made from the script's by {launcher._start_method} "
+            "(ddp_fork, ddp_spawn and the like), and the script would not hear of it when the training is paused or "
+            "stopped there. Pass Trainer(strategy='ddp')."
+        )
 
 
 def strategy_writes_itself(trainer: Trainer) -> bool:

@@ -68,7 +68,7 @@ class SteeredFit:
         asked_metric: the callback's ``monitor``.
 
     Raises:
-        OptionError, ResourceMismatch, CheckpointError, ChannelError: as ``HPOCallback`` says.
+        OptionError, ResourceMismatch, StrategyUnsupported, CheckpointError, ChannelError: as ``HPOCallback`` says.
     """
 
     def __init__(self, callback: Callback, channel: TrialChannel, trainer: Trainer, asked_metric: str | None) -> None:
@@ -104,6 +104,7 @@ class SteeredFit:
             self._metric = self._agreed_metric(asked_metric)
             self._check_epochs()
             self._check_pauses()
+            internals.refuse_child_processes(trainer)
             self._have_checkpoint_loaded()
         self._rank_state = RankState(trainer, resumes=self.resumes)
 

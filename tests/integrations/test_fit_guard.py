@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 
-from lightning_hpo.errors import CallbackMissing
+from lightning_hpo.errors import CallbackMissing, StrategyUnsupported
 from lightning_hpo.integrations import fit_guard
 from lightning_hpo.integrations.callback import HPOCallback
 from lightning_hpo.integrations.fit_guard import guarding_fits, will_be_made
@@ -45,9 +45,9 @@ def channel(fits: list[Trainer]) -> Iterator[Any]:
         yield channel
 
 
-def trainer(max_epochs: int, *callbacks: Any) -> Trainer:
+def trainer(max_epochs: int, *callbacks: Any, **options: Any) -> Trainer:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-    return Trainer(max_epochs=max_epochs, accelerator="cpu", callbacks=list(callbacks), **quiet)
+    return Trainer(max_epochs=max_epochs, accelerator="cpu", callbacks=list(callbacks), **quiet | options)
 
 
 @pytest.fixture
@@ -105,6 +105,26 @@ def test_after_the_trials_own_training_others_are_let_pass(channel: Any, fits: l
     channel.callback_seen = True
     trainer(9).fit()  # type: ignore[call-arg]
     assert len(fits) == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+def test_a_strategy_that_trains_in_child_processes_is_refused_before_it_starts_them(
+    channel: Any, fits: list[Trainer], strategy: str
+) -> None:
+    with pytest.raises(StrategyUnsupported, match=r"Pass Trainer\(strategy='ddp'\)\.$"):
+        trainer(9, HPOCallback(), strategy=strategy, devices=2).fit()  # type: ignore[call-arg]
+    assert fits == []
+    assert channel.problems == ["StrategyUnsupported"]
+
+
+def test_a_training_that_is_not_tuned_may_use_any_strategy(channel: Any, fits: list[Trainer]) -> None:
+    HPOCallback()
+    trainer(9, strategy="ddp_fork", devices=2).fit()  # type: ignore[call-arg]
+    trainer(9, HPOCallback(), strategy="ddp", devices=2).fit()  # type: ignore[call-arg]
+    channel.callback_seen = True
+    trainer(9, HPOCallback(), strategy="ddp_fork", devices=2).fit()  # type: ignore[call-arg]
+    assert len(fits) == 3
+    assert channel.problems == []
 
 
 def test_the_trainer_is_left_as_it_was(fits: list[Trainer]) -> None:
