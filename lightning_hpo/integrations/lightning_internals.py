@@ -42,6 +42,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
@@ -75,6 +76,7 @@ def load_at_start(trainer: Trainer, path: Path, refuse: Callable[[Path], None]) 
     """Make the fit that is being set up restore ``path``, whatever ``ckpt_path`` the user passed.
 
     Relies on ``_checkpoint_connector.resume_start``, which every fit calls once after the ``setup`` hooks.
+    What ``write_checkpoint`` has written is read without a ``CheckpointIO`` of the user's, which may know another format.
     The file is loaded with ``weights_only=True``, which executes no code. If it holds objects that this cannot load
     (the state of a user's callback, say), ``refuse`` is asked, and if it does not raise, the file is unpickled.
 
@@ -97,12 +99,13 @@ def load_at_start(trainer: Trainer, path: Path, refuse: Callable[[Path], None]) 
         if isinstance(trainer.precision_plugin, DoublePrecision):
             # Lightning does so after it has loaded the weights, which would be rounded.
             trainer.precision_plugin.convert_module(trainer.lightning_module)
-        try:
-            with _only_weights():
-                original(str(path), **({"weights_only": True} if chooses_loader else {}))
-        except pickle.UnpicklingError:
-            refuse(path)
-            original(str(path), **({"weights_only": False} if chooses_loader else {}))
+        with _written_by_torch(trainer):
+            try:
+                with _only_weights():
+                    original(str(path), **({"weights_only": True} if chooses_loader else {}))
+            except pickle.UnpicklingError:
+                refuse(path)
+                original(str(path), **({"weights_only": False} if chooses_loader else {}))
 
     connector.resume_start = resume_start
     return True
@@ -199,6 +202,21 @@ def _lies_in(folder: Any, outer: Path) -> bool:
 
 def _is_remote(path: Any) -> bool:
     return "://" in str(path)
+
+
+@contextlib.contextmanager
+def _written_by_torch(trainer: Trainer) -> Iterator[None]:
+    """Let files be read as ``torch.save`` writes them, unless the strategy has written them in its own way."""
+    strategy = trainer.strategy
+    if strategy_writes_itself(trainer):
+        yield
+        return
+    of_the_user = strategy.checkpoint_io
+    strategy.checkpoint_io = TorchCheckpointIO()
+    try:
+        yield
+    finally:
+        strategy.checkpoint_io = of_the_user
 
 
 @contextlib.contextmanager

@@ -103,6 +103,16 @@ def test_a_trial_trains_like_the_script_by_itself(trials: Trials, name: str) -> 
     assert trials.anew("trial").run(**options).returned == trials.anew("alone").plain(**options).returned
 
 
+@pytest.mark.parametrize("plugin", ["compressed", "async"])
+def test_a_trainers_own_format_of_checkpoints_is_not_that_of_pauses(trials: Trials, plugin: str) -> None:
+    whole = trials.anew("whole").run("writes_its_own_way", plugin=plugin)
+    paused = trials.anew("paused")
+    paused.pause_at(2, "writes_its_own_way", plugin=plugin)
+    resumed = paused.run("writes_its_own_way", plugin=plugin)
+    assert resumed.returned == whole.returned
+    assert list(resumed.reports) == [3, 4]
+
+
 def test_a_configuration_that_lightningcli_saved_is_saved_again(trials: Trials) -> None:
     assert trials.pause_at(2, "saves_its_configuration").returned == "lr: 0.01"
     resumed = trials.run("saves_its_configuration")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import logging
 import os
@@ -26,6 +27,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, CheckpointIO
 from lightning.pytorch.tuner import Tuner
 from omegaconf import OmegaConf
 from torch import nn
@@ -520,6 +522,30 @@ def weights(folder: str, with_callback: bool) -> str:
     trainer = _trainer(folder, *([HPOCallback()] if with_callback else []), enable_progress_bar=False)
     trainer.fit(model, *_loaders())
     return digest(model.state_dict())
+
+
+class Compressed(CheckpointIO):
+    """A format of the script's own."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with gzip.open(path, "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        with gzip.open(path, "rb") as file:
+            return torch.load(file, map_location, weights_only=bool(weights_only))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink()
+
+
+def writes_its_own_way(folder: str, plugin: str) -> dict[str, Any]:
+    """A Trainer with a CheckpointIO plugin, which is also there after the fit."""
+    made = {"compressed": Compressed, "async": AsyncCheckpointIO}[plugin]()
+    trainer, model = _trainer(folder, HPOCallback(), plugins=[made]), Model()
+    trainer.fit(model, *_loaders())
+    assert trainer.strategy.checkpoint_io is made
+    return {"weights": digest(model.state_dict()), "epoch": trainer.current_epoch}
 
 
 class _SavesText:
