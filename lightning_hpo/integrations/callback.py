@@ -26,7 +26,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelSummary, ProgressBar
 
 from lightning_hpo.integrations.earlier_files import let_config_be_saved_again
-from lightning_hpo.integrations.lightning_internals import skip_searches_at_start
+from lightning_hpo.integrations.lightning_internals import fits_to_find_a_setting, skip_searches_at_start
 from lightning_hpo.integrations.steered_fit import STATE_KEY, SteeredFit, interruption
 from lightning_hpo.report.log_notes import note_for_the_log
 from lightning_hpo.runtime.channel import trial_channel
@@ -41,8 +41,9 @@ class HPOCallback(EarlyStopping):
         monitor: logged name of the metric; None for the study's ``metric``. If both are given they must agree.
         quiet: in a trial, remove progress bars and model summaries, which nobody watches.
 
-    Of several in one Trainer the first one counts. Only the first fit of a trial that has this callback is steered;
-    further ones are left alone, and a note in the trial's log, which the launcher shows, says so. After a pause or a
+    Of several in one Trainer the first one counts. Only the first fit of a trial that has this callback is steered, but
+    for those of Lightning's ``Tuner``, which look for a learning rate or a batch size; further ones are left alone, and
+    a note in the trial's log, which the launcher shows, says so. After a pause or a
     stop ``fit`` returns normally, and then ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise
     :class:`~lightning_hpo.errors.TrialPaused` or :class:`~lightning_hpo.errors.TrialStopped`.
 
@@ -101,6 +102,10 @@ class HPOCallback(EarlyStopping):
             let_config_be_saved_again(trainer)
         if self not in trainer.callbacks:
             return  # the first of several in this Trainer has taken the places of all
+        if fits_to_find_a_setting(trainer):
+            # It runs in every attempt, as the rest of the script before the fit that counts.
+            self._remove_bars(trainer)
+            return
         if self._finished or channel.steered_by not in (None, self):
             _tell_of_further_fits(trainer)
             return
@@ -139,7 +144,7 @@ class HPOCallback(EarlyStopping):
         if self._fit.has_begun:
             self._finished = True
         elif (channel := trial_channel()) is not None:
-            # A fit that never trained, such as the learning rate finder's, leaves the turn to the next one.
+            # A fit that never trained leaves the turn to the next one.
             channel.steered_by = None
         fit, self._fit = self._fit, None
         fit.check_trained()
@@ -157,6 +162,11 @@ class HPOCallback(EarlyStopping):
     def first_at_train_end(self, pl_module: LightningModule) -> None:
         if self._fit is not None:
             self._fit.save_between_epochs(pl_module)
+
+    def _remove_bars(self, trainer: Trainer) -> None:
+        unwanted = (ProgressBar, ModelSummary) if self._quiet else ()
+        # A new list: Lightning is iterating over the old one.
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, unwanted)]
 
     def _take_places(self, trainer: Trainer, *, resuming: bool) -> None:
         unwanted: list[type[Callback]] = [_FirstInLine, HPOCallback]

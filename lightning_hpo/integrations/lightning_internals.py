@@ -242,6 +242,16 @@ def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
     return checkpoint
 
 
+def fits_to_find_a_setting(trainer: Trainer) -> bool:
+    """Whether Lightning's ``Tuner`` has begun this fit, by ``lr_find`` or ``scale_batch_size``: it ends before the training.
+
+    Relies on ``_early_exit`` of the finder that the ``Tuner`` adds to the Trainer for this fit; a finder among the
+    script's own callbacks goes on to the training.
+    """
+    finders = (c for c in trainer.callbacks if isinstance(c, (LearningRateFinder, BatchSizeFinder)))
+    return any(getattr(finder, "_early_exit", False) for finder in finders)
+
+
 def ranks_it_started(trainer: Trainer) -> int:
     """How many ranks there are, if Lightning has started all but this one, each as a new interpreter; else 1."""
     return len(getattr(getattr(trainer.strategy, "launcher", None), "procs", ())) + 1

@@ -103,14 +103,15 @@ def test_a_trial_trains_like_the_script_by_itself(trials: Trials, name: str) -> 
     assert trials.anew("trial").run(**options).returned == trials.anew("alone").plain(**options).returned
 
 
+def test_the_script_asks_lightnings_tuner_in_every_attempt_and_pauses_change_nothing(trials: Trials) -> None:
+    uninterrupted = pauses_change_nothing(trials, (1, 3), "find_settings_first")
+    assert list(uninterrupted.reports) == [1, 2, 3, 4]
+    assert uninterrupted.returned == trials.anew("alone").plain("find_settings_first").returned
+
+
 @pytest.mark.parametrize("plugin", ["compressed", "async"])
 def test_a_trainers_own_format_of_checkpoints_is_not_that_of_pauses(trials: Trials, plugin: str) -> None:
-    whole = trials.anew("whole").run("writes_its_own_way", plugin=plugin)
-    paused = trials.anew("paused")
-    paused.pause_at(2, "writes_its_own_way", plugin=plugin)
-    resumed = paused.run("writes_its_own_way", plugin=plugin)
-    assert resumed.returned == whole.returned
-    assert list(resumed.reports) == [3, 4]
+    pauses_change_nothing(trials, (2,), "writes_its_own_way", plugin=plugin)
 
 
 def test_a_configuration_that_lightningcli_saved_is_saved_again(trials: Trials) -> None:

@@ -454,6 +454,29 @@ def find_learning_rate_first(folder: str) -> float:
     return float(trainer.current_epoch)
 
 
+class _Batches(LightningDataModule):
+    batch_size = 4
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Points(24, seed=1), self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return _loaders()[1]
+
+
+def find_settings_first(folder: str) -> dict[str, Any]:
+    """As the documentation of Lightning's Tuner does: its answers are used by the fit that counts."""
+    checkpoint = ModelCheckpoint(Path(folder) / "best", monitor="val_loss")
+    trainer = _trainer(folder, HPOCallback(), checkpoint, enable_checkpointing=True)
+    model, data = Model(scheduler="cosine"), _Batches()
+    size = Tuner(trainer).scale_batch_size(model, datamodule=data, steps_per_trial=1, init_val=2, max_trials=2)
+    found = Tuner(trainer).lr_find(model, datamodule=data, num_training=5, mode="linear", update_attr=False)
+    assert found is not None
+    model.lr = found.suggestion() or found.results["lr"][2]
+    trainer.fit(model, datamodule=data)
+    return outcome(trainer, model, checkpoint) | {"batch_size": size, "found": model.lr}
+
+
 def own_checkpoint_path(folder: str) -> int:
     """A user who passes ``ckpt_path`` to ``fit``."""
     trainer, model = _trainer(folder, HPOCallback()), Model()
