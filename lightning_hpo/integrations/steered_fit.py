@@ -43,6 +43,7 @@ from lightning_hpo.errors import (
     TrialStopped,
 )
 from lightning_hpo.integrations import lightning_internals as internals
+from lightning_hpo.integrations import trainer_files
 from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
 from lightning_hpo.integrations.rank_state import RankState
 from lightning_hpo.integrations.saving import check_unpicklable, without_odd_hyperparameters, write_checkpoint
@@ -115,9 +116,8 @@ class SteeredFit:
         self.restored = checkpoint[STATE_KEY]
         self._steps_before = checkpoint["global_step"]
         self._rank_state.take_up(self.restored["ranks"], checkpoint)
-        internals.keep_checkpoint_folders(
-            self._trainer, checkpoint, self._channel.directory, self.restored.get("folders")
-        )
+        then, saving = self.restored.get("folders"), self.restored.get("saving")
+        trainer_files.keep_checkpoint_folders(self._trainer, checkpoint, self._channel.directory, then, saving)
 
     def begin(self, pl_module: LightningModule) -> None:
         """The loaders exist, everything is restored, the first epoch comes next."""
@@ -176,6 +176,8 @@ class SteeredFit:
         if self._pause_at is not None:
             self._save(pl_module, self._pause_at, inside_epoch=False)
             self._pause_at = None
+        if self._interruption is Outcome.PAUSED:
+            trainer_files.keep_last_as_it_is(self._trainer)
 
     def restore_between_epochs(self, pl_module: LightningModule) -> None:
         """In the first epoch after a pause between epochs."""
@@ -270,7 +272,7 @@ class SteeredFit:
         if self._trainer.is_global_zero:
             # A hint must not end a training: a logger may raise when it is asked, a script may have closed its stderr.
             with contextlib.suppress(Exception):
-                places = internals.places_outside(self._trainer, self._channel.directory)
+                places = trainer_files.places_outside(self._trainer, self._channel.directory)
                 print(lines_for_the_log(places), end="", file=sys.stderr, flush=True)
 
     def _say_how_to_start_faster(self) -> None:
@@ -365,7 +367,8 @@ class SteeredFit:
             "validations": self._validations,
             "seconds": self._seconds(),
             "callback_metrics": metrics,
-            "folders": internals.folders_now(self._channel.directory),
+            "folders": trainer_files.folders_now(self._channel.directory),
+            "saving": trainer_files.saving_state(trainer),
         }
         path = checkpoint_path(self._channel.directory, resource)
         shards = None

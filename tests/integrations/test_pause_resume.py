@@ -147,6 +147,14 @@ def test_a_relative_logger_in_the_trials_folder_loses_nothing_at_a_pause(trials:
     assert paused_twice(trials.anew("paused"), ".", worsens=worsens) == whole
 
 
+@pytest.mark.parametrize("saving", [{"every_n_epochs": 3}, {"monitor": "score"}, {"every_n_epochs": 9}], ids=repr)
+def test_the_last_checkpoint_is_saved_when_it_would_have_been_without_a_pause(
+    trials: Trials, saving: dict[str, Any]
+) -> None:
+    uninterrupted = pauses_change_nothing(trials, (1, 3), "saves_last", **saving)
+    assert uninterrupted.returned["last"] == "last.ckpt"
+
+
 def test_a_trials_folder_behind_a_link_is_the_trials(trials: Trials) -> None:
     (trials.folder / "elsewhere").mkdir()
     (trials.folder / "trial").symlink_to("elsewhere")

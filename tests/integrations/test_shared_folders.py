@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from lightning_hpo.integrations.lightning_internals import places_outside
+from lightning_hpo.integrations.trainer_files import places_outside
 from tests.integrations.conftest import Trials
 from tests.integrations.programs import PROGRAM, Ended, ProgramServer
 

@@ -52,7 +52,9 @@ class OwnTrainer(Trainer):
     """What Lightning reads from the environment for a Trainer it does not read for classes of other names."""
 
 
-def test_no_folder_may_be_written_as_none_and_to_a_class_of_the_scripts_own(root_of_trainer: Any, tmp_path: Path) -> None:
+def test_no_folder_may_be_written_as_none_and_to_a_class_of_the_scripts_own(
+    root_of_trainer: Any, tmp_path: Path
+) -> None:
     """LightningCLI passes every argument, a configuration may say null."""
     assert root_of_trainer(logger=False, default_root_dir=None) == str(tmp_path / "7")
     assert root_of_trainer(OwnTrainer, logger=False) == str(tmp_path / "7")

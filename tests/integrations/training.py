@@ -517,6 +517,19 @@ def relative_logger(folder: str, working: str, worsens: bool) -> dict[str, Any]:
     }
 
 
+def saves_last(folder: str, **saving: Any) -> dict[str, Any]:
+    """A ModelCheckpoint that also keeps the last one; the first epoch has the lowest score."""
+    checkpoint = ModelCheckpoint(Path(folder, "best"), save_last=True, **saving)
+    _trainer(folder, HPOCallback(), checkpoint, enable_checkpointing=True).fit(Scored(), *_loaders())
+    last = torch.load(checkpoint.last_model_path, weights_only=False)
+    return {
+        "files": sorted(file.name for file in Path(folder, "best").iterdir()),
+        "last": Path(checkpoint.last_model_path).name,
+        "step": last["global_step"],
+        "weights": digest(last["state_dict"]),
+    }
+
+
 def noisy(folder: str, quiet: bool) -> list[str]:
     """Default Trainer with progress bar and model summary."""
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
