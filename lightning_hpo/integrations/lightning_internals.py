@@ -74,7 +74,7 @@ def load_at_start(trainer: Trainer, path: Path, refuse: Callable[[Path], None]) 
     """Make the fit that is being set up restore ``path``, whatever ``ckpt_path`` the user passed.
 
     Relies on ``_checkpoint_connector.resume_start``, which every fit calls once after the ``setup`` hooks.
-    What ``write_checkpoint`` has written is read without a ``CheckpointIO`` of the user's, which may know another format.
+    What ``write_checkpoint`` has written is read without the user's ``CheckpointIO``, which may know another format.
     The file is loaded with ``weights_only=True``, which executes no code. If it holds objects that this cannot load
     (the state of a user's callback, say), ``refuse`` is asked, and if it does not raise, the file is unpickled.
 
@@ -148,7 +148,7 @@ def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
 
 
 def fits_to_find_a_setting(trainer: Trainer) -> bool:
-    """Whether Lightning's ``Tuner`` has begun this fit, by ``lr_find`` or ``scale_batch_size``: it ends before the training.
+    """Whether ``lr_find`` or ``scale_batch_size`` of Lightning's ``Tuner`` has begun this fit, which ends untrained.
 
     Relies on ``_early_exit`` of the finder that the ``Tuner`` adds to the Trainer for this fit; a finder among the
     script's own callbacks goes on to the training.

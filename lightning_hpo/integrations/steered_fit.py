@@ -44,6 +44,7 @@ from lightning_hpo.errors import (
 )
 from lightning_hpo.integrations import lightning_internals as internals
 from lightning_hpo.integrations import trainer_files
+from lightning_hpo.integrations.earlier_files import logged_rows, put_rows_back
 from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
 from lightning_hpo.integrations.rank_state import RankState
 from lightning_hpo.integrations.saving import check_unpicklable, without_odd_hyperparameters, write_checkpoint
@@ -118,6 +119,7 @@ class SteeredFit:
         self._rank_state.take_up(self.restored["ranks"], checkpoint)
         then, saving = self.restored.get("folders"), self.restored.get("saving")
         trainer_files.keep_checkpoint_folders(self._trainer, checkpoint, self._channel.directory, then, saving)
+        put_rows_back(self._trainer, self._channel.directory, self.restored.get("rows", ()))
 
     def begin(self, pl_module: LightningModule) -> None:
         """The loaders exist, everything is restored, the first epoch comes next."""
@@ -369,6 +371,7 @@ class SteeredFit:
             "callback_metrics": metrics,
             "folders": trainer_files.folders_now(self._channel.directory),
             "saving": trainer_files.saving_state(trainer),
+            "rows": logged_rows(trainer, self._channel.directory),
         }
         path = checkpoint_path(self._channel.directory, resource)
         shards = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,6 +146,23 @@ def test_a_relative_logger_in_the_trials_folder_loses_nothing_at_a_pause(trials:
     assert whole["score"] == (0.0 if worsens else 3.0)
     assert whole["best"].startswith("logs/lightning_logs/version_0/")
     assert paused_twice(trials.anew("paused"), ".", worsens=worsens) == whole
+
+
+@pytest.mark.parametrize("options", [{"version": ""}, {"version": 0}, {"version": "mine", "early": True}], ids=repr)
+def test_rows_of_a_csvlogger_with_a_fixed_version_outlast_a_pause(trials: Trials, options: dict[str, Any]) -> None:
+    uninterrupted = pauses_change_nothing(trials, (1, 3), "logs_rows", **options)
+    assert uninterrupted.returned["text"].count("\n") > 4
+
+
+def test_rows_of_an_attempt_that_was_killed_are_not_there_twice(trials: Trials, tmp_path: Path) -> None:
+    uninterrupted = trials.anew("whole").run("logs_rows", version="")
+    trials.pause_at(2, "logs_rows", version="")
+    (tmp_path / "hits").mkdir()
+    fault = {"LIGHTNING_HPO_FAILPOINTS": "callback.before_report=exit@2"}
+    fault |= {"LIGHTNING_HPO_FAILPOINTS_FOLDER": str(tmp_path / "hits")}
+    killed = replace(trials, environment=fault).run("logs_rows", version="")
+    assert list(killed.reports) == [3]
+    assert trials.run("logs_rows", version="").returned == uninterrupted.returned
 
 
 @pytest.mark.parametrize("saving", [{"every_n_epochs": 3}, {"monitor": "score"}, {"every_n_epochs": 9}], ids=repr)

@@ -517,6 +517,23 @@ def relative_logger(folder: str, working: str, worsens: bool) -> dict[str, Any]:
     }
 
 
+def logs_rows(folder: str, version: int | str, early: bool = False) -> dict[str, Any]:
+    """A CSVLogger whose version does not change from attempt to attempt.
+
+    Args:
+        early: the script itself logs before the fit.
+    """
+    os.chdir(folder)
+    logger = CSVLogger("logs", name="", version=version, flush_logs_every_n_steps=4)
+    if early:
+        logger.log_hyperparams({"lr": 0.01})
+        logger.log_metrics({"early": 1.0}, step=0)
+    model = Scored()
+    _trainer(folder, HPOCallback(), logger=logger, log_every_n_steps=1).fit(model, *_loaders())
+    text = Path(logger.log_dir, "metrics.csv").read_text()
+    return {"text": text, "weights": digest(model.state_dict())}
+
+
 def saves_last(folder: str, **saving: Any) -> dict[str, Any]:
     """A ModelCheckpoint that also keeps the last one; the first epoch has the lowest score."""
     checkpoint = ModelCheckpoint(Path(folder, "best"), save_last=True, **saving)
