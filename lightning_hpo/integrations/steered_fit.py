@@ -132,6 +132,8 @@ class SteeredFit:
         restored, self.restored = self.restored, None
         if self.resumes:
             self._check_restored(restored)
+        if self._channel.attempt > 1 and (kept := (restored or {"files": []}).get("files")) is not None:
+            trainer_files.replace_files_of_lost_attempts(self._trainer, self._channel.directory, kept)
         inside_epoch = restored is not None and restored["inside_epoch"]
         if restored is not None:
             failpoint("callback.resumed")
@@ -371,6 +373,7 @@ class SteeredFit:
             "callback_metrics": metrics,
             "folders": trainer_files.folders_now(self._channel.directory),
             "saving": trainer_files.saving_state(trainer),
+            "files": trainer_files.files_of_checkpoint_callbacks(trainer, self._channel.directory),
             "rows": logged_rows(trainer, self._channel.directory),
         }
         path = checkpoint_path(self._channel.directory, resource)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,44 @@ def keep_last_as_it_is(trainer: Trainer) -> None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             setattr(callback, _LAST_SAVED, getattr(callback, _LAST_SAVED, "") or "not now")
+
+
+def files_of_checkpoint_callbacks(trainer: Trainer, within: Path) -> list[str]:
+    """What lies in those folders of every ``ModelCheckpoint`` that are in the trial's, as seen from the trial's."""
+    dirs = {c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath is not None}
+    places = (Path(folder).resolve() for folder in dirs if _lies_in(folder, within))
+    return sorted({str(file.relative_to(within.resolve())) for place in places for file in place.rglob("*")})
+
+
+def replace_files_of_lost_attempts(trainer: Trainer, within: Path, kept: Sequence[str]) -> None:
+    """Let every ``ModelCheckpoint`` write its files where an attempt that was lost has written the same ones.
+
+    It would take them for another run's and number its own, so that its best is called ``epoch=3-step=24-v1.ckpt``. No
+    file is deleted. All ranks must call it, when the folders are known and before anything is saved.
+
+    Args:
+        within: the trial's folder. In others files of other trials may have come.
+        kept: :func:`files_of_checkpoint_callbacks` when the checkpoint was written; empty if the trial begins again.
+    """
+    lost = set(files_of_checkpoint_callbacks(trainer, within)) - set(kept)
+    # They share what they leave to each other: a name that one of them has taken in this attempt is taken.
+    places = {str(within.resolve() / file) for file in trainer.strategy.broadcast(sorted(lost))}
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback.file_exists = _without(places, callback.file_exists)  # type: ignore[method-assign]
+
+
+def _without(places: set[str], exists: Callable[[Any, Trainer], bool]) -> Callable[[Any, Trainer], bool]:
+    """``ModelCheckpoint.file_exists``, to which files in ``places`` are not there until it was asked, and has saved."""
+
+    def file_exists(filepath: Any, trainer: Trainer) -> bool:
+        place = os.path.realpath(filepath)
+        if place in places:
+            places.discard(place)
+            return False
+        return exists(filepath, trainer)
+
+    return file_exists
 
 
 def _read_paths(state: dict[str, Any], then: Sequence[str], now: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,15 +153,45 @@ def test_rows_of_a_csvlogger_with_a_fixed_version_outlast_a_pause(trials: Trials
     assert uninterrupted.returned["text"].count("\n") > 4
 
 
-def test_rows_of_an_attempt_that_was_killed_are_not_there_twice(trials: Trials, tmp_path: Path) -> None:
+def killed_in_its_second_epoch(trials: Trials, function: str, **options: Any) -> Attempt:
+    hits = trials.folder / "hits"
+    hits.mkdir()
+    fault = {"LIGHTNING_HPO_FAILPOINTS": "callback.before_report=exit@2", "LIGHTNING_HPO_FAILPOINTS_FOLDER": str(hits)}
+    trials.environment = fault
+    killed = trials.run(function, **options)
+    trials.environment = {}
+    assert len(killed.reports) == 1
+    return killed
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_rows_of_an_attempt_that_was_killed_are_not_there_twice(trials: Trials, paused: bool) -> None:
     uninterrupted = trials.anew("whole").run("logs_rows", version="")
-    trials.pause_at(2, "logs_rows", version="")
-    (tmp_path / "hits").mkdir()
-    fault = {"LIGHTNING_HPO_FAILPOINTS": "callback.before_report=exit@2"}
-    fault |= {"LIGHTNING_HPO_FAILPOINTS_FOLDER": str(tmp_path / "hits")}
-    killed = replace(trials, environment=fault).run("logs_rows", version="")
-    assert list(killed.reports) == [3]
+    if paused:
+        trials.pause_at(2, "logs_rows", version="")
+    killed_in_its_second_epoch(trials, "logs_rows", version="")
     assert trials.run("logs_rows", version="").returned == uninterrupted.returned
+
+
+@pytest.mark.parametrize("paused", [True, False])
+@pytest.mark.parametrize("saving", [{"monitor": "score", "mode": "max", "save_top_k": 2}, {}], ids=repr)
+def test_checkpoints_of_an_attempt_that_was_killed_are_replaced(
+    trials: Trials, saving: dict[str, Any], paused: bool
+) -> None:
+    uninterrupted = trials.anew("whole").run("saves_last", **saving)
+    if paused:
+        trials.pause_at(2, "saves_last", **saving)
+    killed_in_its_second_epoch(trials, "saves_last", **saving)
+    assert trials.run("saves_last", **saving).returned == uninterrupted.returned
+
+
+def test_a_name_that_was_taken_in_this_attempt_stays_taken(trials: Trials) -> None:
+    options = {"twice": True, "save_top_k": -1}
+    uninterrupted = trials.anew("whole").run("saves_last", **options)
+    assert "epoch=3-step=24-v1.ckpt" in uninterrupted.returned["files"]
+    trials.pause_at(2, "saves_last", **options)
+    killed_in_its_second_epoch(trials, "saves_last", **options)
+    assert trials.run("saves_last", **options).returned == uninterrupted.returned
 
 
 @pytest.mark.parametrize("saving", [{"every_n_epochs": 3}, {"monitor": "score"}, {"every_n_epochs": 9}], ids=repr)

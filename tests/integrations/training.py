@@ -534,10 +534,15 @@ def logs_rows(folder: str, version: int | str, early: bool = False) -> dict[str,
     return {"text": text, "weights": digest(model.state_dict())}
 
 
-def saves_last(folder: str, **saving: Any) -> dict[str, Any]:
-    """A ModelCheckpoint that also keeps the last one; the first epoch has the lowest score."""
+def saves_last(folder: str, twice: bool = False, **saving: Any) -> dict[str, Any]:
+    """A ModelCheckpoint that also keeps the last one; the first epoch has the lowest score.
+
+    Args:
+        twice: another one saves in the same folder.
+    """
     checkpoint = ModelCheckpoint(Path(folder, "best"), save_last=True, **saving)
-    _trainer(folder, HPOCallback(), checkpoint, enable_checkpointing=True).fit(Scored(), *_loaders())
+    other = [ModelCheckpoint(Path(folder, "best"), monitor="score", save_top_k=-1)] if twice else []
+    _trainer(folder, HPOCallback(), checkpoint, *other, enable_checkpointing=True).fit(Scored(), *_loaders())
     last = torch.load(checkpoint.last_model_path, weights_only=False)
     return {
         "files": sorted(file.name for file in Path(folder, "best").iterdir()),
