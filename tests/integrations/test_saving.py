@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_hpo.errors import CheckpointError
@@ -45,7 +46,9 @@ class OldConnector(Connector):
 
 
 def loaded(connector: Connector, path: Path, refuse: Any = lambda path: None) -> Any:
-    trainer: Any = SimpleNamespace(_checkpoint_connector=connector)
+    strategy = SingleDeviceStrategy()
+    parts = {"_checkpoint_connector": connector, "strategy": strategy, "precision_plugin": strategy.precision_plugin}
+    trainer: Any = SimpleNamespace(**parts)
     assert load_at_start(trainer, path, refuse)
     connector.resume_start("the user's own checkpoint")
     return connector.loaded
