@@ -29,6 +29,12 @@ FULL_RUNS = {
     "autoencoder_digits": 16.0,
     "echo_sequence": 16.0,
     "linear_easy": 16.0,
+    "convnet_digits": 16.0,
+    "factorization_ratings": 16.0,
+    "finetune": 16.0,
+    "many_hyperparameters": 16.0,
+    "noisy_policy": 16.0,
+    "wine_tabular": 16.0,
 }
 """Budgets, in average full trainings."""
 
