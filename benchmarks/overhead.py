@@ -37,6 +37,7 @@ from lightning_hpo.core.events import Decision, Event, Outcome, Resume, Start
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import Trial
 from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.backends.local import LocalBackend
 from lightning_hpo.runtime.channel import TrialChannel
@@ -46,6 +47,7 @@ from lightning_hpo.runtime.coordinator import Coordinator
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.runtime.suggesting import InlineHost
+from lightning_hpo.runtime.trial_folders import TrialFolders
 from lightning_hpo.searchers import make_searcher
 
 SPACE = {"lr": loguniform(1e-5, 1e-1), "dropout": uniform(0.0, 0.7), "momentum": uniform(0.0, 1.0)}
@@ -139,8 +141,8 @@ class Jobs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
-        return self._folder / str(trial_id)
+    def folder(self, trial: Trial) -> Path:
+        return self._folder / str(trial.id)
 
     def job(self, decision: Start | Resume, folder: Path, environment: dict[str, str]) -> Job:
         return Job(decision.trial_id, decision.attempt, folder, folder / "trial.log", environment)
@@ -209,6 +211,7 @@ def reporting(folder: Path, clients: int, reports: int, pause_s: float) -> dict[
             fallback=lambda: inline("random"),
             store=CheckpointStore(study),
             jobs=Jobs(folder),
+            folders=TrialFolders(folder, state, Jobs(folder).folder),
             observer=Silent(),
         )
         before = time.process_time()

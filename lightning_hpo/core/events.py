@@ -89,6 +89,8 @@ class AttemptStarted:
     attempt: int
     pid: int | None = None
     worker: str = ""
+    folder: str | None = None
+    """Where the trial writes, relative to the study folder; told once, by the first attempt that knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +292,9 @@ def from_json(data: dict[str, Any]) -> Event:
             values["metrics"] = {k: float(v) for k, v in values.get("metrics", {}).items()}
             if values.get("cost") is not None:
                 values["cost"] = float(values["cost"])
+        elif cls is AttemptStarted:
+            if type(values.get("folder", "")) is not str:
+                raise ValueError("folder is no text")
         elif cls is CheckpointSaved:
             values["checkpoint"] = Checkpoint(**values["checkpoint"])
         elif cls is AttemptEnded:

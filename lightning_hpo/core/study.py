@@ -149,6 +149,7 @@ class StudyState(Dispatcher):
         trial = self.trial(event.trial_id)
         if event.attempt == trial.attempt:
             self._clock[trial.id] = event.time
+        trial.folder = trial.folder or event.folder
         return []
 
     def _on_reported(self, event: Reported) -> list[Decision]:

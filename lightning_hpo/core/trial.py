@@ -82,6 +82,8 @@ class Trial:
     cost: float = 0.0
     """Largest reported cost."""
     checkpoint: Checkpoint | None = None
+    folder: str | None = None
+    """Where it writes, relative to the study folder, with forward slashes; None if no attempt has told."""
     error: str | None = None
     started_at: float = 0.0
     ended_at: float | None = None

@@ -29,6 +29,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from lightning_hpo.core.confirmation import SEED_ATTRS
 from lightning_hpo.core.events import Outcome
@@ -38,6 +39,7 @@ from lightning_hpo.integrations.config import MAX_RESOURCE_ATTRS, PREFIX, Launch
 from lightning_hpo.integrations.failures import end_by_exit, judge
 from lightning_hpo.integrations.hydra_space import format_value
 from lightning_hpo.integrations.select_sweeper import as_composed, written_overrides
+from lightning_hpo.runtime.filesystems import name_too_long
 from lightning_hpo.runtime.script import FunctionReference, dump_entry
 
 _JOB_NUM = re.compile(r"\$\{hydra[.:]job\.num\}")
@@ -103,7 +105,8 @@ class HydraJob:
         """Where the job's output goes: ``hydra.sweep.dir`` / ``hydra.sweep.subdir``.
 
         Raises:
-            OptionError: if ``hydra.sweep.subdir`` leads out of the sweep's folder.
+            OptionError: if ``hydra.sweep.subdir`` cannot be resolved, leads out of the sweep's folder, or is longer
+                than the name of a folder may be.
         """
         key: tuple[int | str, ...] = (job_num, *overrides)
         if key not in self._folders:
@@ -116,13 +119,25 @@ class HydraJob:
         subdir = _JOB_NUM.sub(str(job_num), str(written["subdir"]))
         if "${" in subdir:  # composing costs tens of milliseconds, and most folders do not need it
             composed = self.compose(overrides, job_num)
-            with hydra_config(composed):
-                subdir = str(composed.hydra.sweep.subdir)
+            try:
+                with hydra_config(composed):
+                    subdir = str(composed.hydra.sweep.subdir)
+            except OmegaConfBaseException as problem:
+                raise OptionError(
+                    f"hydra.sweep.subdir is {subdir!r}, which cannot be resolved for trial {job_num}: "
+                    f"{str(problem).splitlines()[0]}. Correct it, or leave it out: then trials have numbered folders."
+                ) from problem
         folder = Path(os.path.abspath(self.sweep_dir / subdir))
         if folder == self.sweep_dir or self.sweep_dir not in folder.parents:
             raise OptionError(
                 f"hydra.sweep.subdir is {subdir!r} for trial {job_num}, which is not a folder below hydra.sweep.dir. "
                 "Set hydra.sweep.subdir to a relative path that holds ${hydra.job.num}."
+            )
+        too_long = name_too_long(folder)
+        if too_long is not None:
+            raise OptionError(
+                f"The folder of trial {job_num} cannot be made: {too_long}. "
+                "Set hydra.sweep.subdir to something shorter, such as ${hydra.job.num}."
             )
         return folder
 

@@ -38,6 +38,7 @@ from lightning_hpo.runtime.revival import RevivedHost
 from lightning_hpo.runtime.script import refuse_nested_sweep
 from lightning_hpo.runtime.stored import check_same_study, continued_state, study_header
 from lightning_hpo.runtime.suggesting import InlineHost, ProcessHost, SearcherHost
+from lightning_hpo.runtime.trial_folders import TrialFolders
 from lightning_hpo.searchers import make_searcher
 from lightning_hpo.searchers.recommend import Recommended, recommend
 from lightning_hpo.searchers.server import serve
@@ -147,6 +148,7 @@ def _run(
             write_atomically(setup.folder / name, text)
         notes = (*setup.notes, note_on_unread(study_options), _note_on_settings(setup.settings, journal.header))
         _introduce(setup, state, backend, observer, notes)
+        folders = TrialFolders(setup.folder, state, jobs.folder, lambda message: observer.say(message, warning=True))
         host = None if process is None else _revived(setup.folder, process, journal, state, observer)
         if host is not None:
             closing.callback(host.close)
@@ -157,8 +159,9 @@ def _run(
             server=server,
             host=host or _inline(study_options.searcher_name, state),
             fallback=lambda: _inline("random", state),
-            store=_swept_store(setup, state, jobs),
+            store=_swept_store(setup, state, folders),
             jobs=jobs,
+            folders=folders,
             observer=observer,
             resource=options.resource,
             epoch_timeout=options.epoch_timeout,
@@ -176,7 +179,7 @@ def _run(
             return (_RECOMMEND_SOON_S if is_hurried else _RECOMMEND_S) - (time.monotonic() - begun)
 
         recommendation = _recommendation(state, host, seconds_left)
-    return state, result, lambda: _conclude(setup, state, jobs, result, recommendation)
+    return state, result, lambda: _conclude(setup, state, folders, result, recommendation)
 
 
 def _searcher_process(folder: Path, options: StudyOptions, backend: Backend) -> ProcessHost | None:
@@ -206,12 +209,11 @@ def _header_here(journal: Journal, state: StudyState) -> dict[str, Any]:
     return journal.header | {"options": stored | {"searcher": searcher}}
 
 
-def _swept_store(setup: StudySetup, state: StudyState, jobs: JobFactory) -> CheckpointStore:
+def _swept_store(setup: StudySetup, state: StudyState, folders: TrialFolders) -> CheckpointStore:
     """The checkpoints, without what a crash left behind."""
     store = CheckpointStore(setup.folder, setup.options.disk_limit)
     recorded = [t.checkpoint for t in state.trials.values() if t.checkpoint is not None]
-    folders = [jobs.folder(t.id, state.space.with_constants(t.config)) for t in state.trials.values()]
-    store.sweep(folders, recorded)
+    store.sweep([folders.of(trial) for trial in state.trials.values()], recorded)
     return store
 
 
@@ -283,7 +285,11 @@ class _ViewWithoutModel(StudyView):
 
 
 def _conclude(
-    setup: StudySetup, state: StudyState, jobs: JobFactory, result: RunResult, recommendation: Recommendation | None
+    setup: StudySetup,
+    state: StudyState,
+    folders: TrialFolders,
+    result: RunResult,
+    recommendation: Recommendation | None,
 ) -> None:
     if not state.trials:
         if result.problem is None:
@@ -306,7 +312,7 @@ def _conclude(
             recommendation=recommendation,
             retrain=setup.retrain_command,
             continue_command=setup.continue_command,
-            log_of=lambda i: jobs.folder(i, state.space.with_constants(state.trials[i].config)) / "trial.log",
+            log_of=lambda i: folders.of(state.trials[i]) / "trial.log",
         ),
         sys.stdout,
     )

@@ -19,6 +19,7 @@ from lightning_hpo.core.domains import Domain
 from lightning_hpo.core.events import Resume, Start
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.seeds import Stream, child_seed
+from lightning_hpo.core.trial import Config, Trial
 from lightning_hpo.integrations.batch import read_launcher_options
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.hydra_space import ParsedSweep, read_space
@@ -67,6 +68,7 @@ def run_sweep(
     another = parsed.space.sample(np.random.default_rng(0))
     hydra_job.composer.learn(parsed.overrides(middle), parsed.overrides(another))
     composed = hydra_job.compose(parsed.overrides(middle), 0)
+    hydra_job.folder(parsed.overrides(middle), 0)  # if it cannot be had, that is said before there is a study
     written = OmegaConf.to_container(composed, resolve=False)
     found = list(targets(written))
     max_t = resolve_max_t(composed, options, parsed.space.names)
@@ -183,21 +185,24 @@ class HydraJobs:
         self._ranks = ranks
         self._seed = seed
 
-    def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
-        return self._hydra_job.folder(self._parsed.overrides(config), trial_id)
+    def folder(self, trial: Trial) -> Path:
+        return self._hydra_job.folder(self._overrides(trial.config, trial.replicate), trial.id)
 
     def job(self, decision: Start | Resume, folder: Path, environment: dict[str, str]) -> Job:
-        overrides = self._parsed.overrides(decision.config)
-        if decision.replicate and self._seed is not None:
-            name, seed = self._seed
-            overrides = [*overrides, f"{name}={seed + decision.replicate}"]
         return Job(
             trial_id=decision.trial_id,
             attempt=decision.attempt,
             folder=folder,
             log=folder / "trial.log",
             environment=environment,
-            payload={"overrides": overrides},
+            payload={"overrides": self._overrides(decision.config, decision.replicate)},
             ranks=self._ranks,
             seed=child_seed(self._options.random_seed, Stream.TRAINING, decision.trial_id),
         )
+
+    def _overrides(self, config: Config, replicate: int) -> list[str]:
+        overrides = self._parsed.overrides(config)
+        if replicate and self._seed is not None:
+            name, seed = self._seed
+            overrides.append(f"{name}={seed + replicate}")
+        return overrides

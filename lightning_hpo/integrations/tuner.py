@@ -17,6 +17,7 @@ from lightning_hpo.core.events import Outcome, Resume, Start
 from lightning_hpo.core.options import StudyOptions, max_t_among
 from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.trial import Trial
 from lightning_hpo.errors import StudyError, TrialPaused, TrialStopped
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.failures import end_by_exit, judge
@@ -161,8 +162,8 @@ class FunctionJobs:
         self._options = options
         self._ranks = ranks
 
-    def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
-        return self._folder / str(trial_id)
+    def folder(self, trial: Trial) -> Path:
+        return self._folder / str(trial.id)
 
     def job(self, decision: Start | Resume, folder: Path, environment: dict[str, str]) -> Job:
         return Job(

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from lightning_hpo.core.events import Decision, Event, Finish, Reported, StudyContinued, WorkerReady
@@ -16,6 +16,7 @@ from lightning_hpo.errors import StudyNotFound
 from lightning_hpo.report import formats
 from lightning_hpo.runtime.journal import FILE_NAME, Journal
 from lightning_hpo.runtime.stored import state_from_header
+from lightning_hpo.runtime.trial_folders import recorded_folder
 
 LOG_NAME = "trial.log"
 """What a trial printed, in the trial's folder."""
@@ -191,11 +192,10 @@ def _studies_below(root: Path) -> Iterator[Path]:
 
 
 def trial_folder(study: Path, trial: Trial) -> Path | None:
-    """The trial's folder, if it can be told: where its checkpoint lies, else the one named by its number."""
-    path = PurePosixPath("" if trial.checkpoint is None else trial.checkpoint.path)
-    # A study from elsewhere may say anything.
-    if path.parts and not path.is_absolute() and ".." not in path.parts and str(path).isprintable():
-        return study.joinpath(path).parent.parent
+    """The trial's folder, if it can be told: the one that is recorded, else the one named by its number."""
+    recorded = recorded_folder(study, trial)
+    if recorded is not None:
+        return recorded
     usual = study / str(trial.id)
     return usual if usual.is_dir() else None
 

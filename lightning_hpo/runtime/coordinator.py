@@ -46,6 +46,7 @@ from lightning_hpo.errors import (
     CheckpointError,
     DiskFull,
     HpoError,
+    OptionError,
     RepeatedFailure,
     StudyError,
 )
@@ -62,6 +63,7 @@ from lightning_hpo.runtime.proposals import Proposals
 from lightning_hpo.runtime.retention import Retention
 from lightning_hpo.runtime.room import Room
 from lightning_hpo.runtime.suggesting import Answered, SearcherHost
+from lightning_hpo.runtime.trial_folders import TrialFolders
 from lightning_hpo.runtime.writing import GivenUp, Writer
 
 _TICK_S = 0.5
@@ -77,8 +79,8 @@ _MOST_DRAINS = 100
 class JobFactory(Protocol):
     """Turns a decision into a job of the backend."""
 
-    def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
-        """The trial's folder, below the study folder."""
+    def folder(self, trial: Trial) -> Path:
+        """The folder below the study's that the trial would have if it were the only one; see :class:`TrialFolders`."""
 
     def job(self, decision: Start | Resume, folder: Path, environment: dict[str, str]) -> Job: ...
 
@@ -133,6 +135,7 @@ class Coordinator:
         fallback: makes the searcher that takes over if the host fails.
         store: the checkpoints.
         jobs: turns decisions into jobs.
+        folders: where the trials write.
         observer: shows the run.
         resource: unit of resource, ``epoch`` or ``validation``.
         epoch_timeout: seconds without a word after which an attempt counts as hung.
@@ -152,6 +155,7 @@ class Coordinator:
         fallback: Callable[[], SearcherHost],
         store: CheckpointStore,
         jobs: JobFactory,
+        folders: TrialFolders,
         observer: Observer,
         resource: str = "epoch",
         epoch_timeout: float | None = None,
@@ -165,6 +169,7 @@ class Coordinator:
         self._server = server
         self._store = store
         self._jobs = jobs
+        self._folders = folders
         self._observer = observer
         self._resource = resource
         self._epoch_timeout = epoch_timeout
@@ -195,9 +200,7 @@ class Coordinator:
             clock,
         )
         self._proposals = Proposals(state, host, fallback, self._flushed, self._warn, clock)
-        self._retention = Retention(
-            state, store, self._folder, self._checkpoint_removed, self._after_commit, self._warn
-        )
+        self._retention = Retention(state, store, folders.of, self._checkpoint_removed, self._after_commit, self._warn)
 
     # --------------------------------------------------------------------------------------- running
 
@@ -229,7 +232,8 @@ class Coordinator:
     def _hindrance(self) -> str:
         if isinstance(self._problem, BackendError):
             return "no trial can be run"
-        return "the script cannot be tuned" if self._proposals.problem is None else "an option cannot be used"
+        is_option = self._proposals.problem is not None or isinstance(self._problem, OptionError)
+        return "an option cannot be used" if is_option else "the script cannot be tuned"
 
     def interrupt(self, limit_s: float = math.inf, by: signal.Signals = signal.SIGINT) -> None:
         """Once: pause running trials at their next report and stop. Twice: stop now. Safe in a signal handler.
@@ -352,7 +356,7 @@ class Coordinator:
             attempt.has_greeted = True
             self._reply(client, self._welcome(self._state.trial(message.trial_id)))
         elif isinstance(message, Saved):
-            folder = self._folder(self._state.trial(message.trial_id))
+            folder = self._folders.of(self._state.trial(message.trial_id))
             checkpoint = self._store.relative(folder, message.checkpoint)
             self._handle(CheckpointSaved(self._now, message.trial_id, message.attempt, checkpoint))
             self._room.not_wanted(message.trial_id)
@@ -400,7 +404,7 @@ class Coordinator:
     def _welcome(self, trial: Trial) -> Welcome:
         checkpoint = trial.checkpoint if trial.resume_from else None  # it may have been found damaged since
         best = self._state.best_any
-        folder = self._folder(trial)
+        folder = self._folders.of(trial)
         return Welcome(
             metric=self._state.options.metric,
             mode=self._state.options.mode,
@@ -432,9 +436,14 @@ class Coordinator:
             self._drain_messages(gone)
         for event in happened:
             if isinstance(event, Started):
-                self._handle(AttemptStarted(self._now, event.trial_id, event.attempt, event.pid, event.worker))
+                self._take_start(event)
             else:
                 self._take_exit(event)
+
+    def _take_start(self, start: Started) -> None:
+        trial = self._state.trials[start.trial_id]
+        folder = self._folders.name(trial) if trial.folder is None else None
+        self._handle(AttemptStarted(self._now, trial.id, start.attempt, start.pid, start.worker, folder))
 
     def _drain_messages(self, gone: Set[tuple[int, int]]) -> None:
         """What a process sent before it ended comes before its end. Others, who may never stop talking, wait."""
@@ -451,7 +460,7 @@ class Coordinator:
             return
         del self._attempts[end.trial_id]
         self._room.not_wanted(end.trial_id)
-        log = self._folder(self._state.trials[end.trial_id]) / "trial.log"
+        log = self._folders.of(self._state.trials[end.trial_id]) / "trial.log"
         outcome, error = attempt.judge(end, log, self._interrupts.count > 0)
         self._handle(AttemptEnded(self._now, end.trial_id, end.attempt, outcome, error))
         if outcome is not Outcome.COMPLETED:
@@ -459,7 +468,7 @@ class Coordinator:
         self._retention.keep_within_budget()
         if self._state.repeated_error is not None and self._problem is None:
             first, error = self._state.repeated_error
-            log = self._folder(self._state.trials[first]) / "trial.log"
+            log = self._folders.of(self._state.trials[first]) / "trial.log"
             self._problem = RepeatedFailure(
                 f"One trial after the other failed with the same error, and none reported in between: {error}. "
                 f"The whole traceback is in {log}. Correct its cause and start again."
@@ -508,12 +517,9 @@ class Coordinator:
 
         def start() -> None:
             failpoint("coordinator.before_start")
-            folder = self._jobs.folder(decision.trial_id, decision.config)
+            folder = self._folders.of(self._state.trials[decision.trial_id])
             environment = self._server.environment(decision.trial_id, decision.attempt, folder)
             self._backend.start(self._jobs.job(decision, folder, environment))
             failpoint("coordinator.started")
 
         self._after_commit(start)
-
-    def _folder(self, trial: Trial) -> Path:
-        return self._jobs.folder(trial.id, self._state.space.with_constants(trial.config))

@@ -1,4 +1,6 @@
-"""What file system a folder is on: databases need to know whether other machines see it, and trials want room on it."""
+"""What file system a folder is on: databases need to know whether other machines see it, trials want room on it, and
+folders names that it can hold.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ _NETWORK = re.compile(
     r"|fuse\.(sshfs|glusterfs|ceph\w*|juicefs|s3fs|gcsfuse|goofys|rclone|blobfuse\d*|davfs\d*|beegfs\w*|lustre\w*))$"
 )
 
+_LONGEST_BELOW = 100
+"""Bytes of the longest path that is written below a trial's folder without the script's doing."""
 _LEAST_BYTES = 1 << 20
 _LEAST_FILES = 32
 """What a trial needs before its script has done anything: folders, logs, its configuration."""
@@ -31,6 +35,27 @@ def shortage(path: Path) -> str | None:
     # Some file systems do not count files.
     if room.f_files and (room.f_ffree if is_root else room.f_favail) < _LEAST_FILES:
         return "the disk can take no more files"
+    return None
+
+
+def name_too_long(folder: Path) -> str | None:
+    """Which part of a folder's path is longer than the file system allows; None if none is, or it does not tell.
+
+    Args:
+        folder: absolute; need not exist.
+    """
+    there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    try:
+        longest_name, longest_path = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
+    except (OSError, ValueError):
+        return None
+    for name in folder.parts:
+        size = len(os.fsencode(name))
+        if 0 < longest_name < size:
+            return f"a name may have {longest_name} bytes, and {name[:60]}... has {size}"
+    size = len(os.fsencode(folder))
+    if 0 < longest_path < size + _LONGEST_BELOW:
+        return f"a path may have {longest_path} bytes with what is below it, and its own has {size}"
     return None
 
 

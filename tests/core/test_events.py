@@ -54,6 +54,7 @@ def test_fields_of_a_newer_version_are_passed_over():
         {"event": "AttemptEnded", "time": 1.0, "trial_id": 0, "attempt": 1, "outcome": "vanished"},
         {"event": "AttemptEnded", "time": 1.0, "trial_id": 0, "attempt": 1, "outcome": "lost", "error": 3},
         {"event": "AttemptStarted", "time": 1.0, "trial_id": [0], "attempt": 1},
+        {"event": "AttemptStarted", "time": 1.0, "trial_id": 0, "attempt": 1, "folder": ["0"]},
         {"event": "Reported", "time": 1.0, "trial_id": 0, "attempt": 1, "resource": 1, "value": "high"},
         {"event": "Reported", "time": 1.0, "trial_id": 0, "attempt": 1, "resource": 1, "value": 1, "metrics": [1]},
         {"event": "CheckpointSaved", "time": 1.0, "trial_id": 0, "attempt": 1, "checkpoint": {"path": "x"}},

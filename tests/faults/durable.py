@@ -132,7 +132,7 @@ class DurableCluster(VirtualCluster):
 
     def sweep(self, state: StudyState) -> None:
         recorded = [t.checkpoint for t in state.trials.values() if t.checkpoint is not None]
-        self.disk.sweep([self.jobs.folder(i, {}) for i in state.trials], recorded)
+        self.disk.sweep([self.jobs.folder(trial) for trial in state.trials.values()], recorded)
 
     # -- what a trial's process does; a failpoint on its side ends it alone
 
@@ -184,7 +184,7 @@ class DurableCluster(VirtualCluster):
         self._train(process)
 
     def _save(self, process: Process) -> None:
-        folder = self.jobs.folder(process.trial_id, {})
+        folder = self.jobs.study / str(process.trial_id)
         path = checkpoint_path(folder, process.resource)
         try:
             written = self._written(path, [process.trial_id, process.resource])
@@ -282,10 +282,7 @@ class Jobs(virtual.Jobs):
     """Jobs whose folders lie in the study folder."""
 
     def __init__(self, study: Path) -> None:
-        self._study = study
-
-    def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
-        return self._study / str(trial_id)
+        self.study = study
 
 
 def stored_events(folder: Path) -> list[Event]:

@@ -31,6 +31,7 @@ from lightning_hpo.core.events import Outcome
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import Trial
 from lightning_hpo.runtime.backends.base import Exit, Job, Started
 from lightning_hpo.runtime.channel import TrialChannel, trial_channel
 from lightning_hpo.runtime.channel_server import ChannelServer
@@ -40,6 +41,7 @@ from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.messages import Report, encode
 from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.runtime.suggesting import InlineHost
+from lightning_hpo.runtime.trial_folders import TrialFolders
 from lightning_hpo.runtime.wire import Refused, frame, shake_hands
 from lightning_hpo.searchers import make_searcher
 from tests.faults.malformed import MALFORMED, is_refused, some_message
@@ -265,8 +267,8 @@ class _Jobs:
     def __init__(self, folder: Path) -> None:
         self._study = folder
 
-    def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
-        return self._study / str(trial_id)
+    def folder(self, trial: Trial) -> Path:
+        return self._study / str(trial.id)
 
     def job(self, decision: Any, folder: Path, environment: dict[str, str]) -> Job:
         return Job(decision.trial_id, decision.attempt, folder, folder / "trial.log", environment)
@@ -366,6 +368,7 @@ def fuzz(
                 fallback=lambda: InlineHost(make_searcher("random", {}), state.view),
                 store=CheckpointStore(folder),
                 jobs=_Jobs(folder),
+                folders=TrialFolders(folder, state, _Jobs(folder).folder),
                 observer=watcher,
             ).run()
             replayed = StudyState(space, options)

@@ -24,7 +24,7 @@ from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, Sugges
 from lightning_hpo.core.seeds import Stream, generator
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
-from lightning_hpo.core.trial import Checkpoint, TrialStatus
+from lightning_hpo.core.trial import Checkpoint, Trial, TrialStatus
 from lightning_hpo.errors import ChannelError, SearcherFailed, StudyError
 from lightning_hpo.runtime import coordinator as coordinator_module
 from lightning_hpo.runtime import writing as writing_module
@@ -34,6 +34,7 @@ from lightning_hpo.runtime.coordinator import Coordinator, RunResult
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Message, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.stored import continued_state, study_header
 from lightning_hpo.runtime.suggesting import Answered
+from lightning_hpo.runtime.trial_folders import TrialFolders
 from lightning_hpo.searchers import make_searcher
 
 
@@ -264,8 +265,10 @@ class Host:
 class Jobs:
     """Jobs of trials whose folders are numbers."""
 
-    def folder(self, trial_id: int, config: dict[str, Any]) -> Path:
-        return Path("study") / str(trial_id)
+    study = Path("study")
+
+    def folder(self, trial: Trial) -> Path:
+        return self.study / str(trial.id)
 
     def job(self, decision: Any, folder: Path, environment: dict[str, str]) -> Job:
         payload = {"config": decision.config}
@@ -403,6 +406,7 @@ class VirtualCluster:
             "fallback": lambda: Host(self, state, make_searcher("random"), may_fail=False),
             "store": self.disk,
             "jobs": self.jobs,
+            "folders": TrialFolders(self.jobs.study, state, self.jobs.folder),
             "observer": self,
             "epoch_timeout": self._epoch_timeout,
             "trial_timeout": self.trial_timeout,

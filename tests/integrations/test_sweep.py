@@ -102,6 +102,23 @@ class TestAStudy:
         assert finished.code == 0
         assert len(rows(first.study)) == 6
 
+    def test_trials_whose_folders_have_one_name_do_not_share_one(self, tune):
+        ended = tune(LR, "hydra.launcher.type=promotion", "hydra.launcher.n_trials=5", "hydra.sweep.subdir=same")
+        assert ended.code == 0, ended.output
+        assert {row["status"] for row in rows(ended.study)} == {"paused", "completed"}
+        folders = sorted(folder.name for folder in ended.study.glob("same*"))
+        assert folders == ["same", "same_1", "same_2", "same_3", "same_4"]
+        assert ended.output.count("were both to write to same") == 1
+
+    def test_a_resumed_trial_goes_on_in_its_folder_whatever_its_name_would_be_now(self, tune):
+        named = "hydra.sweep.subdir=${now:%H-%M-%S-%f}_${hydra.job.num}"
+        promotion = "hydra.launcher.type=promotion"
+        tune(LR, promotion, "hydra.launcher.n_trials=2", named)
+        ended = tune(LR, promotion, "hydra.launcher.n_trials=6", named)
+        assert ended.code == 0, ended.output
+        assert [int(row["attempts"]) for row in rows(ended.study)[:2]] == [1, 2]
+        assert sorted(log.parent.name.split("_")[1] for log in ended.study.glob("*/trial.log")) == list("012345")
+
     def test_a_folder_without_a_study_begins_one_and_says_so(self, tune, tmp_path):
         ended = tune(LR, f"hydra.launcher.study={tmp_path}/new", "hydra.launcher.n_trials=1")
         assert ended.code == 0, ended.output
@@ -235,6 +252,12 @@ class TestBadInput:
             (["model.lr=interval(0.1,0.1)"], "this range holds one value, 0.1", "move one of its ends."),
             (["model.lr=tag(log,interval(0,0.1))"], "model.lr", "0"),
             (["model.lr=0.1"], "Nothing is searched", "hydra/launcher=basic"),
+            ([LR, "hydra.sweep.subdir=${nokey}"], "which cannot be resolved for trial 0", "numbered folders."),
+            (
+                [LR, f"hydra.sweep.subdir={'a' * 300}"],
+                "a name may have 255 bytes",
+                "Set hydra.sweep.subdir to something",
+            ),
             ([LR, "hydra.launcher.max_t=9"], "max_t is 9, but trainer.max_epochs is 3", "trainer.max_epochs=9"),
             ([LR, "hydra.launcher.algorithm=mobstr"], "algorithm='mobstr' is unknown", "Did you mean 'mobster'?"),
         ],

@@ -278,7 +278,7 @@ def test_a_trial_that_can_have_no_log_is_told_apart_from_one_whose_script_fails(
     launcher.start(0, do="describe")
     ended = launcher.next("Exit")
     assert (ended["exit_code"], ended["signal"]) == (None, None)
-    assert "cannot be written; is the disk full?" in ended["problem"]
+    assert ended["problem"] == "its trial.log cannot be written: File exists"
 
 
 def test_trials_die_with_the_server_and_the_next_trial_runs(launch: MakeLauncher) -> None:

@@ -93,3 +93,10 @@ def test_whether_a_trial_has_room_is_told_for_who_asks(monkeypatch, room: dict[s
 def test_where_the_system_does_not_tell_there_is_room(tmp_path: Path) -> None:
     assert filesystems.shortage(tmp_path) is None
     assert filesystems.shortage(tmp_path / "missing") is None
+
+
+def test_a_folder_whose_name_the_file_system_cannot_hold_is_found_out_before_it_is_made(tmp_path: Path) -> None:
+    assert filesystems.name_too_long(tmp_path / "missing" / ("a" * 255)) is None
+    assert "255 bytes" in str(filesystems.name_too_long(tmp_path / "missing" / ("a" * 256) / "b"))
+    assert "255 bytes" in str(filesystems.name_too_long(tmp_path / ("ä" * 128)))
+    assert "4096 bytes" in str(filesystems.name_too_long(tmp_path.joinpath(*["a" * 200] * 20)))

@@ -278,7 +278,7 @@ class TrialServer:
             requested=attempt.requested,
             peak_rss=attempt.peak_rss,
             cpu_s=attempt.cpu_s,
-            problem=None if has_begun else f"its log {attempt.job.log} cannot be written; is the disk full?",
+            problem=None if has_begun else why_no_log(attempt.job),
         )
         self._send(event="exited", **dataclasses.asdict(ended))
 
@@ -312,6 +312,18 @@ class TrialServer:
             time.sleep(_DRAIN_PERIOD_S)
         for attempt in self._attempts.values():
             attempt.delete_scratch()
+
+
+def why_no_log(job: Job) -> str:
+    """What keeps a trial from its log. Without the log's path, so that trials with the same trouble say the same."""
+    cause = "is the disk full?"
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with open(job.log, "ab"):
+            pass
+    except OSError as problem:
+        cause = problem.strerror or str(problem)
+    return f"its {job.log.name} cannot be written: {cause}"
 
 
 def remove_scratch(mark: str) -> None:
