@@ -23,8 +23,9 @@ from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.warm_up import warm_up
 from lightning_hpo.report.folder import continuing
 from lightning_hpo.report.live import RunObserver, make_observer
-from lightning_hpo.report.results import summary, write_atomically, write_results
+from lightning_hpo.report.results import summary, write_results
 from lightning_hpo.report.screen import show
+from lightning_hpo.report.writing import write_atomically
 from lightning_hpo.runtime.backends.base import Backend, Entry
 from lightning_hpo.runtime.backends.local import DEFAULT_PRELOAD, LocalBackend
 from lightning_hpo.runtime.backends.ray import RayBackend

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,8 @@ from lightning_hpo.errors import StudyError
 from lightning_hpo.report import formats
 from lightning_hpo.report.folder import Report, StudyFolder, read_reports
 from lightning_hpo.report.overview import status_json, trials_json
-from lightning_hpo.report.results import check_target, column_names, csv_text, values_of, write_atomically
+from lightning_hpo.report.results import column_names, csv_text, values_of
+from lightning_hpo.report.writing import check_target, filling, write_where_asked
 
 if TYPE_CHECKING:
     import optuna
@@ -28,7 +28,7 @@ def export(folder: Path, kind: str, target: Path) -> None:
     Args:
         folder: the study folder.
         kind: a key of :data:`KINDS`.
-        target: the file; an older one is replaced.
+        target: the file; an older one is replaced, a link followed, a pipe written into.
 
     Raises:
         StudyNotFound, StudyCorrupt: if the study cannot be read.
@@ -51,7 +51,7 @@ def to_csv(study: StudyFolder, reports: list[Report], target: Path) -> None:
         + configs[r.trial_id]
         for r in reports
     )
-    write_atomically(target, csv_text(header, rows))
+    write_where_asked(target, csv_text(header, rows))
 
 
 def to_json(study: StudyFolder, reports: list[Report], target: Path) -> None:
@@ -76,7 +76,7 @@ def to_json(study: StudyFolder, reports: list[Report], target: Path) -> None:
         ],
         "status": status_json(study),
     }
-    write_atomically(target, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_where_asked(target, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 # ----------------------------------------------------------------------------------------- optuna
@@ -93,11 +93,9 @@ def to_optuna(study: StudyFolder, reports: list[Report], target: Path) -> None:
     except ImportError:
         raise StudyError("Optuna is not installed. Install it with: pip install optuna") from None
     state = study.state
-    temporary = target.with_name(f".{target.name}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
-        direction = "minimize" if state.options.mode == "min" else "maximize"
-        previous = optuna.logging.get_verbosity()
+    direction = "minimize" if state.options.mode == "min" else "maximize"
+    previous = optuna.logging.get_verbosity()
+    with filling(target) as temporary:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             made = optuna.create_study(
@@ -108,13 +106,6 @@ def to_optuna(study: StudyFolder, reports: list[Report], target: Path) -> None:
                     made.add_trial(_optuna_trial(study, trial))
         finally:
             optuna.logging.set_verbosity(previous)
-        os.replace(temporary, target)
-    except OSError as problem:
-        raise StudyError(
-            f"{target} cannot be written: {problem.strerror or problem}. Choose a folder you may write to."
-        ) from problem
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _optuna_trial(study: StudyFolder, trial: Trial) -> optuna.trial.FrozenTrial:

@@ -10,7 +10,8 @@ from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.report import formats
 from lightning_hpo.report.folder import LOG_NAME
-from lightning_hpo.report.results import RESULTS_NAME, TRIALS_NAME, table
+from lightning_hpo.report.results import table
+from lightning_hpo.report.writing import RESULTS_NAME, TRIALS_NAME
 
 
 def header_text(

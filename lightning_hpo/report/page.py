@@ -15,15 +15,14 @@ from lightning_hpo.report.folder import Report, StudyFolder, params, read_report
 from lightning_hpo.report.header import ending
 from lightning_hpo.report.results import (
     best_rows,
-    check_target,
     counts_line,
     disk_line,
     failure_lines,
     spent_line,
-    write_atomically,
 )
 from lightning_hpo.report.svg import Axis, Plot
 from lightning_hpo.report.tally import Tally
+from lightning_hpo.report.writing import check_target, write_atomically, write_where_asked
 
 PAGE_NAME = "report.html"
 MAX_CURVES = 300
@@ -69,7 +68,8 @@ def write_page(folder: Path, target: Path | None = None) -> Path:
 
     Args:
         folder: the study folder.
-        target: the file; default: ``report.html`` in the study folder.
+        target: the file, where a link is followed and a pipe written into; default: ``report.html`` in the study
+            folder.
 
     Raises:
         StudyNotFound, StudyCorrupt: if the study cannot be read.
@@ -77,7 +77,8 @@ def write_page(folder: Path, target: Path | None = None) -> Path:
     """
     path = folder / PAGE_NAME if target is None else target
     check_target(path)
-    write_atomically(path, page(*read_reports(folder)))
+    write = write_atomically if target is None else write_where_asked
+    write(path, page(*read_reports(folder)))
     return path
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +14,12 @@ import yaml
 from lightning_hpo.core.algorithms import ALGORITHMS
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Config, Trial, TrialStatus
-from lightning_hpo.errors import StudyError
 from lightning_hpo.report import formats
 from lightning_hpo.report.afterwards import all_failed_afterwards, how_it_failed
 from lightning_hpo.report.folder import params, trial_log
 from lightning_hpo.report.tally import Tally, counts
-from lightning_hpo.runtime.journal import FILE_NAME
+from lightning_hpo.report.writing import RESULTS_NAME, TRIALS_NAME, write_atomically
 from lightning_hpo.study import Recommendation
-
-RESULTS_NAME = "optimization_results.yaml"
-TRIALS_NAME = "trials.csv"
-
-_OWN_NAMES = frozenset({RESULTS_NAME, TRIALS_NAME, "multirun.yaml", "search.log", "study.mark", "study.lock"})
-"""What a study keeps in its folder besides its database."""
 
 _COLUMNS = (
     "trial", "status", "bracket", "origin", "resource", "last_value", "best_value", "best_resource", "value_at_max_t",
@@ -63,43 +54,6 @@ def write_results(
     write_atomically(results, results_yaml(state, reason, recommendation))
     write_atomically(trials, trials_csv(state))
     return results, trials
-
-
-def check_target(target: Path) -> None:
-    """Refuse to write what a user asked for over what a study lives on.
-
-    Raises:
-        StudyError: if the file is one of a study's own.
-    """
-    # The link that is replaced, and what it points to: neither must be lost.
-    for path in (target.parent.resolve() / target.name, target.resolve()):
-        is_database = path.name.startswith(FILE_NAME)  # with SQLite's -wal and -shm, and the backup
-        is_in_study = (path.parent / FILE_NAME).exists()
-        if (is_in_study and (is_database or path.name in _OWN_NAMES)) or (path.name == FILE_NAME and path.exists()):
-            raise StudyError(f"{target} is a file of a study and would be lost. Write to a file with another name.")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file's content; whoever reads it sees all of the old or all of the new one.
-
-    Raises:
-        StudyError: if it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    try:
-        try:
-            with open(temporary, "x", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as problem:
-        raise StudyError(
-            f"{path} cannot be written: {problem.strerror or problem}. "
-            "Make room on the disk, or choose a folder you may write to."
-        ) from problem
 
 
 # ------------------------------------------------------------------------------------------- yaml

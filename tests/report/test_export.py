@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from lightning_hpo.core.space import choice, finrange, lograndint, uniform
 from lightning_hpo.errors import StudyError
-from lightning_hpo.report.export import export
+from lightning_hpo.report.export import KINDS, export
+from lightning_hpo.report.page import write_page
 from lightning_hpo.study import Study
 from tests.report.studies import small_study
 
@@ -108,3 +112,58 @@ def test_optuna_gets_domains_it_has_no_name_for(tmp_path: Path):
     assert [t.state.name for t in loaded.trials] == ["COMPLETE", "FAIL"]
     assert loaded.trials[0].params["layers"] in ("[1, 2]", "[3]")
     assert loaded.trials[0].distributions["n"].log
+
+
+class TestWhereItIsWritten:
+    """To the place that the user named, whatever is there."""
+
+    @pytest.fixture
+    def study(self, tmp_path: Path) -> Path:
+        small_study(tmp_path / "study").close()
+        return tmp_path / "study"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("there", ["old", None])
+    def test_a_link_is_followed_and_stays(self, study: Path, tmp_path: Path, kind: str, there: str | None):
+        if kind == "optuna":
+            pytest.importorskip("optuna")
+        (tmp_path / "data").mkdir()
+        if there is not None:
+            (tmp_path / "data" / "file").write_text(there)
+        (tmp_path / "link").symlink_to("data/file")
+        export(study, kind, tmp_path / "link")
+        assert os.readlink(tmp_path / "link") == "data/file"
+        export(study, kind, tmp_path / "another")
+        assert len((tmp_path / "data" / "file").read_bytes()) == len((tmp_path / "another").read_bytes()) > 100
+        assert [path.name for path in (tmp_path / "data").iterdir()] == ["file"]
+
+    def test_a_page_that_is_asked_for_is_written_through_a_link_too(self, study: Path, tmp_path: Path):
+        (tmp_path / "link").symlink_to(tmp_path / "page.html")
+        write_page(study, tmp_path / "link")
+        assert (tmp_path / "link").is_symlink() and "</html>" in (tmp_path / "page.html").read_text()
+
+    def test_but_not_where_nobody_asked_for_it(self, study: Path, tmp_path: Path):
+        """A study from elsewhere may hold any link."""
+        (tmp_path / "precious").write_text("precious")
+        (study / "report.html").symlink_to(tmp_path / "precious")
+        write_page(study)
+        assert (tmp_path / "precious").read_text() == "precious"
+
+    @pytest.mark.parametrize("kind", ["csv", "json"])
+    def test_a_pipe_is_written_into(self, study: Path, tmp_path: Path, kind: str):
+        os.mkfifo(tmp_path / "pipe")
+        heard: list[str] = []
+        reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_text()), daemon=True)
+        reader.start()
+        export(study, kind, tmp_path / "pipe")
+        reader.join(10)
+        export(study, kind, tmp_path / "file")
+        assert heard == [(tmp_path / "file").read_text()]
+        assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_folder_is_refused_as_such(self, study: Path, tmp_path: Path, kind: str):
+        if kind == "optuna":
+            pytest.importorskip("optuna")
+        with pytest.raises(StudyError, match=r"is a folder, .*\. Give the name of a file in it\."):
+            export(study, kind, study)

@@ -21,9 +21,9 @@ from lightning_hpo.report.results import (
     results_yaml,
     summary,
     trials_csv,
-    write_atomically,
     write_results,
 )
+from lightning_hpo.report.writing import write_atomically
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.study import Recommendation, Study
