@@ -35,7 +35,7 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from lightning_hpo.core.domains.base import plain_value
+from lightning_hpo.core.domains.base import plain_value, value_key
 from lightning_hpo.core.space import (
     Domain,
     SearchSpace,
@@ -79,8 +79,8 @@ class Parameter:
     fixed: str | None = None
     """The whole override as it was written, if nothing is searched."""
     written: tuple[tuple[Any, str], ...] = ()
-    """Where the values have no common type, ``choice(0.5,auto)``: every value, and the text of the grammar for it,
-    which is the category. Empty where the values are the categories themselves."""
+    """Where a study cannot keep the values apart, ``choice(1,1.0,auto)``, or not all of them, ``choice(1,inf,auto)``:
+    every value, and the text of the grammar for it, which is the category. Else empty: values are the categories."""
 
     def override(self, config: Mapping[str, Any]) -> str:
         if self.fixed is not None:
@@ -140,8 +140,8 @@ def read_space(
         arguments: overrides of the command line, ``hydra.overrides.task``.
         params: ``hydra.sweeper.params``: name, perhaps with a prefix, to the text after ``=``.
         domains: ``hydra.launcher.space``: name to the spelling of a domain, as ``SearchSpace.parse`` takes it.
-        begun: name to domain of the study that is to be continued. Where it has texts for categories as earlier
-            versions wrote them, which knew no null beside values and lost quotes, they stay these texts.
+        begun: name to domain of the study that is to be continued. Where it has texts for values of many types, as
+            earlier versions wrote them, they stay these texts.
 
     The same name may stand in several places: the command line wins over ``domains``, which win over ``params``.
 
@@ -304,21 +304,21 @@ def _choice_domain(override: Override, value: Any, begun: Domain | None) -> tupl
     if not elements:
         raise SpaceError("there is nothing to choose from. Name at least one option.")
     values = [_plain(element) for element in elements]
-    types = {type(v) for v in values} - {type(None)}
-    has_common_type = len(types) < 2 or types == {int, float}
-    if has_common_type and not any(v is None for v in values):
+    types = {type(v) for v in values}
+    if len(types) < 2 or types == {int, float}:
         return _CHOICES[tag](values), ()
-    # Hydra's own texts, which earlier versions took for categories. Quotes are lost in those of choice(...).
+    # Hydra's own texts, which the first versions took for categories. Quotes are lost in those of choice(...).
     texts = list(override.sweep_string_iterator())
-    if not _is_searched_by_text(texts, begun):
-        if has_common_type and all(map(_can_be_expressed, values)):
-            return _CHOICES[tag](values), ()
+    begun_with = None if begun is None else begun.to_json().get("categories")
+    if begun_with != texts:
         texts = [format_value(v) if _can_be_expressed(v) else text for v, text in zip(values, texts, strict=True)]
+        if begun_with != texts and _can_be_kept_apart(values):
+            return _CHOICES[tag](values), ()
     return _CHOICES[tag](texts), tuple(zip(values, texts, strict=True))
 
 
-def _is_searched_by_text(texts: list[str], begun: Domain | None) -> bool:
-    return begun is not None and begun.to_json().get("categories") == texts
+def _can_be_kept_apart(values: list[Any]) -> bool:
+    return all(map(_can_be_expressed, values)) and len(set(map(value_key, values))) == len(values)
 
 
 def _can_be_expressed(value: Any) -> bool:

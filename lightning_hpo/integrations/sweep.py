@@ -110,7 +110,7 @@ def _domains_of_study(folder: Path) -> Mapping[str, Domain]:
 
 
 def in_categories(options: LauncherOptions, parsed: ParsedSweep) -> LauncherOptions:
-    """The options with configurations as the study keeps them: texts where the values of a choice are of many types."""
+    """The options with configurations as the study keeps them: as texts where it cannot keep the values of a choice."""
     points, allowed = options.points_to_evaluate, options.searcher.restrict_configurations
     searcher = dataclasses.replace(
         options.searcher, restrict_configurations=None if allowed is None else parsed.categories(allowed)

@@ -327,8 +327,6 @@ NOT_A_DOMAIN = {
     "no category": (lambda: choice([]), "no categories"),
     "text as categories": (lambda: choice("relu"), "no list"),
     "number as categories": (lambda: choice(3), "no list"),
-    "mixed types": (lambda: choice([1, "a"]), "int, str"),
-    "booleans and integers": (lambda: choice([True, 0]), "bool, int"),
     "repeated": (lambda: choice(["a", "b", "a"]), "'a' occurs twice"),
     "repeated list": (lambda: choice([[1], (1,)]), "occurs twice"),
     "repeated number": (lambda: choice([1, 1.0]), "occurs twice"),

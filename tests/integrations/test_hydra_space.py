@@ -66,10 +66,10 @@ class TestTheGrammar:
     def test_an_integer_among_floats_is_a_float(self):
         assert space_of("x=0.5,1") == SearchSpace({"x": choice([0.5, 1.0])})
 
-    def test_values_without_a_common_type_are_searched_by_the_way_they_are_written(self):
-        sweep = read_space(None, ["clip=0.5,null,'a b'"])
-        assert sweep.space == SearchSpace({"clip": choice(["0.5", "null", "'a b'"])})
-        assert [parsed(*sweep.overrides({"clip": c})) for c in ("0.5", "null", "'a b'")] == [0.5, None, "a b"]
+    def test_values_that_cannot_be_kept_are_searched_by_the_way_they_are_written(self):
+        sweep = read_space(None, ["clip=inf,null,'a b'"])
+        assert sweep.space == SearchSpace({"clip": choice(["inf", "null", "'a b'"])})
+        assert [parsed(*sweep.overrides({"clip": c})) for c in ("inf", "null", "'a b'")] == [math.inf, None, "a b"]
 
     @pytest.mark.parametrize(
         ("text", "values"),
@@ -89,6 +89,27 @@ class TestTheGrammar:
         assert sweep.space.complete([{"x": v} for v in values]) == [{"x": v} for v in values]
         assert [parsed(*sweep.overrides({"x": v})) for v in values] == values
         assert sweep.overrides({"x": None}) == ["x=null"]
+
+    @pytest.mark.parametrize(
+        ("text", "values"),
+        [
+            ("auto,null,3", ["auto", None, 3]),
+            ("choice('none',0.5)", ["none", 0.5]),
+            ("choice('true',true,1)", ["true", True, 1]),
+            ("tag(ordinal,choice(low,0.5))", ["low", 0.5]),
+        ],
+    )
+    def test_values_of_many_types_are_searched_as_the_script_sees_them(self, text, values):
+        sweep = read_space(None, [f"x={text}"])
+        categories = sweep.space.domains["x"].to_json()["categories"]
+        assert [(v, type(v)) for v in categories] == [(v, type(v)) for v in values]
+        assert SearchSpace.from_json(sweep.space.to_json()) == sweep.space
+
+    def test_a_study_that_began_with_texts_for_values_of_many_types_goes_on_with_texts(self):
+        begun = {"x": choice(["'none'", "0.5"])}
+        sweep = read_space(None, ["x=choice('none',0.5)"], begun=begun)
+        assert sweep.space == SearchSpace(begun)
+        assert sweep.overrides({"x": "'none'"}) == ["x='none'"]
 
     @pytest.mark.parametrize("text", ["inf", "{1:a}"])
     def test_beside_null_a_value_that_no_study_can_keep_is_searched_by_the_way_it_is_written(self, text):
@@ -125,11 +146,11 @@ class TestTheGrammar:
     @pytest.mark.parametrize(
         ("text", "values", "categories"),
         [
-            ("0.5,auto", [0.5, "auto", "0.5"], ["0.5", "auto", "0.5"]),
-            ("null,true,1", [None, True, 1, 1.0, "true"], ["null", "true", "1", "1", "true"]),
-            ("choice('true',true)", ["true", True], ["'true'", "true"]),
+            ("0.5,auto", [0.5, "auto"], [0.5, "auto"]),
+            ("null,true,1,inf", [None, True, 1, 1.0, "true"], ["null", "true", "1", "1", "true"]),
+            ("choice('true',true,inf)", ["true", True], ["'true'", "true"]),
             ("1,1.0,a", [1, 1.0], ["1", "1.0"]),
-            ("[1,2],{a:1}", [[1, 2], {"a": 1}], ["[1,2]", "{a:1}"]),
+            ("[1,2],{a:1}", [[1, 2], {"a": 1}], [[1, 2], {"a": 1}]),
             ("a,b", ["a", 3], ["a", 3]),
         ],
     )
@@ -147,7 +168,7 @@ class TestTheGrammar:
             "points_to_evaluate": [{"x": 0.5}, {"x": "auto"}],
             "searcher": {"restrict_configurations": [{"x": 0.5}]},
         }
-        options = in_categories(read_options(given), read_space(None, ["x=choice(0.5,auto)"]))
+        options = in_categories(read_options(given), read_space(None, ["x=choice(0.5,auto,inf)"]))
         assert options.points_to_evaluate == [{"x": "0.5"}, {"x": "auto"}]
         assert options.searcher.restrict_configurations == [{"x": "0.5"}]
         given = {"metric": "loss"}

@@ -61,16 +61,16 @@ def lograndint(lower: int, upper: int) -> Integer:
 
 
 def choice(categories: Iterable[Value]) -> Choice:
-    """Categories of one type, without order. Default: the first.
+    """Categories without order. Default: the first.
 
-    Categories are strings, numbers, booleans, or JSON-like lists or dicts; None may stand beside them. Integers among
+    Categories are strings, numbers, booleans, None, or JSON-like lists or dicts. Where all are numbers, integers among
     floats become floats.
     """
     return Choice(_check_categories("choice", categories))
 
 
 def ordinal(categories: Iterable[Value], kind: Literal["equal", "nn", "nn-log"] | None = None) -> Ordinal:
-    """Categories of one type in their order.
+    """Categories in their order.
 
     Args:
         categories: as for :func:`choice`; for ``nn`` and ``nn-log`` strictly increasing numbers.
@@ -209,11 +209,6 @@ def _check_categories(where: str, categories: Iterable[Value]) -> tuple[Value, .
     types = {type(value) for value in values} - {type(None)}
     if types == {int, float}:
         values = [float(value) if type(value) is int else value for value in values]
-    elif len(types) > 1:
-        names = ", ".join(sorted(t.__name__ for t in types))
-        raise SpaceError(
-            f"{where}: the categories {values!r} have different types: {names}. Give categories of one type."
-        )
     keys = [value_key(value) for value in values]
     for key, value in zip(keys, values, strict=True):
         if keys.count(key) > 1:
