@@ -280,12 +280,11 @@ class SearchSpace:
             SpaceError: a name is unknown, or a value lies outside of its domain.
         """
         completed: dict[str, Config] = {}
-        for point in [{}] if points is None else points:
-            if not isinstance(point, Mapping):
-                raise SpaceError(
-                    f"The initial configuration {point!r} is no mapping. Give a mapping from names to values."
-                )
-            config = self._complete(point)
+        for number, point in enumerate([{}] if points is None else points):
+            with _named(f"points_to_evaluate[{number}]"):
+                if not isinstance(point, Mapping):
+                    raise SpaceError(f"{point!r} is no mapping. Give a mapping from names to values.")
+                config = self._complete(point)
             completed.setdefault(json.dumps(config, sort_keys=True), config)
         return list(completed.values())
 
@@ -300,7 +299,7 @@ class SearchSpace:
         completed = self.default()
         for name, domain in self._domains.items():
             if name in config:
-                with _named(name):
+                with _named(repr(name)):
                     completed[name] = domain.cast(config[name])
         return completed
 
@@ -359,11 +358,11 @@ class SearchSpace:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Puts the hyperparameter's name in front of the message of a SpaceError."""
+    """Puts the name of what is meant in front of the message of a SpaceError."""
     try:
         yield
     except SpaceError as problem:
-        raise SpaceError(f"{name!r}: {problem}") from problem
+        raise SpaceError(f"{name}: {problem}") from problem
 
 
 def _check_mapping(entries: object) -> None:
@@ -378,7 +377,7 @@ def _named_token(name: str, domain: Domain, value: Any) -> str:
 def _parse_entry(name: str, entry: Any) -> Any:
     if not isinstance(entry, Mapping):
         return entry
-    with _named(name):
+    with _named(repr(name)):
         if "domain" in entry:
             return domain_from_json(entry)
         for key, value in entry.items():

@@ -117,6 +117,18 @@ class ParsedSweep:
             raise SpaceError(f"The configuration has no value for {', '.join(missing)}. Give one for each.")
         return [parameter.override(config) for parameter in self.parameters]
 
+    def check_searched(self, where: str, config: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            SpaceError: if a configuration from outside gives a value to what has one already.
+        """
+        for parameter in self.parameters:
+            if parameter.fixed is not None and parameter.name in config:
+                raise SpaceError(
+                    f"{where}: {parameter.name} is not searched, as {parameter.fixed} fixes it. "
+                    f"Leave {parameter.name} out there, or give it a range."
+                )
+
     def categories(self, configs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Configurations from outside, perhaps partial, as the study keeps them (:meth:`Parameter.category`)."""
         parameters = {parameter.name: parameter for parameter in self.parameters}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lightning_hpo.integrations.hidden import without_secret
 from lightning_hpo.integrations.job import HydraJob, config_flags
 from lightning_hpo.integrations.select_sweeper import written_overrides
 from lightning_hpo.report.folder import STUDY_OPTION, naming_study
@@ -21,7 +22,7 @@ _MULTIRUN = "hydra.mode=MULTIRUN"
 
 
 class Program:
-    """The program that runs here.
+    """The program that runs here. Its command lines show no secrets: what is printed and kept is read by others.
 
     Args:
         hydra_job: of its sweep.
@@ -35,13 +36,14 @@ class Program:
     def continued(self, folder: Path) -> str:
         """The command line that continues the study in a folder: the one of this sweep, and the folder."""
         arguments = [a for a in with_absolute_folder(self._argv[1:]) if not a.lstrip("+").startswith(STUDY_OPTION)]
-        return shlex.join([*self._start, *arguments, naming_study(str(folder))])
+        return shlex.join([*self._start, *map(without_secret, arguments), naming_study(str(folder))])
 
     def single(self, overrides: Sequence[str]) -> str:
         """The command line that runs one job alone, with these overrides."""
         kept = [override for override in self._hydra if _part(override) not in _OF_THE_SWEEP]
         mode = ["hydra.mode=RUN"] if self._may_be_multirun_by_itself() else []
-        return shlex.join([*self._start, *config_flags(self._argv), *kept, *overrides, *mode])
+        shown = map(without_secret, (*kept, *overrides))
+        return shlex.join([*self._start, *config_flags(self._argv), *shown, *mode])
 
     def _may_be_multirun_by_itself(self) -> bool:
         """Whether the configuration's own ``hydra.mode`` may be ``MULTIRUN``, which then needs no ``-m``.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 import signal
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -22,10 +20,12 @@ from lightning_hpo.core.seeds import Stream, child_seed
 from lightning_hpo.core.trial import Config, Trial
 from lightning_hpo.integrations.batch import read_launcher_options
 from lightning_hpo.integrations.config import LauncherOptions
+from lightning_hpo.integrations.hidden import is_secret, leaves, refuse_hidden
 from lightning_hpo.integrations.hydra_space import ParsedSweep, read_space
 from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t, resolve_seed
 from lightning_hpo.integrations.program import Program
 from lightning_hpo.integrations.run import StudySetup, check_folder, run_study
+from lightning_hpo.integrations.select_sweeper import written_overrides
 from lightning_hpo.integrations.trial import TrialEntry
 from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.journal import Journal
@@ -33,11 +33,6 @@ from lightning_hpo.runtime.script import refuse_nested_sweep
 from lightning_hpo.runtime.stored import state_from_header
 
 _CALLBACK = "HPOCallback"
-_SECRET = re.compile(
-    r"(^|[._-])((passwords?|passwd|passphrase|secrets?|credentials?|(api|access|private)_?key)([._-]|$)|token(\.|$))",
-    re.IGNORECASE,
-)
-"""Names of what must not be kept: whole words, as a tokenizer and a number of tokens are settings like others."""
 
 
 def run_sweep(
@@ -57,6 +52,7 @@ def run_sweep(
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     options = read_launcher_options(config)
+    refuse_hidden(written_overrides(config, "task"))
     params = OmegaConf.to_container(config.hydra.sweeper.params or OmegaConf.create({}), resolve=True)
     assert isinstance(params, Mapping)
     folder = Path(options.study or str(config.hydra.sweep.dir)).absolute()
@@ -112,6 +108,10 @@ def _domains_of_study(folder: Path) -> Mapping[str, Domain]:
 def in_categories(options: LauncherOptions, parsed: ParsedSweep) -> LauncherOptions:
     """The options with configurations as the study keeps them: as texts where it cannot keep the values of a choice."""
     points, allowed = options.points_to_evaluate, options.searcher.restrict_configurations
+    for number, point in enumerate(points or ()):
+        parsed.check_searched(f"points_to_evaluate[{number}]", point)
+    for number, configuration in enumerate(allowed or ()):
+        parsed.check_searched(f"searcher.restrict_configurations[{number}]", configuration)
     searcher = dataclasses.replace(
         options.searcher, restrict_configurations=None if allowed is None else parsed.categories(allowed)
     )
@@ -139,19 +139,7 @@ def script_settings(written: Any, searched: Collection[str]) -> dict[str, Any]:
     Secrets are left out, as what is returned is kept and shown.
     """
     own = {key: node for key, node in written.items() if key != "hydra"}
-    return {name: value for name, value in leaves(own) if name not in searched and not _SECRET.search(name)}
-
-
-def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything in a configuration that is no mapping; other than JSON's types as text."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from leaves(value, f"{name}.{key}" if name else str(key))
-    else:
-        is_plain = (
-            node is None or isinstance(node, (bool, int, str)) or (isinstance(node, float) and math.isfinite(node))
-        )
-        yield name, node if is_plain else str(node)
+    return {name: value for name, value in leaves(own) if name not in searched and not is_secret(name)}
 
 
 class HydraTrial:

@@ -343,3 +343,34 @@ class TestValuesAsOverrides:
     def test_what_the_grammar_cannot_say_is_refused(self, value):
         with pytest.raises(SpaceError):
             format_value(value)
+
+
+class TestConfigurationsFromOutside:
+    """First configurations that cannot be: where they are given, and what fixes it."""
+
+    def options(self, *points, **searcher):
+        return read_options({"metric": "loss", "points_to_evaluate": list(points), "searcher": searcher})
+
+    def test_what_the_command_line_fixes_is_no_hyperparameter(self):
+        sweep = read_space(None, ["units=8", "lr=interval(0,1)"])
+        with pytest.raises(SpaceError) as refused:
+            in_categories(self.options({"lr": 0.5}, {"units": 16}), sweep)
+        assert str(refused.value) == (
+            "points_to_evaluate[1]: units is not searched, as units=8 fixes it. "
+            "Leave units out there, or give it a range."
+        )
+        with pytest.raises(SpaceError, match=r"^searcher\.restrict_configurations\[0\]: units is not searched"):
+            in_categories(self.options(restrict_configurations=[{"units": 16, "lr": 0.5}]), sweep)
+
+    @pytest.mark.parametrize(
+        ("point", "says"),
+        [
+            ({"lr": 2.0}, "'lr': 2.0 lies outside"),
+            ({"rl": 0.5}, "'rl' is not a hyperparameter"),
+            (3, "3 is no mapping"),
+        ],
+    )
+    def test_what_cannot_be_is_named_with_its_place(self, point, says):
+        with pytest.raises(SpaceError, match=r"^points_to_evaluate\[1\]: ") as refused:
+            space_of("lr=interval(0,1)").complete([{"lr": 0.5}, point])
+        assert says in str(refused.value)

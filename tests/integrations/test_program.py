@@ -14,6 +14,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from lightning_hpo.errors import OptionError
+from lightning_hpo.integrations.hidden import refuse_hidden, without_secret
 from lightning_hpo.integrations.program import Program, start_of
 from lightning_hpo.report.folder import STUDY_OPTION
 
@@ -153,3 +155,30 @@ class TestTrainingOnce:
     def test_so_is_one_that_may(self):
         told = program("train.py", "hydra.mode=MULTIRUN", hydra=("hydra.mode=MULTIRUN",)).single(["lr=1"])
         assert arguments(told) == ["lr=1", "hydra.mode=RUN"]
+
+
+class TestSecrets:
+    """A command is printed, kept in the study and shown to whoever looks at it."""
+
+    @pytest.mark.parametrize(
+        ("given", "shown"),
+        [
+            ("db.password=topsecret", "db.password=???"),
+            ("++wandb.api_key='a b'", "++wandb.api_key=???"),
+            ("db={user:me,password:topsecret}", "db=???"),
+            ("hydra.job.env_set.HF_API_KEY=x", "hydra.job.env_set.HF_API_KEY=???"),
+            ("db.password=${oc.env:DB_PASSWORD}", "db.password=${oc.env:DB_PASSWORD}"),
+            ("model.tokenizer=bpe", "model.tokenizer=bpe"),
+            ("model={max_tokens:128}", "model={max_tokens:128}"),
+        ],
+    )
+    def test_are_hidden_in_commands_and_what_names_their_place_is_not(self, given, shown, tmp_path):
+        begun = program("train.py", "-m", given, "model.lr=1,2")
+        assert arguments(begun.continued(tmp_path))[:-1] == ["-m", shown, "model.lr=1,2"]
+        alone = program("train.py", hydra=(given,) if given.startswith("hydra") else ()).single([given, "model.lr=1"])
+        assert shown in arguments(alone) and "topsecret" not in alone
+
+    def test_a_command_with_a_hidden_secret_says_that_its_value_is_to_be_given(self):
+        refuse_hidden(["db.password=topsecret", "model.act=???"])
+        with pytest.raises(OptionError, match=r"^db\.password=\?\?\? stands for a secret, .* Give its value instead\."):
+            refuse_hidden(["model.lr=1", without_secret("db.password=topsecret")])
