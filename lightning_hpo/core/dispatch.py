@@ -100,7 +100,9 @@ class Dispatcher(StudyRecord):
         if self._is_exhausted:
             return "every configuration has been tried"
         if self._is_full:
-            return f"all {self.options.n_trials} trials are done"
+            number, limit = len(self.trials), self.options.n_trials or 0
+            more = f"n_trials is {limit}, and there are {number} trials already"
+            return f"all {limit} trials are done" if number <= limit else more
         return "nothing is left to start"
 
     def _resume_waiting(self, is_searching: bool) -> Decision | None:

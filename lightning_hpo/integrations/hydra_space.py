@@ -300,13 +300,26 @@ def _range_domain(sweep: RangeSweep) -> Domain:
         raise SpaceError("the step of a range must be a number other than 0. Write range(start,stop,step).")
     values = list(itertools.islice(sweep.range(), MAX_RANGE + 1))
     if len(values) < 2:
-        raise SpaceError(f"this range has {len(values)} values; its end is exclusive. Give it at least two.")
+        number = "one value" if values else "no values"
+        raise SpaceError(f"this range has {number}; its end is exclusive. Give it at least two.")
     if len(values) > MAX_RANGE:
         raise SpaceError(
             f"this range has more than {MAX_RANGE} values. "
             f"Use int(interval({sweep.start},{sweep.stop})), both ends inclusive."
         )
     return _RANGES[tag](sorted(values))
+
+
+def _listed(tag: str, values: list[Any]) -> Domain:
+    try:
+        return _CHOICES[tag](values)
+    except SpaceError as problem:
+        if tag != "log":
+            raise
+        raise SpaceError(
+            f"the tag log needs positive numbers in increasing order, not {', '.join(map(str, values))}. "
+            "Sort them, or write choice(...) without the tag, or tag(ordinal,choice(...)) if their order counts."
+        ) from problem
 
 
 def _choice_domain(override: Override, value: Any, begun: Domain | None) -> tuple[Domain, tuple[tuple[Any, str], ...]]:
@@ -318,15 +331,15 @@ def _choice_domain(override: Override, value: Any, begun: Domain | None) -> tupl
     values = [_plain(element) for element in elements]
     types = {type(v) for v in values}
     if len(types) < 2 or types == {int, float}:
-        return _CHOICES[tag](values), ()
+        return _listed(tag, values), ()
     # Hydra's own texts, which the first versions took for categories. Quotes are lost in those of choice(...).
     texts = list(override.sweep_string_iterator())
     begun_with = None if begun is None else begun.to_json().get("categories")
     if begun_with != texts:
         texts = [format_value(v) if _can_be_expressed(v) else text for v, text in zip(values, texts, strict=True)]
         if begun_with != texts and _can_be_kept_apart(values):
-            return _CHOICES[tag](values), ()
-    return _CHOICES[tag](texts), tuple(zip(values, texts, strict=True))
+            return _listed(tag, values), ()
+    return _listed(tag, texts), tuple(zip(values, texts, strict=True))
 
 
 def _can_be_kept_apart(values: list[Any]) -> bool:

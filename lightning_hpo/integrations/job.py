@@ -113,10 +113,14 @@ class HydraJob:
             self._folders[key] = self._find_folder(overrides, job_num)
         return self._folders[key]
 
-    def _find_folder(self, overrides: Sequence[str], job_num: int) -> Path:
+    def folder_name(self, job_num: int) -> str:
+        """``hydra.sweep.subdir`` of a job as it was written, but for its number; other ``${...}`` stay."""
         written = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
         assert isinstance(written, dict)
-        subdir = _JOB_NUM.sub(str(job_num), str(written["subdir"]))
+        return _JOB_NUM.sub(str(job_num), str(written["subdir"]))
+
+    def _find_folder(self, overrides: Sequence[str], job_num: int) -> Path:
+        subdir = self.folder_name(job_num)
         if "${" in subdir:  # composing costs tens of milliseconds, and most folders do not need it
             composed = self.compose(overrides, job_num)
             try:

@@ -70,6 +70,8 @@ class StudySetup:
     entry: Entry
     """Runs one attempt in its process."""
     jobs: Callable[[StudyOptions], JobFactory]
+    first_folder: str = "0"
+    """Name of the first trial's folder, or the pattern of all, for people."""
     continue_command: str | None = None
     """Command line that continues the study, for people."""
     retrain_command: Callable[[dict[str, Any]], str] | None = None
@@ -147,7 +149,8 @@ def _run(
         observer = closing.enter_context(make_observer(setup.folder, unit=options.resource))
         for name, text in setup.files.items():
             write_atomically(setup.folder / name, text)
-        notes = (*setup.notes, note_on_unread(study_options), _note_on_settings(setup.settings, journal.header))
+        changed = _changed_settings(setup.settings, journal.header)
+        notes = (*setup.notes, note_on_unread(study_options), _note_on_settings(changed))
         _introduce(setup, state, backend, observer, notes)
         folders = TrialFolders(setup.folder, state, jobs.folder, lambda message: observer.say(message, warning=True))
         host = None if process is None else _revived(setup.folder, process, journal, state, observer)
@@ -180,7 +183,7 @@ def _run(
             return (_RECOMMEND_SOON_S if is_hurried else _RECOMMEND_S) - (time.monotonic() - begun)
 
         recommendation = _recommendation(state, host, seconds_left)
-    return state, result, lambda: _conclude(setup, state, folders, result, recommendation)
+    return state, result, lambda: _conclude(setup, state, folders, changed, result, recommendation)
 
 
 def _searcher_process(folder: Path, options: StudyOptions, backend: Backend) -> ProcessHost | None:
@@ -227,24 +230,45 @@ def _introduce(
         workers=backend.capacity,
         start_method=f"{getattr(backend, 'start_method', setup.options.backend)}{f' ({reason})' if reason else ''}",
         continue_command=setup.continue_command,
+        first_folder=setup.first_folder,
     )
     for note in (*notes, getattr(backend, "note", None), _note_on_network(setup.folder)):
         if note:
             observer.say(note)
 
 
-def _note_on_settings(now: Mapping[str, Any], header: Mapping[str, Any]) -> str | None:
-    """What was set otherwise when the study began: another data set, say, or only another number of data workers."""
+def _changed_settings(now: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """What was set otherwise when the study began, and what it was and is: another data set, or only more workers."""
     before = header.get("settings", now)
     names = [name for name in dict.fromkeys((*before, *now)) if before.get(name, _ABSENT) != now.get(name, _ABSENT)]
-    if not names:
+    return {name: (_shown(before, name), _shown(now, name)) for name in names}
+
+
+def _note_on_settings(changed: Mapping[str, tuple[str, str]]) -> str | None:
+    if not changed:
         return None
-    shown = [f"{name}: {_shown(before, name)} -> {_shown(now, name)}" for name in names[:_SHOWN]]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    shown = _first([f"{name}: {before} -> {now}" for name, (before, now) in changed.items()], "; ")
     return (
-        f"The script's configuration is not that with which the study began: {'; '.join(shown)}{more}. "
+        f"The script's configuration is not that with which the study began: {shown}. "
         "If that changes what is trained, start a new study in another folder: trials are compared with each other."
     )
+
+
+def _retraining(setup: StudySetup, config: dict[str, Any], changed: Mapping[str, tuple[str, str]]) -> str:
+    """The command that trains a configuration; what of its other settings may not be those of the trial, as a remark
+    which a shell passes over.
+    """
+    assert setup.retrain_command is not None
+    command = setup.retrain_command(config)
+    if not changed:
+        return command
+    shown = _first([f"{name}: {before}" for name, (before, _) in changed.items()], ", ")
+    return f"{command}  # with the settings of now; when the study began: {shown}"
+
+
+def _first(texts: list[str], separator: str) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return f"{separator.join(texts[:_SHOWN])}{more}"
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:
@@ -289,6 +313,7 @@ def _conclude(
     setup: StudySetup,
     state: StudyState,
     folders: TrialFolders,
+    changed: Mapping[str, tuple[str, str]],
     result: RunResult,
     recommendation: Recommendation | None,
 ) -> None:
@@ -311,7 +336,7 @@ def _conclude(
             reason=result.reason,
             unit=setup.options.resource,
             recommendation=recommendation,
-            retrain=setup.retrain_command,
+            retrain=None if setup.retrain_command is None else lambda config: _retraining(setup, config, changed),
             continue_command=setup.continue_command,
             log_of=lambda i: folders.of(state.trials[i]) / "trial.log",
         ),

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 from hydra.core.utils import configure_log, setup_globals
+from hydra.errors import ConfigCompositionException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_hpo.core.domains import Domain
+from lightning_hpo.core.domains import Domain, Float
 from lightning_hpo.core.events import Resume, Start
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.seeds import Stream, child_seed
+from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.trial import Config, Trial
+from lightning_hpo.errors import SpaceError
 from lightning_hpo.integrations.batch import read_launcher_options
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.hidden import is_secret, leaves, refuse_hidden
@@ -62,8 +65,12 @@ def run_sweep(
     hydra_job = HydraJob(hydra_context, config, task_function, folder)
     middle = parsed.space.default()
     another = parsed.space.sample(np.random.default_rng(0))
-    hydra_job.composer.learn(parsed.overrides(middle), parsed.overrides(another))
-    composed = hydra_job.compose(parsed.overrides(middle), 0)
+    try:
+        hydra_job.composer.learn(parsed.overrides(middle), parsed.overrides(another))
+        composed = hydra_job.compose(parsed.overrides(middle), 0)
+    except ConfigCompositionException as problem:
+        refuse_float_for_integer(problem, parsed.space)
+        raise
     hydra_job.folder(parsed.overrides(middle), 0)  # if it cannot be had, that is said before there is a study
     written = OmegaConf.to_container(composed, resolve=False)
     found = list(targets(written))
@@ -81,6 +88,7 @@ def run_sweep(
         folder=folder,
         entry=TrialEntry(HydraTrial(hydra_job), callback_is_configured=any(name == _CALLBACK for _, name in found)),
         jobs=lambda study: HydraJobs(hydra_job, parsed, study, options.ranks_per_trial, seed),
+        first_folder=hydra_job.folder_name(0),
         continue_command=program.continued(folder),
         retrain_command=lambda values: program.single(parsed.overrides(values)),
         notes=notes,
@@ -95,6 +103,21 @@ def run_sweep(
         raise SystemExit(128 + signal.SIGINT) from None
     best = state.best_full
     return None if best is None else best[2]
+
+
+def refuse_float_for_integer(problem: ConfigCompositionException, space: SearchSpace) -> None:
+    """
+    Raises:
+        SpaceError: if a job cannot be composed because ``interval(4,16)``, which is of floats, searches an integer.
+    """
+    name = str(problem).partition(" override ")[2].partition("=")[0].lstrip("+")
+    domain = space.domains.get(name)
+    if isinstance(domain, Float) and "could not be converted to Integer" in str(problem.__cause__):
+        ends = f"{domain.lower:g},{domain.upper:g}"
+        raise SpaceError(
+            f"{name} is an integer in the configuration, and interval({ends}) has other numbers between its ends. "
+            f"Write int(interval({ends}))."
+        ) from problem
 
 
 def _domains_of_study(folder: Path) -> Mapping[str, Domain]:

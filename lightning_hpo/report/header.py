@@ -22,6 +22,7 @@ def header_text(
     start_method: str = "",
     unit: str = "epoch",
     continue_command: str | None = None,
+    first_folder: str = "0",
 ) -> str:
     """What is about to happen, where results go, how to stop and how to continue.
 
@@ -31,11 +32,13 @@ def header_text(
         start_method: how trial processes begin, and why: ``fork: CUDA is untouched``.
         unit: of resource.
         continue_command: the command line that continues the study.
+        first_folder: name of the first trial's folder, or with ``${`` the pattern of the names of all.
     """
     options = state.options
     known = len(state.trials)
     title = f"Study {formats.path(folder)}" + (f" goes on: {known} trials so far" if known else "")
     at_a_time = f"{workers} trial{'' if workers == 1 else 's'} at a time"
+    others = "one for every trial" if "${" in first_folder else "and one for every other trial"
     rows = [
         ("algorithm", _algorithm(options)),
         ("goal", f"{options.mode} {formats.plain(options.metric)}"),
@@ -44,7 +47,7 @@ def header_text(
         ("ends", ending(options)),
         ("workers", ", ".join(filter(None, (at_a_time, start_method)))),
         ("results", f"{formats.path(folder / RESULTS_NAME)}, {TRIALS_NAME}"),
-        ("logs", f"{formats.path(folder / '0' / LOG_NAME)}, and one for every other trial"),
+        ("logs", f"{formats.path(folder / first_folder / LOG_NAME)}, {others}"),
         ("stop", "Ctrl-C pauses the running trials and stops, twice stops now"),
     ]
     if continue_command is not None:

@@ -101,7 +101,13 @@ class RunObserver(ABC):
     # ------------------------------------------------------------------------ what the launcher calls
 
     def header(
-        self, state: StudyState, *, workers: int, start_method: str = "", continue_command: str | None = None
+        self,
+        state: StudyState,
+        *,
+        workers: int,
+        start_method: str = "",
+        continue_command: str | None = None,
+        first_folder: str = "0",
     ) -> None:
         """Say what is about to happen; see :func:`lightning_hpo.report.header.header_text`."""
         text = header_text(
@@ -111,6 +117,7 @@ class RunObserver(ABC):
             start_method=start_method,
             unit=self._unit,
             continue_command=continue_command,
+            first_folder=first_folder,
         )
         self._safely(lambda: self._print(text + "\n"))
         # What is known before the first event tells news from repetition.

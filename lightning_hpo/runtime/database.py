@@ -313,6 +313,7 @@ def _way_out(folder: Path) -> str:
     if backup is not None:
         return f"Put the backup ({backup}) in its place: {inside} && cp {BACKUP_NAME} {FILE_NAME}"
     return (
+        f"If {FILE_NAME} is none of this package's, choose another folder for the study. "
         f"There is no backup; save what can be read: cd {shlex.quote(str(folder))} && "
         f"sqlite3 {FILE_NAME} .recover | sqlite3 recovered.db && rm -f {FILE_NAME}-wal {FILE_NAME}-shm {MARK_NAME} && "
         f"mv recovered.db {FILE_NAME}"

@@ -375,5 +375,10 @@ def _check(folder: Path, connection: sqlite3.Connection) -> None:
 
 
 def _require(folder: Path) -> None:
+    if (folder / FILE_NAME).is_dir():
+        raise StudyError(
+            f"{folder / FILE_NAME} is a folder, and the file of a study has this name. "
+            "Rename it, or choose another folder for the study."
+        )
     if not Journal.exists(folder):
         raise StudyNotFound(f"There is no study in {folder} (no {FILE_NAME}). Give the folder of a study.")

@@ -8,6 +8,7 @@ from lightning_hpo.core.events import (
     Finish,
     Idle,
     Start,
+    StudyContinued,
     Suggested,
     SuggestionWanted,
     WorkerReady,
@@ -73,6 +74,12 @@ class TestStarting:
         study = Driven(algorithm="random", max_t=2, n_trials=3)
         assert study.run(lambda i, r: 0.5) == "n0 n1 n2"
         assert study.ready() == Finish("all 3 trials are done")
+
+    def test_a_total_below_what_there_is_already_is_told_as_that(self):
+        study = Driven(algorithm="random", max_t=2, n_trials=3)
+        study.run(lambda i, r: 0.5)
+        study.handle(StudyContinued(study.time, {**study.options.limits(), "n_trials": 2}))
+        assert study.ready() == Finish("n_trials is 2, and there are 3 trials already")
 
     def test_promotions_go_on_when_all_trials_are_started(self):
         study = promotion(n_trials=3)

@@ -171,6 +171,18 @@ class TestFolders:
         assert job.folder(["bar=2.5"], 6) == folder
         assert job.run(["bar=2.5"], 6, folder).value == str(folder)
 
+    @pytest.mark.parametrize(
+        ("subdir", "name"),
+        [
+            ("${hydra.job.num}", "0"),
+            ("run_${hydra:job.num}", "run_0"),
+            ("same", "same"),
+            ("${foo}_${hydra.job.num}", "${foo}_0"),
+        ],
+    )
+    def test_the_first_folder_is_told_but_for_what_depends_on_the_trial(self, make_job, subdir, name):
+        assert make_job(lambda config: 1, f"hydra.sweep.subdir={subdir}").folder_name(0) == name
+
     @pytest.mark.parametrize("subdir", ["..", ".", "/elsewhere", "a/../../b"])
     def test_a_folder_outside_of_the_study_is_refused(self, make_job, subdir):
         with pytest.raises(OptionError, match=r"hydra\.sweep\.subdir.*\$\{hydra\.job\.num\}"):

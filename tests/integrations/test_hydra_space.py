@@ -6,8 +6,10 @@ import math
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf.errors import ValidationError
 
 from lightning_hpo.core.space import (
     SearchSpace,
@@ -24,7 +26,7 @@ from lightning_hpo.core.space import (
 from lightning_hpo.errors import SpaceError
 from lightning_hpo.integrations.config import read_options
 from lightning_hpo.integrations.hydra_space import format_value, read_space
-from lightning_hpo.integrations.sweep import in_categories
+from lightning_hpo.integrations.sweep import in_categories, refuse_float_for_integer
 
 
 def space_of(*arguments: str) -> SearchSpace:
@@ -252,7 +254,7 @@ class TestBadInput:
             ("tag(lgo,interval(1,2))", "'log'"),
             ("tag(ordinal,interval(1,2))", "ordinal"),
             ("tag(log,reverselog,interval(0.1,0.2))", "exclude"),
-            ("range(3,3)", "0 values"),
+            ("range(3,3)", "no values"),
             ("range(1,5,0)", "step"),
             ("range(1,100000)", r"int\(interval"),
             ("choice(a,a)", "twice"),
@@ -374,3 +376,17 @@ class TestConfigurationsFromOutside:
         with pytest.raises(SpaceError, match=r"^points_to_evaluate\[1\]: ") as refused:
             space_of("lr=interval(0,1)").complete([{"lr": 0.5}, point])
         assert says in str(refused.value)
+
+
+def test_floats_for_an_integer_of_the_configuration_are_refused_with_the_way_to_write_integers():
+    space = space_of("units=interval(4,16)", "lr=interval(0,1)")
+
+    def refused(override, cause):
+        problem = ConfigCompositionException(f"Error merging override {override}")
+        problem.__cause__ = ValidationError(f"Value of type 'float' could not be {cause}")
+        refuse_float_for_integer(problem, space)
+
+    with pytest.raises(SpaceError, match=r"^units is an integer .*\. Write int\(interval\(4,16\)\)\.$"):
+        refused("++units=10.0", "converted to Integer")
+    refused("units=10.0", "converted to a list")
+    refused("another=10.0", "converted to Integer")

@@ -138,12 +138,16 @@ def test_a_study_without_trials_says_why(end: Callable[..., list[str]], capsys: 
     assert capsys.readouterr().out == "The study ended before its first trial: all 0 trials are done.\n"
 
 
+def noted(now: dict[str, Any], header: dict[str, Any]) -> str | None:
+    return run._note_on_settings(run._changed_settings(now, header))
+
+
 def test_changed_settings_are_named_in_short() -> None:
     long = ["data"] * 100
-    note = run._note_on_settings({"a": 1, "paths": str(long)}, {"settings": {"a": "1", "paths": str(long[1:])}})
+    note = noted({"a": 1, "paths": str(long)}, {"settings": {"a": "1", "paths": str(long[1:])}})
     assert note is not None and "a: '1' -> 1;" in note and len(note) < 500
-    assert run._note_on_settings({"a": 1}, {"settings": {"a": 1}}) is None
-    assert run._note_on_settings({"a": 1}, {"options": {}}) is None, "studies of before did not keep them"
+    assert noted({"a": 1}, {"settings": {"a": 1}}) is None
+    assert noted({"a": 1}, {"options": {}}) is None, "studies of before did not keep them"
 
 
 def test_secrets_are_neither_kept_nor_shown() -> None:

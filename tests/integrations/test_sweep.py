@@ -252,6 +252,12 @@ class TestBadInput:
             (["model.lr=interval(0.1,0.1)"], "this range holds one value, 0.1", "move one of its ends."),
             (["model.lr=tag(log,interval(0,0.1))"], "model.lr", "0"),
             (["model.lr=0.1"], "Nothing is searched", "hydra/launcher=basic"),
+            (
+                ["model.act=tag(log,choice(a,b))"],
+                "positive numbers in increasing order, not a, b",
+                "without the tag",
+            ),
+            (["model.units=range(1,2)"], "this range has one value", "Give it at least two."),
             ([LR, "hydra.sweep.subdir=${nokey}"], "which cannot be resolved for trial 0", "numbered folders."),
             (
                 [LR, f"hydra.sweep.subdir={'a' * 300}"],
@@ -336,6 +342,9 @@ class TestBadInput:
         ended = tune(LR, "sleep=0.01", f"hydra.launcher.study={study}", "hydra.launcher.n_trials=5")
         assert ended.code == 0, ended.output
         assert "not that with which the study began: sleep: 0.0 -> 0.01." in " ".join(ended.output.split())
+        (alone,) = (line for line in ended.output.splitlines() if line.startswith("  train trial"))
+        assert "sleep=0.01" in shlex.split(alone, comments=True)
+        assert alone.endswith("  # with the settings of now; when the study began: sleep: 0.0")
 
     def test_also_what_was_changed_in_the_config_itself(self, tune, program):
         study = tune(LR).study

@@ -447,6 +447,17 @@ def test_the_header_tells_what_will_happen_and_how_to_stop_it():
     ]
 
 
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        ("run_0", "x/run_0/trial.log, and one for every other trial"),
+        ("${model.lr}", "x/${model.lr}/trial.log, one for every trial"),
+    ],
+)
+def test_the_header_says_where_the_logs_are_however_the_folders_are_called(first: str, says: str):
+    assert says in header_text(new_state(), Path("x"), workers=1, first_folder=first)
+
+
 def test_the_header_of_a_study_that_goes_on_says_so():
     assert header_text(big_study(50), Path("x"), workers=1).startswith("Study x goes on: 50 trials so far\n")
 

@@ -229,6 +229,18 @@ class TestDamage:
         with pytest.raises(StudyCorrupt, match="There is no backup"), Journal.open(tmp_path) as journal:
             list(journal.events())
 
+    @pytest.mark.parametrize("content", [b"", b"not a database at all" * 100])
+    def test_whoever_has_a_file_of_another_program_there_is_told_to_take_another_folder(self, tmp_path, content):
+        (tmp_path / FILE_NAME).write_bytes(content)
+        with pytest.raises(StudyCorrupt, match=r"If study\.db is none of this package's, choose another folder"):
+            Journal.open(tmp_path)
+
+    def test_a_folder_in_the_place_of_the_file_is_named_as_such(self, tmp_path):
+        (tmp_path / FILE_NAME).mkdir()
+        for access in (Journal.open, Journal.read):
+            with pytest.raises(StudyError, match=r"study\.db is a folder, .* choose another folder for the study\."):
+                access(tmp_path)
+
     def test_a_missing_event_is_noticed(self, tmp_path):
         make(tmp_path)
         with sqlite3.connect(tmp_path / FILE_NAME) as database:
