@@ -8,6 +8,7 @@ continued after a crash, simulated, and tested.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,8 +53,8 @@ class StudyState(Dispatcher):
         self._pause_requests: dict[int, str] = {}
         self._spent_checkpoints: set[int] = set()
         """Final trials that still have a checkpoint."""
-        self._errors_in_a_row: list[tuple[int, str]] = []
-        """Of trials that failed since the last report of any trial."""
+        self._errors_in_a_row: list[tuple[int, str, str]] = []
+        """Of trials that failed since the last report of any trial: trial, error, and what is alike in all of them."""
         self._has_reports = False
         self._handlers: dict[type, Callable[[Any], list[Decision]]] = {
             Suggested: self._on_suggested,
@@ -298,15 +299,17 @@ class StudyState(Dispatcher):
         self.progress.failed += 1
         self._give_up(trial, TrialStatus.FAILED)
         errors = self._errors_in_a_row
-        errors.append((trial.id, (trial.error or "unknown error").strip().splitlines()[-1]))
+        error = (trial.error or "unknown error").strip().splitlines()[-1]
+        errors.append((trial.id, error, _without_folder(error, trial.folder)))
         limit = self.options.max_failures_in_a_row
         if self._has_reports:
             limit = max(limit, _MOST_LATE_FAILURES)
         alike = errors[-limit:]
-        if len(alike) == limit and len({error for _, error in alike}) == 1:
-            self.repeated_error = alike[0]
+        if len(alike) == limit and len({same for _, _, same in alike}) == 1:
+            first, error, _ = alike[0]
+            self.repeated_error = first, error
             which = "last" if self._has_reports or len(errors) > limit else "first"
-            self.ended = f"the {which} {limit} trials failed with the same error: {alike[0][1]}"
+            self.ended = f"the {which} {limit} trials failed with the same error: {error}"
 
     def _give_up(self, trial: Trial, status: TrialStatus) -> None:
         self.data.drop_pending(trial.id)
@@ -377,6 +380,11 @@ class StudyState(Dispatcher):
         finals = [t.status for t in self.trials.values() if t.status.is_final]
         assert self.progress.finished == len(finals)
         assert self.progress.completed == sum(s is TrialStatus.COMPLETED for s in finals)
+
+
+def _without_folder(error: str, folder: str | None) -> str:
+    """An error without the name of the trial's folder, by which the same error of two trials may differ."""
+    return error if folder is None else re.sub(rf"(?<=/){re.escape(folder)}(?![^/'\"\s:])", "*", error)
 
 
 def _latest_cost(trial: Trial, reported: float | None) -> float | None:

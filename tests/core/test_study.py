@@ -299,6 +299,23 @@ class TestFailures:
             isinstance(decision, Finish) and decision.reason == "the last 3 trials failed with the same error: B: again"
         )
 
+    @pytest.mark.parametrize("folder", ["{0}", "runs/lr=0.{0}"])
+    def test_errors_that_differ_by_the_name_of_the_trials_folder_are_the_same(self, folder):
+        study = promotion()
+        for trial in range(3):
+            study.ready()
+            study.handle(AttemptStarted(0.0, trial, 1, folder=folder.format(trial)))
+            study.fail(trial, f"FileNotFoundError: '/study/{folder.format(trial)}/data.csv'")
+        assert study.state.repeated_error == (0, f"FileNotFoundError: '/study/{folder.format(0)}/data.csv'")
+
+    def test_errors_that_differ_in_more_than_that_are_not(self):
+        study = promotion()
+        for trial in range(3):
+            study.ready()
+            study.handle(AttemptStarted(0.0, trial, 1, folder=str(trial)))
+            study.fail(trial, f"FileNotFoundError: '/data/{trial}.csv'")
+        assert study.state.repeated_error is None
+
     def test_different_errors_do_not(self):
         study = promotion()
         for trial in range(6):
