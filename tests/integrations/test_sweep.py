@@ -8,6 +8,7 @@ import shlex
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,6 +16,9 @@ import yaml
 from lightning_hpo import choice, loguniform, randint
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.space import SearchSpace
+from lightning_hpo.core.trial import Trial
+from lightning_hpo.integrations.hydra_space import read_space
+from lightning_hpo.integrations.sweep import HydraJobs
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.stored import study_header
 from lightning_hpo.study import Study
@@ -428,3 +432,12 @@ def _log_integers():
 
     assert randint(4, 64) != lograndint(4, 64)
     return lograndint(4, 64)
+
+
+def test_the_seed_of_a_confirmation_is_among_the_overrides_that_name_its_folder():
+    asked = []
+    hydra_job = SimpleNamespace(folder=lambda overrides, job_num: asked.append((overrides, job_num)))
+    jobs = HydraJobs(hydra_job, read_space(None, [LR]), StudyOptions(metric="loss"), 1, ("seed", 40))
+    for replicate in (0, 2):
+        jobs.folder(Trial(7, {"model.lr": 0.5}, 0, 1, replicate=replicate))
+    assert asked == [(["model.lr=0.5"], 7), (["model.lr=0.5", "seed=42"], 7)]
