@@ -20,6 +20,7 @@ from lightning_hpo.core.unread import note_on_unread
 from lightning_hpo.core.view import StudyView
 from lightning_hpo.errors import StudyError, StudyMismatch
 from lightning_hpo.integrations.config import LauncherOptions
+from lightning_hpo.integrations.settings import Changed, changed_settings, note_on_settings, remark_on_settings
 from lightning_hpo.integrations.warm_up import warm_up
 from lightning_hpo.report.folder import continuing
 from lightning_hpo.report.live import RunObserver, make_observer
@@ -45,11 +46,6 @@ from lightning_hpo.searchers.recommend import Recommended, recommend
 from lightning_hpo.searchers.server import serve
 from lightning_hpo.study import Recommendation, recommendation_of
 
-_ABSENT = object()
-_SHOWN = 5
-"""So many changed settings are named."""
-_LONGEST = 60
-"""Characters of a value that are shown."""
 _RECOMMEND_S = 30.0
 """Time the searcher has for its recommendation at the end."""
 _RECOMMEND_SOON_S = 3.0
@@ -149,8 +145,8 @@ def _run(
         observer = closing.enter_context(make_observer(setup.folder, unit=options.resource))
         for name, text in setup.files.items():
             write_atomically(setup.folder / name, text)
-        changed = _changed_settings(setup.settings, journal.header)
-        notes = (*setup.notes, note_on_unread(study_options), _note_on_settings(changed))
+        changed = changed_settings(setup.settings, journal.header)
+        notes = (*setup.notes, note_on_unread(study_options), note_on_settings(changed))
         _introduce(setup, state, backend, observer, notes)
         folders = TrialFolders(setup.folder, state, jobs.folder, lambda message: observer.say(message, warning=True))
         host = None if process is None else _revived(setup.folder, process, journal, state, observer)
@@ -237,47 +233,6 @@ def _introduce(
             observer.say(note)
 
 
-def _changed_settings(now: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """What was set otherwise when the study began, and what it was and is: another data set, or only more workers."""
-    before = header.get("settings", now)
-    names = [name for name in dict.fromkeys((*before, *now)) if before.get(name, _ABSENT) != now.get(name, _ABSENT)]
-    return {name: (_shown(before, name), _shown(now, name)) for name in names}
-
-
-def _note_on_settings(changed: Mapping[str, tuple[str, str]]) -> str | None:
-    if not changed:
-        return None
-    shown = _first([f"{name}: {before} -> {now}" for name, (before, now) in changed.items()], "; ")
-    return (
-        f"The script's configuration is not that with which the study began: {shown}. "
-        "If that changes what is trained, start a new study in another folder: trials are compared with each other."
-    )
-
-
-def _retraining(setup: StudySetup, config: dict[str, Any], changed: Mapping[str, tuple[str, str]]) -> str:
-    """The command that trains a configuration; what of its other settings may not be those of the trial, as a remark
-    which a shell passes over.
-    """
-    assert setup.retrain_command is not None
-    command = setup.retrain_command(config)
-    if not changed:
-        return command
-    shown = _first([f"{name}: {before}" for name, (before, _) in changed.items()], ", ")
-    return f"{command}  # with the settings of now; when the study began: {shown}"
-
-
-def _first(texts: list[str], separator: str) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return f"{separator.join(texts[:_SHOWN])}{more}"
-
-
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    if name not in settings:
-        return "absent"
-    text = repr(settings[name])
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
 def _note_on_network(folder: Path) -> str | None:
     kind = network_filesystem(folder)
     if kind is None:
@@ -313,7 +268,7 @@ def _conclude(
     setup: StudySetup,
     state: StudyState,
     folders: TrialFolders,
-    changed: Mapping[str, tuple[str, str]],
+    changed: Changed,
     result: RunResult,
     recommendation: Recommendation | None,
 ) -> None:
@@ -329,6 +284,7 @@ def _conclude(
         show(f"Warning: The results are not written. {problem}", sys.stdout)
     if result.problem is not None and state.best_any is None:
         return  # there is nothing to sum up, and the problem has the last word
+    retrain = setup.retrain_command
     show(
         summary(
             state,
@@ -336,7 +292,7 @@ def _conclude(
             reason=result.reason,
             unit=setup.options.resource,
             recommendation=recommendation,
-            retrain=None if setup.retrain_command is None else lambda config: _retraining(setup, config, changed),
+            retrain=None if retrain is None else lambda config: retrain(config) + remark_on_settings(changed),
             continue_command=setup.continue_command,
             log_of=lambda i: folders.of(state.trials[i]) / "trial.log",
         ),

@@ -25,8 +25,9 @@ from lightning_hpo.integrations.batch import read_launcher_options
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.hidden import is_secret, leaves, refuse_hidden
 from lightning_hpo.integrations.hydra_space import ParsedSweep, read_space
-from lightning_hpo.integrations.job import HydraJob, JobResult, resolve_max_t, resolve_seed
+from lightning_hpo.integrations.job import HydraJob, JobResult
 from lightning_hpo.integrations.program import Program
+from lightning_hpo.integrations.resource_and_seed import resolve_max_t, resolve_seed
 from lightning_hpo.integrations.run import StudySetup, check_folder, run_study
 from lightning_hpo.integrations.select_sweeper import written_overrides
 from lightning_hpo.integrations.trial import TrialEntry

@@ -27,7 +27,8 @@ from lightning_hpo.errors import (
 )
 from lightning_hpo.integrations.batch import run_batch
 from lightning_hpo.integrations.config import LauncherOptions
-from lightning_hpo.integrations.job import HydraJob, resolve_max_t
+from lightning_hpo.integrations.job import HydraJob
+from lightning_hpo.integrations.resource_and_seed import resolve_max_t
 
 Plugins.instance()
 

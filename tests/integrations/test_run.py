@@ -19,6 +19,7 @@ from lightning_hpo.errors import MetricMissing
 from lightning_hpo.integrations import run
 from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.integrations.run import StudySetup, run_study
+from lightning_hpo.integrations.settings import changed_settings, note_on_settings
 from lightning_hpo.integrations.sweep import script_settings
 from lightning_hpo.runtime.coordinator import RunResult
 
@@ -139,7 +140,7 @@ def test_a_study_without_trials_says_why(end: Callable[..., list[str]], capsys: 
 
 
 def noted(now: dict[str, Any], header: dict[str, Any]) -> str | None:
-    return run._note_on_settings(run._changed_settings(now, header))
+    return note_on_settings(changed_settings(now, header))
 
 
 def test_changed_settings_are_named_in_short() -> None:
