@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +18,7 @@ from lightning_hpo.integrations.config import LauncherOptions
 from lightning_hpo.runtime.coordinator import RunResult
 from lightning_hpo.runtime.failpoints import VARIABLE
 from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.trial_folders import TrialFolders
 from tests.integrations.programs import PROGRAM
 
 
@@ -51,9 +51,9 @@ def test_results_without_room_are_told_of_and_change_no_exit_status(monkeypatch,
     state.handle(suggested(1.0, 0, Suggestion({"x": 0.5}, "random")))
     state.handle(Reported(2.0, 0, 1, 1, 0.25, {}, None))
     setup = run.StudySetup(state.space, LauncherOptions(metric="m"), 3, tmp_path, entry=None, jobs=None)
-    jobs = SimpleNamespace(folder=lambda trial_id, config: tmp_path / str(trial_id))
-    run._conclude(setup, state, jobs, RunResult("interrupted", signal.SIGTERM), None)
+    folders = TrialFolders(tmp_path, state, lambda trial: tmp_path / str(trial.id))
+    run._conclude(setup, state, folders, {}, RunResult("interrupted", signal.SIGTERM), None)
     printed = capsys.readouterr().out
     assert "The results are not written. trials.csv cannot be written" in printed and "m=0.25" in printed
     with pytest.raises(StudyError):
-        run._conclude(setup, state, jobs, RunResult("all is done"), None)
+        run._conclude(setup, state, folders, {}, RunResult("all is done"), None)

@@ -313,8 +313,8 @@ def test_deletions_are_where_they_have_been_thought_about() -> None:
     known = {
         "integrations/batch.py",  # the folder it has made itself for results, under a random name
         "integrations/run.py",  # the file with which it has tried whether the folder can be written
-        "report/export.py",  # its own temporary file, beside the file the user asked for
-        "report/results.py",  # its own temporary files in the study folder
+        "report/results.py",  # what a launcher that was killed has left, by its fixed name in the study folder
+        "report/writing.py",  # its own temporary files, under random names beside what they are to replace
         "runtime/backends/trial_server.py",  # the temporary folders it has made itself for its trials
         "runtime/channel_server.py",  # the socket's folder: its own, in the study or among temporary files
         "runtime/checkpoints.py",  # the one place through which checkpoints go, and its own temporary files

@@ -146,15 +146,8 @@ def test_what_pytorch_really_says_of_a_killed_loading_process_is_recognised(tria
     assert judge(error)[0] is Outcome.LOST, attempt.results
 
 
-def test_so_is_a_connection_that_breaks_while_a_batch_is_received(monkeypatch):
-    def broken(*_):
-        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
-
-    loader = torch.utils.data.DataLoader(torch.arange(4), num_workers=1)
-    monkeypatch.setattr("multiprocessing.resource_sharer.DupFd.detach", broken)
-    with pytest.raises(ConnectionResetError) as caught:
-        list(loader)
-    assert judge(caught.value)[0] is Outcome.LOST
+def test_so_is_a_connection_that_breaks_while_a_batch_is_received(trials: Trials) -> None:
+    assert trials.run("connection_breaks_while_loading").returned == ["lost"]
     assert judge(ConnectionResetError(errno.ECONNRESET, "by the script's own server"))[0] is Outcome.FAILED
 
 

@@ -47,7 +47,7 @@ def test_first_configurations_may_name_the_values_of_a_choice_of_many_types(comp
     points = "hydra.launcher.points_to_evaluate=[{bar:0.5},{bar:auto}]"
     compose_sweep("hydra/launcher=hpo", "hydra.launcher.metric=loss", "bar=choice(0.5,auto)", points)
     (setup,) = setups
-    assert setup.space.complete(setup.options.points_to_evaluate) == [{"bar": "0.5"}, {"bar": "auto"}]
+    assert setup.space.complete(setup.options.points_to_evaluate) == [{"bar": 0.5}, {"bar": "auto"}]
 
 
 class TestTheFlag:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import hashlib
@@ -12,6 +13,7 @@ import signal
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -47,6 +49,7 @@ from torchmetrics import (
 from torchmetrics.classification import MulticlassPrecision, MulticlassRecall
 
 from lightning_hpo.integrations.callback import HPOCallback
+from lightning_hpo.integrations.failures import judge
 from lightning_hpo.runtime.channel import trial_channel
 
 warnings.filterwarnings("ignore")
@@ -643,3 +646,18 @@ def raises_when_paused(folder: str) -> str:
     """A user's callback that does not expect the fit to end early."""
     _trainer(folder, HPOCallback(), _RaisesWhenPaused()).fit(Model(), *_loaders())
     return "trained"
+
+
+def connection_breaks_while_loading(folder: str) -> list[str]:
+    """How the failure is judged. Not in the tests' own process, where torch's handler would tell of the worker's end
+    later, in some other test."""
+
+    def broken(*_: Any) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    with mock.patch("multiprocessing.resource_sharer.DupFd.detach", broken):
+        try:
+            list(DataLoader(Points(4, seed=1), num_workers=1))
+        except ConnectionResetError as problem:
+            return [judge(problem)[0].value]
+    return []

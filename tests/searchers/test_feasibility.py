@@ -13,7 +13,7 @@ from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, choice
 from lightning_hpo.searchers.candidates import Candidates
 from lightning_hpo.searchers.feasibility import Feasibility
-from lightning_hpo.searchers.proposal import excluded_keys
+from lightning_hpo.searchers.proposal import excluded_with_pending
 from tests.searchers.views import View
 
 LINE = SearchSpace({"x": uniform(0.0, 1.0)})
@@ -109,7 +109,7 @@ def chosen(view: View, options: SearcherOptions, score, refine=None) -> list[flo
     """What is chosen with 40 streams of random numbers, if the lowest score is the best."""
     found = []
     for stream in range(40):
-        drawn = Candidates.draw(view, options, excluded_keys(view, options), np.random.default_rng(stream))
+        drawn = Candidates.draw(view, options, excluded_with_pending(view, options), np.random.default_rng(stream))
         config = drawn.choose(np.array([score(x) for x in drawn.encoded[:, 0]]), refine)
         found.append(math.nan if config is None else config["x"])
     return found

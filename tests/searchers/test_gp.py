@@ -16,7 +16,7 @@ from lightning_hpo.core.space import SearchSpace, choice, lograndint, loguniform
 from lightning_hpo.errors import NumericalError, OptionError
 from lightning_hpo.searchers import gp_model, make_searcher
 from lightning_hpo.searchers.gp_model import choose_device, fit_model, normalise, numeric_columns
-from lightning_hpo.searchers.proposal import excluded_keys, propose, with_fantasies
+from lightning_hpo.searchers.proposal import excluded_with_pending, propose, with_fantasies
 from lightning_hpo.surrogates.fit import fit
 from tests.searchers.test_random import TINY, proposals
 from tests.searchers.views import View
@@ -217,10 +217,10 @@ def test_with_duplicates_pending_and_failed_configurations_stay_excluded():
     view.add({"a": 2, "b": "x"}, failed=True)
     view.add({"a": 3, "b": "x"}, pending=9)
     options = make_searcher("bayesopt", {})._options
-    assert excluded_keys(view, options) == view.taken
+    assert excluded_with_pending(view, options) == view.taken
     allowed = make_searcher("bayesopt", {"allow_duplicates": True})._options
     keys = {TINY.match_key({"a": a, "b": "x"}) for a in (2, 3)}
-    assert excluded_keys(view, allowed) == keys
+    assert excluded_with_pending(view, allowed) == keys
 
 
 def test_restricted_configurations_are_proposed_as_they_are():
