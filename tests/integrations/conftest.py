@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -205,6 +206,17 @@ def zygote() -> Iterator[Zygote]:
 def trials(zygote: Zygote, tmp_path: Path) -> Iterator[Trials]:
     yield Trials(zygote, tmp_path)
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def keep_logging() -> Iterator[None]:
+    """Hydra configures the root logger, for all tests that come later in this process."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in [h for h in root.handlers if h not in before and not type(h).__module__.startswith("_pytest")]:
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture

@@ -50,15 +50,6 @@ def make_job(compose_sweep, monkeypatch, tmp_path):
     return make
 
 
-@pytest.fixture(autouse=True)
-def keep_logging():
-    """Hydra configures the root logger for every job."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
 class TestWhatTheScriptSees:
     def test_its_configuration_its_number_and_its_folder(self, make_job, tmp_path):
         def task(config):
