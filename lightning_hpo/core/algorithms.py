@@ -35,7 +35,7 @@ class Algorithm:
 _DEFAULT_BY_RANK = Algorithm(
     "hyperband",
     "bayesopt",
-    "what the benchmarks show to be best by rank: one GP per rung, two brackets, and few promotions",
+    "the default by rank: one GP per rung, two brackets, and few promotions",
     presets={"type": "promotion", "brackets": 2, "improvement_probability": 0.4, "delayed_promotion": True},
     search={
         "model": "gp_independent",
@@ -55,7 +55,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "default": Algorithm(
         "hyperband",
         "freeze_thaw",
-        "what the benchmarks show to be best: one GP over all rungs decides what starts and what goes on",
+        "one GP over all rungs decides what starts and what goes on",
         presets={"type": "promotion", "promotion_rule": "searcher"},
         search={
             "model": "gp_rungs",
