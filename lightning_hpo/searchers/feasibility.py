@@ -34,7 +34,8 @@ class Feasibility:
     is_hopeless: np.ndarray
     """(n,) those that are infeasible or wait in vain."""
     waiting_in_vain: Set[int]
-    """Paused trials that are barred by those that were trained further."""
+    """Paused trials that are barred by those that were trained further; the nearer half of a rung at most as long as
+    all of those came to nothing."""
 
     @classmethod
     def of(cls, view: SearchView, options: SearcherOptions) -> Feasibility:
@@ -53,7 +54,13 @@ class Feasibility:
         waits_in_vain = np.zeros(len(trials), dtype=bool)
         for resource in set(paused.values()):
             waiting, further = waits_at == resource, known_to > resource
-            waits_in_vain[waiting] = _are_barred(encoded[further], is_infeasible[further], encoded[waiting])
+            is_barred = _are_barred(encoded[further], is_infeasible[further], encoded[waiting])
+            if not (further & ~is_infeasible).any():
+                # Any place is nearest to what came to nothing where nothing else is known: what is far from it is to
+                # show whether it does too.
+                distances = _two_nearest(encoded[further], encoded[waiting])[:, 0]
+                is_barred &= distances < np.median(distances)
+            waits_in_vain[waiting] = is_barred
         in_vain = frozenset(np.array(trials)[waits_in_vain].tolist())
         return cls(encoded, is_infeasible | waits_in_vain, in_vain)
 

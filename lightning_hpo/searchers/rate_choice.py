@@ -16,7 +16,7 @@ from lightning_hpo.searchers.candidates import Candidates
 from lightning_hpo.searchers.feasibility import Feasibility
 from lightning_hpo.searchers.gp_model import FittedModel
 from lightning_hpo.searchers.proposal import excluded_with_pending, place
-from lightning_hpo.surrogates.rate import Prospects, improvement_rates, next_rungs
+from lightning_hpo.surrogates.rate import improvement_rates
 from lightning_hpo.surrogates.rungs import RungPosterior
 
 
@@ -26,8 +26,7 @@ class _Option:
 
     rate: float
     """Expected improvement per unit of resource, in the model's units."""
-    prospects: Prospects
-    """Of this trial alone."""
+    milestone: int
     resumes: int | None
     config: dict[str, object]
 
@@ -47,23 +46,22 @@ def choose(
     if _is_exhausted(view, options):
         return None
     with torch.no_grad():
-        outlook = _Outlook.of(view, options, model)
         feasibility = Feasibility.of(view, options)
+        outlook = _Outlook.of(view, options, model, feasibility.waiting_in_vain)
         # Of equals the first: where nothing promises anything, what is new, not what is known to be worse.
         could_be_done = (
             *_new(view, options, outlook, feasibility, rng),
             *_paused(view, outlook, feasibility.waiting_in_vain),
         )
         best = max(could_be_done, key=lambda o: o.rate, default=None)
-        if best is None:
-            return None
-        milestone = outlook.milestone(best.prospects)
+    if best is None:
+        return None
     reason = (
         f"EI {best.rate * model.normalisation.scale:.3g} per unit of resource at max_t, "
-        f"judged next {place(view, milestone)}, from {len(model.history)} observations{model.remark}"
+        f"judged next {place(view, best.milestone)}, from {len(model.history)} observations{model.remark}"
     )
     state = model.state if model.is_refitted else None
-    return Suggestion(best.config, reason, "model", state=state, resumes=best.resumes, milestone=milestone)
+    return Suggestion(best.config, reason, "model", state=state, resumes=best.resumes, milestone=best.milestone)
 
 
 def _is_exhausted(view: SearchView, options: SearcherOptions) -> bool:
@@ -80,11 +78,10 @@ def _new(
         return
     # No local search from here: the rate is highest where the model knows least, at the bounds of the space, and among
     # thousands of new configurations there is always one that promises more than every paused trial.
-    rates = improvement_rates(outlook.of_new(candidates.encoded)).cpu().numpy()
-    config = candidates.choose(-rates, None)
+    config = candidates.choose(-outlook.rates(candidates.encoded), None)
     if config is not None:
-        chosen = outlook.of_new(view.space.encode(config)[None])
-        yield _Option(float(improvement_rates(chosen)), chosen, None, config)
+        (rate,) = outlook.rates(view.space.encode(config)[None])
+        yield _Option(float(rate), outlook.levels[0], None, config)
 
 
 def _paused(view: SearchView, outlook: _Outlook, in_vain: Set[int]) -> Iterator[_Option]:
@@ -97,10 +94,10 @@ def _paused(view: SearchView, outlook: _Outlook, in_vain: Set[int]) -> Iterator[
         if is_known and passed < len(outlook.levels) and trial not in in_vain:
             by_rung.setdefault(passed, []).append(trial)
     for passed, trials in sorted(by_rung.items()):
-        rates = improvement_rates(outlook.of_known(trials, passed))
-        best = int(rates.argmax())
+        rates = outlook.rates_of(trials, passed)
+        best = int(np.argmax(rates))
         trial = trials[best]
-        yield _Option(float(rates[best]), outlook.of_known([trial], passed), trial, dict(view.configs[trial]))
+        yield _Option(float(rates[best]), outlook.levels[passed], trial, dict(view.configs[trial]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +117,11 @@ class _Outlook:
     covariance: Tensor
     """``(n, L, L)``"""
     incumbent: Tensor
-    """Lowest mean at the last rung: where values rise with the resource, those of low rungs are out of reach."""
+    """Lowest mean at the last rung: where values rise with the resource, those of low rungs are out of reach. That of a
+    trial that came to nothing, or will, is out of reach too."""
 
     @classmethod
-    def of(cls, view: SearchView, options: SearcherOptions, model: FittedModel) -> _Outlook:
+    def of(cls, view: SearchView, options: SearcherOptions, model: FittedModel, in_vain: Set[int]) -> _Outlook:
         posterior, pending, observed = model.posterior, model.history.pending, model.history.observed
         assert isinstance(posterior, RungPosterior)
         if len(pending) and not options.no_fantasizing:
@@ -135,24 +133,21 @@ class _Outlook:
         mean, covariance = posterior.across(torch.from_numpy(observed.inputs[list(rows.values())]).to(model.device))
         noise = posterior.new_noise(torch.tensor(levels, device=model.device))
         seen = frozenset((observed.trial_ids[i], observed.resources[i]) for i in model.kept)
-        return cls(posterior, levels, noise, seen, numbers, mean, covariance, mean[:, -1].min())
+        is_hopeless = [trial in in_vain or trial in view.infeasible for trial in numbers]
+        final = mean[:, -1] if all(is_hopeless) else mean[~np.array(is_hopeless), -1]
+        return cls(posterior, levels, noise, seen, numbers, mean, covariance, final.min())
 
-    def of_new(self, encoded: np.ndarray) -> Prospects:
-        """Of new trials, ``(B, d)``."""
+    def rates(self, encoded: np.ndarray) -> np.ndarray:
+        """Of new trials, ``(B,)``."""
         mean, covariance = self.posterior.across(torch.from_numpy(encoded).to(self.mean.device))
-        return self._prospects(mean[:, -1], covariance, 0)
+        return self._rates(mean[:, -1], covariance, 0)
 
-    def of_known(self, trials: list[int], passed: int) -> Prospects:
+    def rates_of(self, trials: list[int], passed: int) -> np.ndarray:
         """Of trials that wait at the rung below number ``passed``."""
         rows = [self.numbers[trial] for trial in trials]
-        return self._prospects(self.mean[rows, -1], self.covariance[rows, passed:, passed:], passed)
+        return self._rates(self.mean[rows, -1], self.covariance[rows, passed:, passed:], passed)
 
-    def _prospects(self, mean: Tensor, covariance: Tensor, passed: int) -> Prospects:
+    def _rates(self, mean: Tensor, covariance: Tensor, passed: int) -> np.ndarray:
         cost = torch.tensor(self.levels[passed:], dtype=mean.dtype, device=mean.device)
         cost -= self.levels[passed - 1] if passed else 0
-        return Prospects(mean, covariance, self.noise[passed:], cost, self.incumbent)
-
-    def milestone(self, chosen: Prospects) -> int:
-        """Where to look at one trial next."""
-        ahead = self.levels[len(self.levels) - len(chosen.cost) :]
-        return ahead[int(next_rungs(chosen))]
+        return improvement_rates(mean, covariance, self.noise[passed:], cost, self.incumbent).cpu().numpy()

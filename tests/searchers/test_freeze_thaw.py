@@ -51,13 +51,35 @@ def test_a_paused_trial_that_promises_most_goes_on() -> None:
     assert suggestion.reason.startswith("EI ") and "from 13 observations" in suggestion.reason
 
 
-def test_with_nothing_paused_a_new_configuration_is_proposed_and_where_to_judge_it() -> None:
+def test_with_nothing_paused_a_new_configuration_is_proposed() -> None:
     view = a_view()
     view.paused.clear()
     suggestion = searcher().suggest(view, view.request())
     assert suggestion is not None and suggestion.resumes is None
-    assert suggestion.milestone in (1, 3, 9)
     assert abs(suggestion.config["x"] - 0.3) < 0.25
+
+
+def test_a_new_trial_is_judged_at_the_first_rung_even_if_that_tells_little() -> None:
+    """Others are best there than at the end. To look costs next to nothing, and it is looked at the next rung too."""
+    view = View(SPACE, max_t=9, rung_levels=(1, 3))
+    for x, y in np.random.default_rng(0).uniform(size=(30, 2)).tolist():
+        view.add({"x": x, "y": y}, 0.6 + 0.1 * (abs(x - 0.8) + y), *curve(x, 9)[1:])
+    suggestion = searcher().suggest(view, view.request())
+    assert suggestion is not None and suggestion.resumes is None
+    assert suggestion.milestone == 1
+
+
+def test_what_a_trial_promised_that_came_to_nothing_is_not_what_is_to_be_improved_on() -> None:
+    """The best by far at the first rung diverge after it: beside them nothing else would be worth training."""
+    improvements = []
+    for diverged in (False, True):
+        view = a_view()
+        for x in (0.29, 0.3, 0.31):
+            view.add({"x": x, "y": 0.9}, 0.1, *([math.nan] if diverged else []))
+        suggestion = searcher(avoid_infeasible=True).suggest(view, view.request())
+        assert suggestion is not None
+        improvements.append(float(suggestion.reason.split()[1]))
+    assert improvements[1] > 1.5 * improvements[0]
 
 
 def test_what_runs_already_is_not_expected_to_surprise() -> None:

@@ -7,27 +7,26 @@ import math
 import pytest
 import torch
 
-from lightning_hpo.surrogates.rate import Prospects, improvement_rates, next_rungs
+from lightning_hpo.surrogates.rate import improvement_rates
 
 # E[max(z, 0)] of a standard normal z
 HALF_NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
 
 
-def rates(covariance, noise, cost, mean=0.0, incumbent=0.0):
+def rate(covariance, noise, cost, mean=0.0, incumbent=0.0):
     """Of one trial."""
     numbers = [torch.tensor(t, dtype=torch.float64) for t in ([mean], [covariance], noise, cost, incumbent)]
-    prospects = Prospects(*numbers)
-    return float(improvement_rates(prospects)[0]), int(next_rungs(prospects)[0])
+    return float(improvement_rates(*numbers)[0])
 
 
 def test_at_the_last_rung_it_is_the_expected_improvement_over_its_cost() -> None:
-    assert rates([[1.0]], [0.1], [18.0]) == (pytest.approx(HALF_NORMAL / 18.0), 0)
-    assert rates([[4.0]], [0.1], [2.0], mean=1.0, incumbent=1.0) == (pytest.approx(2.0 * HALF_NORMAL / 2.0), 0)
+    assert rate([[1.0]], [0.1], [18.0]) == pytest.approx(HALF_NORMAL / 18.0)
+    assert rate([[4.0]], [0.1], [2.0], mean=1.0, incumbent=1.0) == pytest.approx(2.0 * HALF_NORMAL / 2.0)
 
 
-def test_a_rung_that_tells_nothing_is_skipped() -> None:
+def test_a_rung_that_tells_nothing_is_worth_nothing() -> None:
     uncorrelated = [[1.0, 0.0], [0.0, 1.0]]
-    assert rates(uncorrelated, [0.0, 0.0], [1.0, 9.0]) == (pytest.approx(HALF_NORMAL / 9.0), 1)
+    assert rate(uncorrelated, [0.0, 0.0], [1.0, 9.0]) == pytest.approx(HALF_NORMAL / 9.0)
 
 
 def test_a_rung_that_tells_all_is_worth_what_is_kept_of_the_improvement_for_what_it_costs() -> None:
@@ -35,35 +34,23 @@ def test_a_rung_that_tells_all_is_worth_what_is_kept_of_the_improvement_for_what
 
     By quantiles q of the value z: E[max(-z, 0); z in the best q] = phi(z_q) for q <= 1/2, over 1 + 8 q.
     """
-    same = [[1.0, 1.0], [1.0, 1.0]]
-    rate, rung = rates(same, [0.0, 0.0], [1.0, 9.0])
     normal = torch.distributions.Normal(0.0, 1.0)
     shares = torch.linspace(0.001, 0.5, 2000)
     best = (normal.log_prob(normal.icdf(shares)).exp() / (1.0 + 8.0 * shares)).max()
-    assert rung == 0
-    assert rate == pytest.approx(float(best), rel=0.05)
-
-
-@pytest.mark.parametrize("below", [1.0, 2.0, 3.0, 4.0])
-@pytest.mark.parametrize("told", [1.0, 0.95, 0.8])
-def test_where_only_luck_improves_on_what_is_known_it_is_looked_at_as_early(below: float, told: float) -> None:
-    """As late in a study. Trained to the last rung at once the trial costs up to 27 times as much for little more."""
-    covariance = [[1.0, told], [told, 1.0]]
-    assert rates(covariance, [0.0, 0.0], [1.0, 27.0], incumbent=-below)[1] == 0
+    assert rate([[1.0, 1.0], [1.0, 1.0]], [0.0, 0.0], [1.0, 9.0]) == pytest.approx(float(best), rel=0.05)
 
 
 def test_no_luck_rarer_than_one_in_twenty_four_is_counted_on() -> None:
     """The rung tells all, and an improvement needs a value 3 deviations better than expected there: one in 740."""
     normal = torch.distributions.Normal(0.0, 1.0)
     improvement = float(normal.log_prob(torch.tensor(3.0)).exp() - 3.0 * normal.cdf(torch.tensor(-3.0)))
-    rate, rung = rates([[1.0, 1.0], [1.0, 1.0]], [0.0, 0.0], [1.0, 27.0], incumbent=-3.0)
-    assert (rate, rung) == (pytest.approx(improvement / 27.0, rel=1e-3), 0)
+    found = rate([[1.0, 1.0], [1.0, 1.0]], [0.0, 0.0], [1.0, 27.0], incumbent=-3.0)
+    assert found == pytest.approx(improvement / 27.0, rel=1e-3)
 
 
 def test_it_is_the_best_ratio_over_the_shares_that_go_on() -> None:
     """By a simulation of the policy: train to the rung, go on if the value is in the best share, stop otherwise."""
     covariance, noise, cost = [[1.0, 0.8], [0.8, 1.2]], [0.3, 0.1], [2.0, 18.0]
-    rate, rung = rates(covariance, noise, cost, mean=0.4)
     g = torch.Generator().manual_seed(0)
     n = 200_000
     factor = torch.linalg.cholesky(torch.tensor(covariance, dtype=torch.float64))
@@ -73,30 +60,27 @@ def test_it_is_the_best_ratio_over_the_shares_that_go_on() -> None:
     kept = gain.cumsum(0) / n
     shares = torch.arange(1, n + 1) / n
     ratios = kept / (2.0 + 16.0 * shares)
-    assert rung == 0
-    assert rate == pytest.approx(float(ratios[1000:].max()), rel=0.03)
+    assert rate(covariance, noise, cost, mean=0.4) == pytest.approx(float(ratios[1000:].max()), rel=0.03)
 
 
 @pytest.mark.parametrize("lower", ["mean", "cost", "variance"])
 def test_better_cheaper_and_less_certain_trials_have_higher_rates(lower) -> None:
-    base = rates([[1.0, 0.5], [0.5, 1.0]], [0.1, 0.1], [1.0, 9.0], mean=1.0)[0]
+    base = rate([[1.0, 0.5], [0.5, 1.0]], [0.1, 0.1], [1.0, 9.0], mean=1.0)
     better = {
-        "mean": rates([[1.0, 0.5], [0.5, 1.0]], [0.1, 0.1], [1.0, 9.0], mean=0.5),
-        "cost": rates([[1.0, 0.5], [0.5, 1.0]], [0.1, 0.1], [0.5, 8.0], mean=1.0),
-        "variance": rates([[2.0, 1.0], [1.0, 2.0]], [0.1, 0.1], [1.0, 9.0], mean=1.0),
-    }[lower][0]
+        "mean": rate([[1.0, 0.5], [0.5, 1.0]], [0.1, 0.1], [1.0, 9.0], mean=0.5),
+        "cost": rate([[1.0, 0.5], [0.5, 1.0]], [0.1, 0.1], [0.5, 8.0], mean=1.0),
+        "variance": rate([[2.0, 1.0], [1.0, 2.0]], [0.1, 0.1], [1.0, 9.0], mean=1.0),
+    }[lower]
     assert better > base > 0.0
 
 
 def test_hopeless_trials_have_a_rate_of_zero_and_no_nan() -> None:
-    prospects = Prospects(
+    found = improvement_rates(
         torch.tensor([1e3, 0.0], dtype=torch.float64),
         torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1e-30, 0.0], [0.0, 1e-30]]], dtype=torch.float64),
         torch.zeros(2, dtype=torch.float64),
         torch.tensor([1.0, 2.0], dtype=torch.float64),
         torch.tensor(0.0, dtype=torch.float64),
     )
-    found = improvement_rates(prospects)
     assert torch.isfinite(found).all() and (found >= 0.0).all()
     assert float(found[0]) == 0.0
-    assert int(next_rungs(prospects)[0]) == 0, "what promises nothing is not worth a whole training"
