@@ -156,7 +156,9 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
     surrogate = make_surrogate(view, name, options, data)
     # Without rungs every value is that of a complete trial, so that there is nothing to tell apart.
     at_max_t = None if name == SINGLE_FIDELITY else history.counts()[view.max_t]
-    state = None if view.state is None or "parameters" not in view.state else view.state
+    # None before the first fit, and where a study goes on whose model had other parameters in an earlier version.
+    fitted = {} if view.state is None else view.state.get("parameters", {})
+    state = view.state if fitted.keys() == surrogate.space.slices.keys() else None
     if not needs_refit(state, options, len(history), at_max_t):
         assert state is not None
         theta = surrogate.space.theta(state["parameters"])
