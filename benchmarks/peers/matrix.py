@@ -35,6 +35,10 @@ FULL_RUNS = {
     "many_hyperparameters": 16.0,
     "noisy_policy": 16.0,
     "wine_tabular": 16.0,
+    "char_gru": 16.0,
+    "graph_nodes": 16.0,
+    "gridworld_dyna": 16.0,
+    "metric_digits": 16.0,
 }
 """Budgets, in average full trainings."""
 
