@@ -71,8 +71,8 @@ class StudyOptions:
     """No more than the quantile of a rung ever go on, even if better ones keep coming; the algorithm default presets
     true."""
     promotion_rule: str = "rank"
-    """Who says which paused trials go on: rank, their place in the rung; or searcher, its model, which also chooses
-    where a trial is judged; the algorithm default presets searcher for type=promotion."""
+    """Who says which paused trials go on: rank, their place in the rung; or searcher, its model; the
+    algorithm default presets searcher for type=promotion."""
     searcher_data: str | None = None
     """What the searcher learns from: rungs, all or rungs_and_last; default rungs, for gp_expdecay and gp_issm all."""
     register_pending_myopic: bool = False

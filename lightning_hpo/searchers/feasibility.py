@@ -34,8 +34,8 @@ class Feasibility:
     is_hopeless: np.ndarray
     """(n,) those that are infeasible or wait in vain."""
     waiting_in_vain: Set[int]
-    """Paused trials that are barred by those that were trained further; the nearer half of a rung at most as long as
-    all of those came to nothing."""
+    """Paused trials that are barred by those that were trained further; the nearer half of a rung at most, and
+    none that waits there alone, as long as all of those came to nothing."""
 
     @classmethod
     def of(cls, view: SearchView, options: SearcherOptions) -> Feasibility:

@@ -47,7 +47,7 @@ def choose(
         return None
     with torch.no_grad():
         feasibility = Feasibility.of(view, options)
-        outlook = _Outlook.of(view, options, model, feasibility.waiting_in_vain)
+        outlook = _Outlook.of(view, options, model, feasibility.waiting_in_vain | view.infeasible.keys())
         # Of equals the first: where nothing promises anything, what is new, not what is known to be worse.
         could_be_done = (
             *_new(view, options, outlook, feasibility, rng),
@@ -118,10 +118,10 @@ class _Outlook:
     """``(n, L, L)``"""
     incumbent: Tensor
     """Lowest mean at the last rung: where values rise with the resource, those of low rungs are out of reach. That of a
-    trial that came to nothing, or will, is out of reach too."""
+    trial that diverged, or waits in vain, is out of reach too."""
 
     @classmethod
-    def of(cls, view: SearchView, options: SearcherOptions, model: FittedModel, in_vain: Set[int]) -> _Outlook:
+    def of(cls, view: SearchView, options: SearcherOptions, model: FittedModel, hopeless: Set[int]) -> _Outlook:
         posterior, pending, observed = model.posterior, model.history.pending, model.history.observed
         assert isinstance(posterior, RungPosterior)
         if len(pending) and not options.no_fantasizing:
@@ -133,9 +133,8 @@ class _Outlook:
         mean, covariance = posterior.across(torch.from_numpy(observed.inputs[list(rows.values())]).to(model.device))
         noise = posterior.new_noise(torch.tensor(levels, device=model.device))
         seen = frozenset((observed.trial_ids[i], observed.resources[i]) for i in model.kept)
-        is_hopeless = [trial in in_vain or trial in view.infeasible for trial in numbers]
-        final = mean[:, -1] if all(is_hopeless) else mean[~np.array(is_hopeless), -1]
-        return cls(posterior, levels, noise, seen, numbers, mean, covariance, final.min())
+        reachable = [number for trial, number in numbers.items() if trial not in hopeless] or list(numbers.values())
+        return cls(posterior, levels, noise, seen, numbers, mean, covariance, mean[reachable, -1].min())
 
     def rates(self, encoded: np.ndarray) -> np.ndarray:
         """Of new trials, ``(B,)``."""

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from lightning_hpo import Start, Study, uniform
+from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, choice
+from lightning_hpo.searchers import make_searcher
 from lightning_hpo.searchers.candidates import Candidates
 from lightning_hpo.searchers.feasibility import Feasibility
 from lightning_hpo.searchers.proposal import excluded_with_pending
@@ -165,6 +167,11 @@ def test_it_asks_a_study_for_its_trials_once_however_many_there_are(monkeypatch)
     asked.clear()
     Feasibility.of(study._state.view(), ON)
     assert asked == {"paused": 1, "infeasible": 1}
+    asked.clear()
+    searcher = make_searcher("freeze_thaw", SearcherOptions(avoid_infeasible=True, num_init_random=1))
+    view = study._state.view()
+    assert "EI" in searcher.suggest(view, SuggestRequest(len(view.configs))).reason
+    assert max(asked.values()) <= 5, "however many trials there are"
 
 
 def a_study(rule: str, value, seed: int = 0, budget: int = 10**9, **options) -> Study:

@@ -56,6 +56,7 @@ def test_with_nothing_paused_a_new_configuration_is_proposed() -> None:
     view.paused.clear()
     suggestion = searcher().suggest(view, view.request())
     assert suggestion is not None and suggestion.resumes is None
+    assert suggestion.milestone == 1
     assert abs(suggestion.config["x"] - 0.3) < 0.25
 
 
@@ -89,6 +90,14 @@ def test_what_a_trial_promised_that_came_to_nothing_is_not_what_is_to_be_improve
         assert suggestion is not None
         improvements.append(float(suggestion.reason.split()[1]))
     assert improvements[1] > improvements[0]
+
+
+def test_where_all_that_reported_diverged_something_is_proposed_all_the_same() -> None:
+    view = View(SPACE, max_t=9, rung_levels=(1, 3))
+    for x, y in np.random.default_rng(0).uniform(size=(6, 2)).tolist():
+        view.add({"x": x, "y": y}, *curve(x, 2), math.nan)
+    suggestion = searcher(avoid_infeasible=True).suggest(view, view.request())
+    assert suggestion is not None and suggestion.origin == "model"
 
 
 def test_what_runs_already_is_not_expected_to_surprise() -> None:

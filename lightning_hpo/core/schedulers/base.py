@@ -53,7 +53,7 @@ class Scheduler(ABC):
     """True: the searcher learns from a trial's last report only (FIFO)."""
 
     is_searcher_led = False
-    """True: the searcher also decides which paused trial goes on, and where trials are judged."""
+    """True: the searcher also decides which paused trial goes on, and may say at which rung a trial is judged."""
 
     @abstractmethod
     def start(self, trial_id: int, bracket: int) -> int:

@@ -1,7 +1,9 @@
-"""Promotion by the searcher: its model decides which trial goes on, and where it is judged next.
+"""Promotion by the searcher: its model decides which trial goes on.
 
 Who may go on is no question of rank here: a model that knows new and paused trials alike says which of them is worth
-more (:mod:`lightning_hpo.searchers.freeze_thaw`; Swersky, Snoek, Adams, arXiv:1406.3896).
+more (:mod:`lightning_hpo.searchers.freeze_thaw`; Swersky, Snoek, Adams, arXiv:1406.3896). The searcher also names the
+milestone. Those of this package name the next rung; a searcher may let trials run through rungs, as earlier versions of
+ours did, whose studies are continued.
 """
 
 from __future__ import annotations
