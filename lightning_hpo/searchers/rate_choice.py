@@ -27,6 +27,7 @@ class _Option:
     rate: float
     """Expected improvement per unit of resource, in the model's units."""
     milestone: int
+    """The next rung of the trial, or ``max_t``."""
     resumes: int | None
     config: dict[str, object]
 
@@ -78,9 +79,9 @@ def _new(
         return
     # No local search from here: the rate is highest where the model knows least, at the bounds of the space, and among
     # thousands of new configurations there is always one that promises more than every paused trial.
-    config = candidates.choose(-outlook.rates(candidates.encoded), None)
+    config = candidates.choose(-outlook.rates_of_new(candidates.encoded), None)
     if config is not None:
-        (rate,) = outlook.rates(view.space.encode(config)[None])
+        (rate,) = outlook.rates_of_new(view.space.encode(config)[None])
         yield _Option(float(rate), outlook.levels[0], None, config)
 
 
@@ -94,7 +95,7 @@ def _paused(view: SearchView, outlook: _Outlook, in_vain: Set[int]) -> Iterator[
         if is_known and passed < len(outlook.levels) and trial not in in_vain:
             by_rung.setdefault(passed, []).append(trial)
     for passed, trials in sorted(by_rung.items()):
-        rates = outlook.rates_of(trials, passed)
+        rates = outlook.rates_of_known(trials, passed)
         best = int(np.argmax(rates))
         trial = trials[best]
         yield _Option(float(rates[best]), outlook.levels[passed], trial, dict(view.configs[trial]))
@@ -136,12 +137,12 @@ class _Outlook:
         reachable = [number for trial, number in numbers.items() if trial not in hopeless] or list(numbers.values())
         return cls(posterior, levels, noise, seen, numbers, mean, covariance, mean[reachable, -1].min())
 
-    def rates(self, encoded: np.ndarray) -> np.ndarray:
+    def rates_of_new(self, encoded: np.ndarray) -> np.ndarray:
         """Of new trials, ``(B,)``."""
         mean, covariance = self.posterior.across(torch.from_numpy(encoded).to(self.mean.device))
         return self._rates(mean[:, -1], covariance, 0)
 
-    def rates_of(self, trials: list[int], passed: int) -> np.ndarray:
+    def rates_of_known(self, trials: list[int], passed: int) -> np.ndarray:
         """Of trials that wait at the rung below number ``passed``."""
         rows = [self.numbers[trial] for trial in trials]
         return self._rates(self.mean[rows, -1], self.covariance[rows, passed:, passed:], passed)
