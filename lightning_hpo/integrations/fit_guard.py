@@ -11,17 +11,15 @@ A Trainer whose strategy trains in children of this process is refused here too,
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lightning_hpo.errors import CallbackMissing, StrategyUnsupported
-from lightning_hpo.integrations.root_folder import trainer_classes
+from lightning_hpo.integrations.trainer_classes import with_trainers
 from lightning_hpo.runtime.channel import TrialChannel
 
 if TYPE_CHECKING:
@@ -31,8 +29,7 @@ _LINE = "from lightning_hpo import HPOCallback; Trainer(callbacks=[HPOCallback()
 _PACKAGE = __name__.partition(".")[0]
 
 
-@contextmanager
-def guarding_fits(channel: TrialChannel, callback_is_configured: bool = False) -> Iterator[None]:
+def guarding_fits(channel: TrialChannel, callback_is_configured: bool = False) -> AbstractContextManager[None]:
     """While it lasts, ``Trainer.fit`` raises ``CallbackMissing`` or ``StrategyUnsupported`` and tells the launcher, as
     the module says.
 
@@ -40,26 +37,15 @@ def guarding_fits(channel: TrialChannel, callback_is_configured: bool = False) -
         channel: the trial's; this process is the first rank.
         callback_is_configured: the configuration names the callback.
     """
-    with contextlib.ExitStack() as guards:
-        for trainer_class in trainer_classes():
-            guards.enter_context(_guarding(trainer_class, channel, callback_is_configured))
-        yield
 
+    def guarded(fit: Callable[..., None]) -> Callable[..., None]:
+        def guarded_fit(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+            _check(trainer, channel, callback_is_configured)
+            fit(trainer, *args, **kwargs)
 
-@contextmanager
-def _guarding(trainer_class: Any, channel: TrialChannel, callback_is_configured: bool) -> Iterator[None]:
-    fit = trainer_class.fit
+        return guarded_fit
 
-    @functools.wraps(fit)
-    def guarded_fit(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        _check(trainer, channel, callback_is_configured)
-        fit(trainer, *args, **kwargs)
-
-    trainer_class.fit = guarded_fit
-    try:
-        yield
-    finally:
-        trainer_class.fit = fit
+    return with_trainers("fit", guarded)
 
 
 def never_trained() -> CallbackMissing:
