@@ -26,6 +26,8 @@ from lightning_hpo.surrogates.posterior import DensePosterior
 
 _EXHAUSTED = 1e-6
 """No more inducing points are chosen when the variances given those chosen add up to this share of the largest one."""
+_DETERMINED = 1e-8
+"""A point whose variance given those before it is this share of the largest one is determined by them."""
 
 
 class InducingModel(JointModel):
@@ -124,7 +126,8 @@ class InducingPosterior(DensePosterior):
 
     Args:
         data: ``n`` observations.
-        inducing: ``(M,)`` positions of the inducing points among them.
+        inducing: ``(M,)`` positions of the inducing points among them. Those that others before them determine are left
+            out: they say nothing more, and ``D`` would be singular.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class InducingPosterior(DensePosterior):
         self._prior = (covariance, natural, max_resource)
         self.covariance, self.natural, self.max_resource = self._prior
         self.seen_x, self.seen_resource = data.rows, data.resource
+        inducing = inducing[self._are_needed(data.rows[inducing], data.resource[inducing])]
         self.x, self.resource = data.rows[inducing], data.resource[inducing]
         self.columns = 1
         self.noise = self.new_noise(self.resource)
@@ -146,6 +150,12 @@ class InducingPosterior(DensePosterior):
         self.targets = prior_mean.unsqueeze(-1) + root @ inverse @ residual
         eye = torch.eye(len(inducing), dtype=root.dtype, device=root.device)
         self._solve(prior_mean, root @ cholesky(eye + inverse))
+
+    def _are_needed(self, x: Tensor, resource: Tensor) -> Tensor:
+        """Which of the inducing points those before them do not determine, ``(M,)`` booleans."""
+        prior = self.covariance.moments(self.natural, self._points(x, resource)).covariance[0]
+        variance = cholesky(prior).diagonal().square()
+        return variance > _DETERMINED * variance.max()
 
     def _whitened(self, data: Observations) -> tuple[Tensor, Tensor, Tensor]:
         """Prior mean of the data ``(n,)``, ``L`` and ``B = L⁻¹ K(inducing, data)`` ``(M, n)``."""

@@ -93,6 +93,21 @@ def test_with_as_many_inducing_points_as_data_the_posterior_is_the_exact_one(nam
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", models())
+def test_an_inducing_point_that_others_determine_changes_nothing(name: str) -> None:
+    exact = models()[name]
+    data, theta = data_for(exact), random_theta(exact)[0]
+    natural = exact.space.natural(theta[None])
+
+    def predicted(*inducing: int) -> tuple[Tensor, Tensor]:
+        posterior = InducingPosterior(exact.covariance, natural, exact.max_resource, data, torch.tensor(inducing))
+        found = posterior.predict(data.rows, 1)
+        return found.mean, found.variance
+
+    for ours, theirs in zip(predicted(0, 1, 2, 0, 1), predicted(0, 1, 2), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
 def few(num_inducing: int = 6) -> tuple[JointModel, Observations, Tensor, InducingModel, DensePosterior]:
     exact, data = multitask(3, 9), rungs()
     theta = random_theta(exact)[0]
