@@ -1,14 +1,15 @@
 """What another algorithm would have done with the curves of a study.
 
 A configuration that the study has not tried gets the curve of the nearest trial
-(:class:`~lightning_hpo.runtime.curves.NearestCurves`). Beyond a trial's last report its curve goes on by the typical
-change: from one unit of resource to the next, the median change of the trials that reported at both; none where no
-trial did. So this compares algorithms on these curves, it does not forecast the next study's best value.
+(:class:`~lightning_hpo.runtime.curves.NearestCurves`). Beyond a trial's last report its curve goes on as those of the
+trials that trained further did (:func:`_typical_steps`), within the values that the study has seen. So this compares
+algorithms on these curves, it does not forecast the next study's best value.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,12 @@ from lightning_hpo.report import formats
 from lightning_hpo.runtime.curves import Curve, NearestCurves
 from lightning_hpo.runtime.simulator import SimulationResult, simulate
 
+_PAIRS = 200
+"""Trials that a line goes through, about; of more, some from everywhere will do (the slopes are their square)."""
+
 MakeSearcher = Callable[[StudyOptions], Searcher]
+Step = tuple[float, float]
+"""Slope and offset of the line from a value to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,35 +74,47 @@ def recorded_curves(state: StudyState) -> NearestCurves:
     steps = _typical_steps(trials, length)
     known = {trial.id: seconds for trial in trials if (seconds := state.busy_seconds(trial.id) / trial.resource) > 0}
     usual = median(known.values()) if known else 1.0
-    curves = [Curve(_extended(trial.curve, steps), known.get(trial.id, usual)) for trial in trials]
+    seen = [value for trial in trials for value in trial.curve.values() if math.isfinite(value)]
+    bounds = (min(seen, default=-math.inf), max(seen, default=math.inf))
+    curves = [Curve(_extended(trial.curve, steps, bounds), known.get(trial.id, usual)) for trial in trials]
     return NearestCurves(state.space, [trial.config for trial in trials], curves.__getitem__)
 
 
-def _typical_steps(trials: Sequence[Trial], length: int) -> list[float]:
-    """Median change from resource ``r`` to ``r + 1``, at position ``r``; position 0 is not used."""
-    steps = [0.0]
+def _typical_steps(trials: Sequence[Trial], length: int) -> list[Step]:
+    """What follows a value at resource ``r`` at ``r + 1``, at position ``r``; position 0 is not used.
+
+    A straight line through the trials that reported at both: how much a curve goes on falling depends on where it is,
+    and the best ones, which are near their end, do so least. The line is that of Theil and Sen (the median slope
+    of all pairs of trials), which a trial that diverged does not turn, and its slope is kept between 0 and 1: who is
+    ahead stays ahead, by no more than before.
+    """
+    steps: list[Step] = [(1.0, 0.0)]
     for resource in range(1, length):
-        changes = [
-            trial.curve[resource + 1] - trial.curve[resource]
+        pairs = [
+            (before, after)
             for trial in trials
-            if math.isfinite(trial.curve.get(resource, math.nan))
-            and math.isfinite(trial.curve.get(resource + 1, math.nan))
+            if math.isfinite(before := trial.curve.get(resource, math.nan))
+            and math.isfinite(after := trial.curve.get(resource + 1, math.nan))
         ]
-        steps.append(median(changes) if changes else 0.0)
+        pairs = sorted(pairs)[:: 1 + len(pairs) // _PAIRS]
+        slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.combinations(pairs, 2) if a[0] != b[0]]
+        slope = min(max(median(slopes), 0.0), 1.0) if len(pairs) > 2 and slopes else 1.0
+        steps.append((slope, median(after - slope * before for before, after in pairs) if pairs else 0.0))
     return steps
 
 
-def _extended(curve: Mapping[int, float], steps: Sequence[float]) -> list[float]:
+def _extended(curve: Mapping[int, float], steps: Sequence[Step], bounds: tuple[float, float]) -> list[float]:
     """A value for every resource: gaps have the value before them, the first ones the first."""
     last = max(curve)
     values = [next(iter(curve.values()))]
     for resource in range(1, len(steps) + 1):
         if resource in curve:
             values.append(curve[resource])
-        elif resource <= last or resource == 1:
+        elif resource <= last or resource == 1 or not math.isfinite(values[-1]):
             values.append(values[-1])
         else:
-            values.append(values[-1] + steps[resource - 1])
+            slope, offset = steps[resource - 1]
+            values.append(min(max(slope * values[-1] + offset, bounds[0]), bounds[1]))
     return values[1:]
 
 

@@ -16,11 +16,12 @@ from lightning_hpo.searchers import make_searcher
 from tests.core.driving import Driven
 
 
-def recorded(**options) -> Driven:
-    """Three trials, 10 seconds a unit: 0.9 0.6 0.5, then 0.8 0.7, then 0.4."""
-    configs = [{"x": 0.1}, {"x": 0.5}, {"x": 0.9}]
-    study = Driven(algorithm="random", max_t=4, points_to_evaluate=configs, n_trials=3, **options)
-    for trial, values in enumerate(((0.9, 0.6, 0.5), (0.8, 0.7), (0.4,))):
+def recorded(*curves: tuple[float, ...], **options) -> Driven:
+    """Trials at x = 0.1, 0.5, 0.9, ... that end early, 10 seconds a unit: 0.9 0.6 0.5, then 0.8 0.7, then 0.4."""
+    curves = curves or ((0.9, 0.6, 0.5), (0.8, 0.7), (0.4,))
+    configs = [{"x": 0.1 + 0.8 * i / (len(curves) - 1)} for i in range(len(curves))]
+    study = Driven(algorithm="random", max_t=4, points_to_evaluate=configs, n_trials=len(curves), **options)
+    for trial, values in enumerate(curves):
         study.ready()
         for resource, value in enumerate(values, 1):
             study.time += 10.0
@@ -39,7 +40,23 @@ class TestCurves:
         curves = recorded_curves(recorded().state)
         assert list(curves({"x": 0.15}).values) == pytest.approx([0.9, 0.6, 0.5, 0.5])
         assert list(curves({"x": 0.45}).values) == pytest.approx([0.8, 0.7, 0.6, 0.6])
-        assert list(curves({"x": 0.99}).values) == pytest.approx([0.4, 0.2, 0.1, 0.1])
+
+    def test_go_on_by_less_the_nearer_they_are_to_the_end(self):
+        """0.9 0.8 0.7 0.3 were followed by 0.5 0.45 0.4 0.2: a line of slope 1/2 and offset 0.05. NaN turns nothing."""
+        study = recorded((0.9, 0.5), (0.8, 0.45), (0.7, 0.4), (0.3, 0.2), (0.8, math.nan), (0.5,))
+        assert list(recorded_curves(study.state)({"x": 0.9}).values) == pytest.approx([0.5, 0.3, 0.3, 0.3])
+
+    @pytest.mark.parametrize(("mode", "sign"), [("min", -1.0), ("max", 1.0)])
+    def test_stay_within_what_the_study_has_seen(self, mode, sign):
+        """The typical change would take an accuracy of 0.99 to 1.19, and an error of -0.99 to -1.19."""
+        study = recorded((0.5 * sign, 0.7 * sign), (0.99 * sign,), mode=mode)
+        assert list(recorded_curves(study.state)({"x": 0.9}).values) == pytest.approx([0.99 * sign] * 4)
+
+    def test_that_diverged_do_not_come_back(self):
+        study = recorded((0.9, 0.5, 0.4), (0.8, math.nan))
+        assert list(recorded_curves(study.state)({"x": 0.9}).values) == pytest.approx(
+            [0.8] + 3 * [math.nan], nan_ok=True
+        )
 
     def test_a_unit_takes_as_long_as_it_took(self):
         assert recorded_curves(recorded().state)({"x": 0.1}).seconds == pytest.approx(10.0)
@@ -58,9 +75,9 @@ class TestCurves:
 
 class TestExpectations:
     def test_of_training_everything(self):
-        """One worker and 120 s: the three first configurations are trained to the end, the last to 0.1 at 110 s."""
+        """One worker and 120 s: the three first configurations are trained to the end."""
         (found,) = what_if(recorded().state, ["random"], searcher, n_workers=1, max_time=120.0, seeds=2)
-        assert found.best == pytest.approx(0.1) and found.best_std == 0.0
+        assert found.best == pytest.approx(0.4) and found.best_std == 0.0
         assert found.seconds_to_recorded_best == pytest.approx(90.0)  # 0.4, after the first unit of the third trial
         assert (found.reached, found.units, found.worker_seconds) == (2, 12.0, 120.0)
 
