@@ -8,7 +8,7 @@ otherwise it is trained to the last rung. For a normal posterior of the trial's 
 with ``c_j`` the cost from where the trial is to rung ``j``, and ``rate = EI / c_L`` where it is trained to the last
 rung at once. The rate says which trial, new or paused, improves most for what it costs. It counts on one look; every
 trial is looked at again at its *next* rung all the same, whichever ``j`` it is: what a rung tells costs a pause and
-nothing else, and may be asked there and at ``j``. To skip the rungs below ``j`` was worse (docs/benchmarks.md).
+nothing else, and may be asked there and at ``j``. To skip the rungs below ``j`` was worse (docs/decisions/default.md).
 
 It is the index of Gittins (*Bandit Processes and Dynamic Allocation Indices*, J. Royal Statistical Society B 41, 1979)
 for a trial of two stages: the best ratio of expected reward and expected cost over stopping rules.
@@ -26,7 +26,7 @@ from lightning_hpo.surrogates.acquisition import log_improvement
 _PROBABLE = 24
 """Values at a rung are represented by the mid-points of as many equally probable cells. So no luck rarer than theirs is
 counted on: among hundreds of candidates there is always one that would need it, and with an exact integral searches
-spend more on such and end worse (docs/benchmarks.md)."""
+spend more on such and end worse (docs/decisions/default.md)."""
 _LEAST_REST = 1e-6
 """Share of the variance at the last rung that no value below it explains."""
 
