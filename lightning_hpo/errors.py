@@ -19,6 +19,7 @@
         │   ├── CallbackMissing         the Trainer has no HPOCallback
         │   ├── ResourceMismatch        the Trainer trains for another number of epochs than max_t
         │   ├── StrategyUnsupported     the Trainer trains in processes that the script's own does not hear of
+        │   ├── AllFailed               every trial of a study that is over failed
         │   └── RepeatedFailure         one trial after the other failed with the same error
         ├── ExecutionError              processes, channel, disk
         │   ├── BackendError            trials cannot be started
@@ -106,6 +107,10 @@ class ResourceMismatch(TrialError):
 
 class StrategyUnsupported(TrialError):
     """The Trainer's strategy trains in child processes, of whose pauses the script would not know."""
+
+
+class AllFailed(TrialError):
+    """The study is over, and every one of its trials failed."""
 
 
 class RepeatedFailure(TrialError):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -16,10 +17,11 @@ from lightning_hpo.cli import COMMANDS, main
 from lightning_hpo.core.events import CheckpointSaved
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.report.folder import continuing
+from lightning_hpo.report.results import write_results
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.stored import study_header
-from lightning_hpo.study import Study
-from tests.report.studies import SPACE, new_state, small_study
+from lightning_hpo.study import Recommendation, Study
+from tests.report.studies import SPACE, new_state, small_study, state_of
 
 
 @pytest.fixture
@@ -179,6 +181,30 @@ def test_best_as_json(folder: Path, capsys: Output):
     data = json.loads(capsys.readouterr().out)
     assert data["best_at_full_resource"]["params"] == {"model.lr": 0.01, "act": "gelu"}
     assert (data["metric"], data["mode"]) == ("val_loss", "min")
+
+
+def test_what_was_recommended_can_be_looked_up_until_the_study_goes_on(tmp_path: Path, capsys: Output):
+    """Trial 2 is recommended, as if a model had thought so; the best one is trial 1."""
+    with contextlib.closing(small_study(tmp_path)) as study:
+        state = state_of(study)
+        chosen = Recommendation(2, state.whole_config(state.trials[2]), 0.6, 0.05, 0)
+        write_results(tmp_path, state, reason="x", recommendation=chosen)
+    assert main(["best", str(tmp_path)]) == 0
+    shown = lines(capsys.readouterr().out)
+    assert "recommended  expected 0.6 ± 0.05  trial 2  lr=0.001 act=relu" in shown and "trial 2" in shown
+    for command in ("best", "status"):
+        assert main([command, str(tmp_path), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["recommended"]
+        assert (found["trial"], found["expected_value"], found["params"]["act"]) == (2, 0.6, "relu")
+    assert main(["report", str(tmp_path)]) == 0
+    assert "recommended" in (tmp_path / "report.html").read_text()
+    capsys.readouterr()
+    results = tmp_path / "optimization_results.yaml"
+    earlier = results.read_text().replace("elapsed_seconds: ", "elapsed_seconds: 1")
+    for other in (earlier, "- 1", "recommended: {trial: []}"):
+        results.write_text(other)  # of an earlier end of the study, or of somebody else
+        assert main(["best", str(tmp_path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["recommended"] is None
 
 
 def test_best_of_nothing(tmp_path: Path, capsys: Output):

@@ -154,13 +154,15 @@ def check_seed(options: ConfirmOptions, space: SearchSpace, must_be_there: bool 
         OptionError: if it is searched, or is no integer.
     """
     name = options.seed_attr
+    given = {**space.constants, **space.domains}
+    used = name or next((attr for attr in SEED_ATTRS if options.trainings and attr in given), None)
+    if used in space.domains:
+        raise OptionError(
+            f"{used} is searched, but every confirmation trains with a seed of its own. "
+            "Name the key of the training seed with confirm.seed_attr, or take it out of the space."
+        )
     if name is None:
         return
-    if name in space.domains:
-        raise OptionError(
-            f"confirm.seed_attr={name} is searched, but every confirmation gets its own. "
-            "Name the key of the training seed, or take it out of the space."
-        )
     if name in space.constants and not _is_seed(space.constants[name]):
         raise OptionError(
             f"confirm.seed_attr={name} is {space.constants[name]!r} in the space. "

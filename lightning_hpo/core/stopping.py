@@ -116,6 +116,11 @@ class StopCriterion:
         """The same, for what a metric was to reach alone."""
         return next(self._reached(progress), None)
 
+    def metrics(self) -> list[tuple[str, str]]:
+        """``(option, metric)`` for every metric that a threshold names."""
+        thresholds = {"max_metric_value": self.max_metric_value, "min_metric_value": self.min_metric_value}
+        return [(option, metric) for option, given in thresholds.items() if isinstance(given, dict) for metric in given]
+
     def _exceeded(self, progress: Progress) -> Iterator[str]:
         counted = (
             ("max_wallclock_time", progress.time, "seconds have passed"),

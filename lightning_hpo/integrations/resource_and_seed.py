@@ -50,7 +50,8 @@ def resolve_max_t(composed: DictConfig, options: LauncherOptions, searched: Sequ
             return options.max_t
         raise OptionError(
             f"{name} is {value!r} in the job's configuration; it says how long a full training is. "
-            f"Set it to a whole number of at least 1, or set {PREFIX}.max_t."
+            "Set it to a whole number of at least 1; a training that is limited by steps alone is tuned with "
+            f"{PREFIX}.resource=validation, {PREFIX}.max_t being the number of its validations."
         )
     if options.max_t is not None and options.max_t != value and name in (named, MAX_RESOURCE_ATTRS[0]):
         raise ResourceMismatch(

@@ -28,6 +28,7 @@ from lightning_hpo.report import formats
 from lightning_hpo.report.afterwards import warning_of_failure_afterwards
 from lightning_hpo.report.decisions import DecisionLines
 from lightning_hpo.report.folder import trial_log
+from lightning_hpo.report.goals import Goals
 from lightning_hpo.report.header import header_text
 from lightning_hpo.report.live_table import live_table
 from lightning_hpo.report.log_notes import LogNotes
@@ -91,6 +92,7 @@ class RunObserver(ABC):
         self._clock = clock
         self._lines: DecisionLines | None = None
         self._shared_folders = SharedFolders(lambda trial: trial_log(folder, trial))
+        self._goals = Goals()
         self._log_notes = LogNotes(lambda trial: trial_log(folder, trial))
         self._warnings: dict[str, int] = {}
         self._first_of: dict[str, str] = {}
@@ -127,6 +129,7 @@ class RunObserver(ABC):
         """An event was handled."""
         self._safely(lambda: self._note(event, decisions, state))
         self._safely(lambda: self._warn(warning_of_failure_afterwards(event, state, self._folder)))
+        self._safely(lambda: self._warn(self._goals.warning(event, state)))
         self._safely(lambda: self._warn(self._shared_folders.warning(event, state)))
         self._safely(lambda: self._warn(*self._log_notes.warnings(event, state)))
 

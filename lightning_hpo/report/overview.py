@@ -19,6 +19,8 @@ from lightning_hpo.report.results import (
     counts_line,
     disk_line,
     failure_lines,
+    recommended_json,
+    recorded_recommendation,
     spent_line,
     table,
     trial_row,
@@ -42,7 +44,7 @@ def status(study: StudyFolder) -> list[Text]:
     ]
     if len(tally.rungs) > 1:
         rows.append(("rungs", rung_line(tally)))
-    rows += best_rows(state, unit)
+    rows += best_rows(state, unit, recorded_recommendation(study.path, state))
     rows += [("trials", counts_line(state)), ("spent", spent_line(state, tally, unit))]
     disk = disk_line(state)
     if disk:
@@ -92,11 +94,14 @@ def choose_trials(
 
 
 def best(study: StudyFolder) -> list[Text]:
-    """The best trials in both senses, with whole configurations."""
+    """The best trials in both senses and the recommended one, with whole configurations."""
     state = study.state
-    parts = [Text(table(best_rows(state, study.unit)))]
-    found = dict.fromkeys(b[0] for b in (state.best_full, state.best_any) if b is not None)
-    for trial_id in found:
+    recommended = recorded_recommendation(study.path, state)
+    parts = [Text(table(best_rows(state, study.unit, recommended)))]
+    found = [best[0] for best in (state.best_full, state.best_any) if best is not None]
+    if recommended is not None:
+        found.append(recommended.trial_id)
+    for trial_id in dict.fromkeys(found):
         config = state.whole_config(state.trials[trial_id])
         rows = [(formats.plain(name), formats.plain(formats.exact(item))) for name, item in config.items()]
         parts.append(Text(f"\ntrial {trial_id}\n{table(rows)}" if rows else f"\ntrial {trial_id}"))
@@ -119,7 +124,7 @@ def trials_json(study: StudyFolder, chosen: Sequence[int]) -> list[dict[str, Any
 
 
 def best_json(study: StudyFolder) -> dict[str, Any]:
-    """Both incumbents as JSON data, None where there is none."""
+    """Both incumbents and the recommendation as JSON data, None where there is none."""
     state = study.state
     found: dict[str, Any] = {"metric": state.options.metric, "mode": state.options.mode}
     for name, incumbent in (("best_at_full_resource", state.best_full), ("best_seen", state.best_any)):
@@ -129,6 +134,9 @@ def best_json(study: StudyFolder) -> dict[str, Any]:
         trial_id, resource, value = incumbent
         config = params(state, trial_id)
         found[name] = {"trial": trial_id, "resource": resource, "value": value, "params": config}
+    recommended = recorded_recommendation(study.path, state)
+    values = {} if recommended is None else recommended_json(state, recommended)
+    found["recommended"] = {name: formats.json_value(item) for name, item in values.items()} or None
     return found
 
 

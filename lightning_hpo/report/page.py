@@ -18,6 +18,7 @@ from lightning_hpo.report.results import (
     counts_line,
     disk_line,
     failure_lines,
+    recorded_recommendation,
     spent_line,
 )
 from lightning_hpo.report.svg import Axis, Plot
@@ -204,7 +205,7 @@ def _facts(study: StudyFolder, tally: Tally) -> str:
     rows = [
         ("algorithm", f"{state.options.algorithm}, random_seed {state.options.random_seed}"),
         ("ends", ending(state.options)),
-        *best_rows(state, unit),
+        *best_rows(state, unit, recorded_recommendation(study.path, state)),
         ("trials", counts_line(state)),
         ("spent", spent_line(state, tally, unit)),
         ("elapsed", formats.duration(state.progress.time)),

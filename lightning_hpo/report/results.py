@@ -78,13 +78,7 @@ def results_yaml(state: StudyState, reason: str, recommendation: Recommendation 
         "best_seen": _incumbent(state, state.best_any),
     }
     if recommendation is not None:
-        data["recommended"] = {
-            "trial": recommendation.trial_id,
-            "params": state.space.searched(recommendation.config),
-            "expected_value": recommendation.mean,
-            "standard_deviation": recommendation.std,
-            "confirmations": recommendation.confirmations,
-        }
+        data["recommended"] = recommended_json(state, recommendation)
     data |= {
         "trials": {"total": len(state.trials)} | {status.value: count for status, count in counts(state).items()},
         "resource": {"trained": tally.trained, "full_training": tally.full_training(state)},
@@ -93,6 +87,30 @@ def results_yaml(state: StudyState, reason: str, recommendation: Recommendation 
     }
     text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)
     return str(text)
+
+
+def recommended_json(state: StudyState, recommendation: Recommendation) -> dict[str, Any]:
+    """A recommendation as the results name it."""
+    return {
+        "trial": recommendation.trial_id,
+        "params": state.space.searched(recommendation.config),
+        "expected_value": recommendation.mean,
+        "standard_deviation": recommendation.std,
+        "confirmations": recommendation.confirmations,
+    }
+
+
+def recorded_recommendation(folder: Path, state: StudyState) -> Recommendation | None:
+    """What ``optimization_results.yaml`` recommends, if it was written when the study last stood as it does now."""
+    try:
+        data = yaml.safe_load((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+        found = data["recommended"]
+        config = state.whole_config(state.trials[found["trial"]])
+        values = (float(found["expected_value"]), float(found["standard_deviation"]), int(found["confirmations"]))
+        is_current = data["elapsed_seconds"] == round(state.progress.time, 3)
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return None  # not written yet, or by somebody else
+    return Recommendation(found["trial"], config, *values) if is_current else None
 
 
 def _incumbent(state: StudyState, best: tuple[int, int, float] | None) -> dict[str, Any] | None:
@@ -213,9 +231,7 @@ def summary(
         log_of: trial id -> the log of a failed trial; default: looked for in ``folder``.
     """
     tally = Tally(state)
-    rows = best_rows(state, unit)
-    if recommendation is not None:
-        rows.append(("recommended", _recommended(state, recommendation)))
+    rows = best_rows(state, unit, recommendation)
     rows += [("trials", counts_line(state)), ("spent", spent_line(state, tally, unit))]
     disk = disk_line(state)
     if disk:
@@ -245,8 +261,8 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
 
 
-def best_rows(state: StudyState, unit: str) -> list[tuple[str, str]]:
-    """Best at full resource and best seen, each named as such."""
+def best_rows(state: StudyState, unit: str, recommendation: Recommendation | None = None) -> list[tuple[str, str]]:
+    """Best at full resource, best seen, and what is recommended, each named as such."""
     full, seen = state.best_full, state.best_any
     if seen is None:
         return [("best", "no trial has reported a finite value")]
@@ -255,6 +271,8 @@ def best_rows(state: StudyState, unit: str) -> list[tuple[str, str]]:
         rows.insert(0, ("best at full resource", "no trial was trained to the end"))
     else:
         rows.insert(0, ("best at full resource", _best_line(state, full, unit)))
+    if recommendation is not None:
+        rows.append(("recommended", _recommended(state, recommendation)))
     return rows
 
 
@@ -277,7 +295,9 @@ def advice_on_full_training(state: StudyState, unit: str) -> str:
     needed = math.ceil(max_t / levels[0])
     rungs = f"with rungs at {', '.join(map(str, levels))}, about one trial in {needed} gets there"
     limit = state.options.n_trials
-    if limit is None or limit >= needed:
+    if state.options.stop.threshold_reason(state.progress) is not None:
+        fix = "Continue the study without the goal that it has reached, or with one that is harder to reach."
+    elif limit is None or limit >= needed:
         fix = "Continue the study with more time or trials."
     else:
         promotes = ALGORITHMS[state.options.algorithm].has_types and state.options.effective_type != "stopping"

@@ -28,7 +28,7 @@ from lightning_hpo.core.events import (
     WorkerReady,
 )
 from lightning_hpo.core.options import StudyOptions
-from lightning_hpo.core.space import SearchSpace, uniform
+from lightning_hpo.core.space import SearchSpace, randint, uniform
 from lightning_hpo.core.stopping import Progress
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import TrialStatus
@@ -132,6 +132,14 @@ class TestOptions:
         space = SearchSpace({"x": uniform(0, 1), "a": None, "b": "abc", "c": True})
         with pytest.raises(OptionError, match=says):
             StudyState(space, StudyOptions.from_mapping({**options, "confirm": confirm}))
+
+    def test_a_seed_that_is_searched_needs_another_for_the_confirmations(self):
+        """It would be recorded with one seed and trained with another."""
+        space, options = {"x": uniform(0, 1), "seed": randint(1, 3)}, {"metric": "loss", "algorithm": "random"}
+        with pytest.raises(OptionError, match="seed is searched"):
+            Study.create(space, n_trials=9, confirm={"top": 1}, **options)
+        Study.create(space, n_trials=9, **options)
+        Study.create({**space, "torch_seed": 3}, n_trials=9, confirm={"top": 1, "seed_attr": "torch_seed"}, **options)
 
     def test_a_misspelt_seed_is_refused_where_the_space_holds_all_that_a_trial_is_given(self):
         options = {"metric": "loss", "algorithm": "random", "n_trials": 9, "confirm": {"top": 1, "seed_attr": "sead"}}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lightning_hpo import loguniform
-from lightning_hpo.core.events import Reported, WorkerReady
+from lightning_hpo.core.events import AttemptEnded, Outcome, Reported, WorkerReady
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.errors import MetricMissing
@@ -55,7 +55,11 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[s
     """``end(result)``: a run in which one trial reported and that ended so; returns what happened in which order."""
 
     def run_to(
-        result: RunResult, reports: int = 1, starts: bool = True, late: signal.Signals | None = None
+        result: RunResult,
+        reports: int = 1,
+        starts: bool = True,
+        late: signal.Signals | None = None,
+        ends: Outcome | None = None,
     ) -> list[str]:
         happened: list[str] = []
 
@@ -64,6 +68,8 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[s
                 state.handle(WorkerReady(0.0))
             for resource in range(1, reports + 1):
                 state.handle(Reported(1.0, 0, 1, resource, 0.5))
+            if ends is not None:
+                state.handle(AttemptEnded(2.0, 0, 1, ends, "KeyError: 'x'"))
             return SimpleNamespace(run=lambda: result)
 
         def write_results(*_: object, **__: object) -> None:
@@ -128,6 +134,13 @@ def test_an_error_has_the_last_word(end: Callable[..., list[str]]) -> None:
     problem = MetricMissing("Log it.")
     assert end(RunResult("x", problem=problem))[-2:] == ["summary", "MetricMissing Log it."]
     assert end(RunResult("x", signal.SIGINT, problem))[-1] == "MetricMissing Log it."
+
+
+def test_a_study_of_which_every_trial_failed_is_no_success(end: Callable[..., list[str]]) -> None:
+    last = end(RunResult("all trials are done"), reports=0, ends=Outcome.FAILED)[-1]
+    assert last.startswith("AllFailed Every trial of the study failed (1), the first with: KeyError: 'x'.")
+    assert end(RunResult("interrupted", signal.SIGINT), ends=Outcome.FAILED)[-1] == "KeyboardInterrupt"
+    assert end(RunResult("all trials are done"), ends=Outcome.COMPLETED)[-1] == "summary"
 
 
 def test_nothing_is_summed_up_if_nothing_was_reported(end: Callable[..., list[str]]) -> None:

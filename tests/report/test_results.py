@@ -335,6 +335,10 @@ def test_a_script_that_failed_at_a_pause_and_ended_well_is_forgotten(tmp_path: P
         # Rungs at 1, 3, 9: a third of the trials passes each of them, one in 27 all three.
         ({"n_trials": 2}, "Continue the study with n_trials=27 or more, or begin another one with type=stopping."),
         ({"n_trials": 27, "stop": {"max_num_evaluations": 1}}, "Continue the study with more time or trials."),
+        (
+            {"stop": {"max_metric_value": 0.15}},
+            "Continue the study without the goal that it has reached, or with one that is harder to reach.",
+        ),
         ({"n_trials": None, "stop": {"max_num_evaluations": 1}}, "Continue the study with more time or trials."),
     ],
 )
