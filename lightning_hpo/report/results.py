@@ -327,7 +327,8 @@ def _repeats(curve: Mapping[int, float], known: Mapping[int, float]) -> bool:
 def _recommended(state: StudyState, recommendation: Recommendation) -> str:
     names = formats.short_names(state.space.domains)
     config = formats.configuration(state.space.searched(recommendation.config), names)
-    spread = f" ± {recommendation.std:.2g}" if math.isfinite(recommendation.std) else ""
+    # Reports that lie on a straight line show no noise; that is no certainty.
+    spread = f" ± {recommendation.std:.2g}" if 0.0 < recommendation.std < math.inf else ""
     again = formats.amount(recommendation.confirmations, "other training")
     source = f", the mean of the best epochs of {again}" if recommendation.confirmations else ""
     return f"expected {formats.number(recommendation.mean)}{spread}{source}  trial {recommendation.trial_id}  {config}"
