@@ -247,7 +247,7 @@ class StudyState(Dispatcher):
             return []
         self._live.discard(trial.id)
         requested = self._pause_requests.pop(trial.id, None)
-        if event.error:
+        if event.error and not event.error.isspace():
             trial.error = event.error
         if self.is_trained_to_the_end(trial):
             self._complete(trial)

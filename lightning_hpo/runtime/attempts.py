@@ -59,7 +59,8 @@ class Attempt:
         if self.ended is not None and self.ended.outcome is not Outcome.FAILED:
             return self.ended.outcome, self.ended.error
         if self.ended is not None:
-            return Outcome.FAILED, self.ended.error or self.ended.traceback or end.description
+            told = (self.ended.error, self.ended.traceback)
+            return Outcome.FAILED, next((text for text in told if text and not text.isspace()), end.description)
         if end.signal is None and end.exit_code not in (None, 0):
             return Outcome.FAILED, last_words(log) or end.description
         return Outcome.LOST, end.description

@@ -279,6 +279,14 @@ class TestFailures:
         study.end(0, Outcome.COMPLETED)
         assert study[0].status is TrialStatus.FAILED and "without a single report" in study[0].error
 
+    @pytest.mark.parametrize("blank", ["", " ", "\n", "\x1c\u2028\t"])
+    def test_an_error_without_a_word_is_an_unknown_one(self, blank):
+        study = promotion()
+        for _ in range(3):
+            study.fail(study.ready().trial_id, blank)
+        assert study[0].status is TrialStatus.FAILED and study[0].error is None
+        assert study.state.repeated_error == (0, "unknown error")
+
     def test_the_same_error_in_the_first_three_trials_ends_the_study(self):
         study = promotion()
         for trial in range(3):

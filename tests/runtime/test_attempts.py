@@ -38,6 +38,8 @@ def log(tmp_path: Path) -> Path:
         (attempt(Outcome.FAILED, "OSError: disk"), RAISED, False, (Outcome.FAILED, "OSError: disk")),
         (attempt(Outcome.FAILED, None, "Traceback"), RAISED, False, (Outcome.FAILED, "Traceback")),
         (attempt(Outcome.FAILED), RAISED, False, (Outcome.FAILED, RAISED.description)),
+        (attempt(Outcome.FAILED, "\n", "Traceback"), RAISED, False, (Outcome.FAILED, "Traceback")),
+        (attempt(Outcome.FAILED, "", " \n"), RAISED, False, (Outcome.FAILED, RAISED.description)),
         # Without a word: an exit code is the script's doing, a signal somebody else's.
         (attempt(), RAISED, False, (Outcome.FAILED, "ValueError: no such data set")),
         (attempt(), KILLED, False, (Outcome.LOST, KILLED.description)),
