@@ -31,7 +31,7 @@ from lightning_hpo.core.options import StudyOptions, max_t_among
 from lightning_hpo.core.searcher import Searcher, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
-from lightning_hpo.core.trial import Checkpoint, Config, Trial
+from lightning_hpo.core.trial import Checkpoint, Config, Trial, TrialStatus
 from lightning_hpo.core.unread import note_on_unread
 from lightning_hpo.errors import ReportError, StudyError
 from lightning_hpo.searchers import make_searcher
@@ -229,7 +229,8 @@ class Study:
             cost: total the trial has cost so far, in any unit: seconds, money; finite and at least 0.
 
         Raises:
-            ReportError: for an unknown trial, an impossible resource or cost, or what is not a number.
+            ReportError: for an unknown trial, an impossible resource or cost, what is not a number, or a trial that
+                nobody is known to train: one that was running when the study was opened again.
         """
         self._check_open()
         trial = self._state.trial(trial_id)
@@ -244,6 +245,11 @@ class Study:
             )
         event = Reported(self._now(), trial.id, trial.attempt, at, number, others, spent)
         told = next(d for d in self._handle(event) if isinstance(d, Told))
+        if trial.status is TrialStatus.WAITING and told.verdict is Verdict.STOP:
+            raise ReportError(
+                f"Trial {trial_id} was running when the study was opened again, and is to be started anew: what it "
+                f"reports at {at} is not taken in. Call ask(): it says which trial goes on, and from where."
+            )
         if told.completed:
             self._end(trial, Outcome.COMPLETED)
         elif told.verdict is Verdict.PAUSE and trial.id in self._state.live:

@@ -113,6 +113,15 @@ class TestAskAndTell:
         study.close()
         assert load_study(tmp_path, read_only=True).trials[0].error == "ValueError: no such layer"
 
+    @pytest.mark.parametrize("end", [Study.complete, Study.fail])
+    def test_a_trial_that_has_ended_is_told_to_stop(self, end):
+        study = create()
+        study.ask()
+        assert study.tell(0, 1, 0.5) == "continue"
+        end(study, 0)
+        assert study.tell(0, 2, 0.4) == "stop"
+        assert study.trials[0].curve == {1: 0.5}
+
     def test_attach_starts_a_trial_with_a_configuration_from_outside(self):
         study = create(type="promotion")
         assert study.attach({"x": 0.123}) == 0
@@ -314,6 +323,19 @@ class TestOnDisk:
         assert study.trials[2].status is TrialStatus.STOPPED
         # Nobody trains 0, 1 and 3 any more: they are handed out again.
         assert [study.ask().trial_id for _ in range(4)] == [0, 1, 3, 4]
+
+    @pytest.mark.parametrize("reported", [[], [1], [1, 2]])
+    def test_what_was_running_is_asked_for_again_before_it_reports(self, tmp_path, reported):
+        study = create(path=tmp_path)
+        study.ask()
+        for resource in reported:
+            assert study.tell(0, resource, 0.5) == "continue"
+        study.close()
+        study = load_study(tmp_path)
+        with pytest.raises(ReportError, match=r"^Trial 0 was running when the study was opened again.*Call ask\(\): "):
+            study.tell(0, 3, 0.4)
+        assert study.ask() == Resume(0, {"x": 0.5, "epochs": 9}, 0, milestone=3 if reported else 1, attempt=2)
+        assert study.tell(0, 3, 0.4) == "continue"
 
     def test_creating_it_again_continues_it(self, tmp_path):
         study = create(algorithm="random", max_t=1, n_trials=2, path=tmp_path)

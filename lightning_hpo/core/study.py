@@ -177,9 +177,10 @@ class StudyState(Dispatcher):
         return [told]
 
     def _late(self, trial: Trial, attempt: int) -> Told:
-        """A report after the decision: it changes nothing, the decision stands."""
-        if attempt == trial.attempt and trial.id in self._verdicts:
-            return self._verdicts[trial.id]
+        """A report after the attempt's end, or the decision to end it: it changes nothing, the decision stands."""
+        told = self._verdicts.get(trial.id)
+        if attempt == trial.attempt and told is not None and told.verdict is not Verdict.CONTINUE:
+            return told
         paused = trial.status in (TrialStatus.PAUSED, TrialStatus.PAUSING)
         return Told(trial.id, Verdict.PAUSE if paused else Verdict.STOP, f"the trial is {trial.status}")
 

@@ -80,6 +80,16 @@ class TestReports:
         assert study.report(0, 2, 0.1) == told
         assert snapshot(study.state) == before
 
+    @pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.FAILED, Outcome.STOPPED, Outcome.LOST])
+    def test_after_the_end_are_told_to_stop_though_the_last_answer_was_to_go_on(self, outcome):
+        study = Driven(max_t=9)
+        study.ready()
+        assert study.report(0, 1, 0.5).verdict is Verdict.CONTINUE
+        study.end(0, outcome)
+        before = snapshot(study.state)
+        assert study.report(0, 2, 0.4).verdict is Verdict.STOP
+        assert snapshot(study.state) == before
+
     def test_of_a_trial_that_is_complete_change_nothing(self):
         study = Driven(algorithm="random", max_t=2)
         study.ready()
