@@ -89,6 +89,8 @@ class Study:
         self._searcher: Searcher = make_searcher(state.options.searcher_name, state.options.searcher)
         self._zero = time.monotonic() - state.progress.time
         self._unwritten: list[Event] = []
+        self._undelivered: list[Start | Resume] = []
+        """Jobs that nobody has heard of, because what led to them could not be written."""
         self._is_closed = False
 
     # -------------------------------------------------------------------------------------- opening
@@ -176,8 +178,16 @@ class Study:
             raise
 
     def close(self) -> None:
-        """Let others continue the study; a study in memory needs no closing."""
-        if self._journal is not None:
+        """Let others continue the study; a study in memory needs no closing.
+
+        Raises:
+            StudyError: if something it was told before could not be written, and still cannot; it is closed then, too.
+        """
+        if self._journal is None or self._is_closed:
+            return
+        try:
+            self._commit()
+        finally:
             self._journal.close()
             self._is_closed = True
 
@@ -191,24 +201,17 @@ class Study:
 
         A resumed trial goes on after ``from_resource``; where its state cannot be kept it may also be trained from
         scratch: reports up to ``from_resource`` are ignored then.
+
+        Raises:
+            StudyError: if it cannot be written; the job is kept, and the next call returns it.
         """
         self._check_open()
-        wanted = self._state.wanted  # still there if the searcher raised the last time
-        if wanted is None:
-            ready = WorkerReady(self._now())
-            (decision,) = self._state.handle(ready)
-            if not isinstance(decision, (Start, Resume, SuggestionWanted)):
-                return None
-            self._unwritten.append(ready)
-            if not isinstance(decision, SuggestionWanted):
-                self._commit()
-                return decision
-            wanted = decision
-        decisions = self._handle(self._suggested(self._state.request(wanted)))
+        if not self._undelivered:
+            job = self._next_job()
+            if job is not None:
+                self._undelivered.append(job)
         self._commit()
-        job = next((d for d in decisions if isinstance(d, (Start, Resume))), None)
-        # Every configuration has been tried: what was held back for new ones may go on now.
-        return self.ask() if job is None else job
+        return self._undelivered.pop(0) if self._undelivered else None
 
     def tell(
         self,
@@ -288,14 +291,20 @@ class Study:
 
         Raises:
             SpaceError: if the configuration is not of the study's space.
+            StudyError: if it cannot be written; the trial is kept, for the next call with this configuration, or for
+                :meth:`ask`.
         """
         self._check_open()
-        space = self._state.space
-        checked = space.check(config)
-        trial_id = len(self._state.trials)
-        self._handle(Suggested(self._now(), trial_id, checked, "attached", "chosen outside the study"))
+        checked = self._state.space.check(config)
+        job = next((j for j in self._undelivered if self._is_attached(j.trial_id, checked)), None)
+        if job is None:
+            trial_id = len(self._state.trials)
+            event = Suggested(self._now(), trial_id, checked, "attached", "chosen outside the study")
+            job = next(d for d in self._handle(event) if isinstance(d, Start))
+            self._undelivered.append(job)
         self._commit()
-        return trial_id
+        self._undelivered.remove(job)
+        return job.trial_id
 
     # -------------------------------------------------------------------------------------- results
 
@@ -336,6 +345,27 @@ class Study:
     def _check_open(self) -> None:
         if self._is_closed:
             raise StudyError("The study is closed, and what it is told would be lost. Open it again with load_study.")
+
+    def _next_job(self) -> Start | Resume | None:
+        """What there is to do now, not written yet; the searcher is asked if it takes one."""
+        wanted = self._state.wanted  # still there if the searcher raised the last time
+        if wanted is None:
+            ready = WorkerReady(self._now())
+            (decision,) = self._state.handle(ready)
+            if not isinstance(decision, (Start, Resume, SuggestionWanted)):
+                return None
+            self._unwritten.append(ready)
+            if not isinstance(decision, SuggestionWanted):
+                return decision
+            wanted = decision
+        decisions = self._handle(self._suggested(self._state.request(wanted)))
+        job = next((d for d in decisions if isinstance(d, (Start, Resume))), None)
+        # Every configuration has been tried: what was held back for new ones may go on now.
+        return self._next_job() if job is None else job
+
+    def _is_attached(self, trial_id: int, config: Config) -> bool:
+        trial = self._state.trials[trial_id]
+        return trial.origin == "attached" and trial.config == config
 
     def _suggested(self, request: SuggestRequest) -> Suggested:
         suggestion = self._searcher.suggest(self._state.view(), request)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import subprocess
@@ -41,6 +42,19 @@ def train(study, value=lambda trial_id, resource: 0.5, limit=1000):
             resource += 1
             verdict = study.tell(job.trial_id, resource, value(job.trial_id, resource))
     return jobs
+
+
+@contextlib.contextmanager
+def disk_full(study):
+    """Nothing that the study is told can be written."""
+
+    def full(events):
+        if events:
+            raise StudyError("disk full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study._journal, "append", full)
+        yield
 
 
 class TestAskAndTell:
@@ -405,21 +419,55 @@ class TestOnDisk:
         with pytest.raises(StudyNotFound):
             load_study(tmp_path)
 
-    def test_what_cannot_be_written_is_written_with_the_next_report(self, tmp_path, monkeypatch):
+    def test_what_cannot_be_written_is_written_with_the_next_report(self, tmp_path):
         study = create(algorithm="random", path=tmp_path)
         study.ask()
-        append = study._journal.append
-
-        def full(events):
-            raise StudyError("disk full")
-
-        monkeypatch.setattr(study._journal, "append", full)
-        with pytest.raises(StudyError):
+        with disk_full(study), pytest.raises(StudyError):
             study.tell(0, 1, 0.5)
-        monkeypatch.setattr(study._journal, "append", append)
         study.tell(0, 2, 0.4)
         study.close()
         assert load_study(tmp_path).trials[0].curve == {1: 0.5, 2: 0.4}
+
+    def test_or_when_it_is_closed(self, tmp_path):
+        study = create(algorithm="random", path=tmp_path)
+        study.ask()
+        with disk_full(study), pytest.raises(StudyError):
+            study.tell(0, 1, 0.5)
+        study.close()
+        study.close()  # nothing happens
+        assert load_study(tmp_path).trials[0].curve == {1: 0.5}
+
+    def test_if_it_cannot_be_written_then_either_it_says_so_and_is_closed(self, tmp_path):
+        study = create(algorithm="random", path=tmp_path)
+        study.ask()
+        with disk_full(study):
+            for call in (lambda: study.tell(0, 1, 0.5), study.close):
+                with pytest.raises(StudyError, match="disk full"):
+                    call()
+        assert load_study(tmp_path).trials[0].curve == {}
+
+    @pytest.mark.parametrize("algorithm", ["asha", "sync_hyperband"])
+    def test_a_job_that_cannot_be_written_is_given_out_by_the_next_call(self, tmp_path, algorithm):
+        whole = train(create(algorithm=algorithm, max_t=3, n_trials=4))
+        study = create(algorithm=algorithm, max_t=3, n_trials=4, path=tmp_path)
+        jobs = []
+        for _ in whole:
+            with disk_full(study), pytest.raises(StudyError):
+                study.ask()
+            jobs += train(study, limit=1)
+        assert jobs == whole and study.ask() is None
+
+    def test_an_attached_trial_that_cannot_be_written_is_the_one_that_is_attached_again(self, tmp_path):
+        study = create(path=tmp_path)
+        with disk_full(study):
+            for x in (0.1, 0.2, 0.2):
+                with pytest.raises(StudyError):
+                    study.attach({"x": x})
+        assert study.attach({"x": 0.2}) == 1
+        assert study.attach({"x": 0.2}) == 2
+        assert study.ask() == Start(0, {"x": 0.1, "epochs": 9}, milestone=1)
+        study.close()
+        assert [t.config["x"] for t in load_study(tmp_path).trials.values()] == [0.1, 0.2, 0.2]
 
     def test_every_call_is_one_commit(self, tmp_path):
         study = create(type="promotion", path=tmp_path)
