@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lightning_hpo.core.confirmation import check_seed
@@ -81,6 +82,8 @@ class Study:
     """A study driven by hand: :meth:`ask`, train, :meth:`tell`.
 
     The searcher runs inline, in the calling thread; its results repeat with the same ``random_seed``.
+
+    A study in a folder is locked while it is open: :meth:`close` it, or open it in a ``with`` statement.
     """
 
     def __init__(self, state: StudyState, journal: Journal | None = None) -> None:
@@ -190,6 +193,14 @@ class Study:
         finally:
             self._journal.close()
             self._is_closed = True
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     # ---------------------------------------------------------------------------------- ask and tell
 

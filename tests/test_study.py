@@ -409,6 +409,14 @@ class TestOnDisk:
         study.close()
         load_study(tmp_path).close()
 
+    def test_but_not_after_its_with_block_nor_when_it_is_forgotten(self, tmp_path):
+        with create(path=tmp_path) as study:
+            study.ask()
+        study = load_study(tmp_path)
+        assert study.trials[0].status is TrialStatus.WAITING
+        del study
+        load_study(tmp_path).close()
+
     def test_a_refused_study_is_not_left_locked(self, tmp_path):
         create(path=tmp_path).close()
         with pytest.raises(StudyMismatch):

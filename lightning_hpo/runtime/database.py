@@ -15,6 +15,7 @@ import shlex
 import socket
 import sqlite3
 import time
+import weakref
 import zlib
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -159,10 +160,10 @@ def flush_and_rename(temporary: Path, target: Path) -> None:
 
 
 class Lock:
-    """An advisory lock on a file beside the journal; it vanishes with the process that holds it.
+    """An advisory lock on a file beside the journal; it vanishes with the object, and with the process that holds it.
 
     Raises:
-        StudyLocked: if another process holds it.
+        StudyLocked: if somebody holds it.
         StudyError: if the folder cannot be written.
     """
 
@@ -176,21 +177,19 @@ class Lock:
         except BaseException:
             os.close(self._fd)
             raise
+        self._release = weakref.finalize(self, _unlock, self._fd, os.getpid())
+        self._release.atexit = False  # a process that was forked from this one may still write
         since = datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
         with contextlib.suppress(OSError):  # a full disk: who holds it is told, not decided, by what it says
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+            os.pwrite(self._fd, f"{_this_process()} since {since}\n".encode(), 0)
 
     def _acquire(self, folder: Path) -> None:
         """Who looks for a holder has the lock, too, but shared and for an instant: that is waited for."""
         deadline = time.monotonic() + _LOOKS_S
         while not _flock(self._fd, fcntl.LOCK_EX):
             if not _flock(self._fd, fcntl.LOCK_SH):
-                raise StudyLocked(
-                    f"The study in {folder} is being worked on by {_holder(self._fd)}. "
-                    "Wait until it ends or stop it, or look at the study with: "
-                    f"lightning-hpo status {shlex.quote(str(folder))}"
-                )
+                raise _locked(folder, _holder(self._fd))
             fcntl.flock(self._fd, fcntl.LOCK_UN)
             if time.monotonic() > deadline:
                 raise StudyLocked(
@@ -201,9 +200,7 @@ class Lock:
             time.sleep(random.uniform(0.0, _RETRY_S))
 
     def release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._release()
 
     @staticmethod
     def holder(folder: Path) -> str | None:
@@ -215,8 +212,7 @@ class Lock:
         try:
             if not _flock(fd, fcntl.LOCK_SH):
                 return _holder(fd)
-            # Closing is not enough: a process that was forked in between has the file open, too.
-            fcntl.flock(fd, fcntl.LOCK_UN)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # as in _unlock
             return None
         finally:
             os.close(fd)
@@ -229,6 +225,28 @@ def _flock(fd: int, kind: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _unlock(fd: int, locked_in: int) -> None:
+    """Closing is not enough: a process that was forked in between has the file open, too. It must not unlock it."""
+    if os.getpid() == locked_in:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _locked(folder: Path, holder: str) -> StudyLocked:
+    way = "Wait until it ends or stop it"
+    if holder.startswith(f"{_this_process()} since "):
+        holder += ", which is this very process"
+        way = "Call close() where it is open, or leave the with block"
+    return StudyLocked(
+        f"The study in {folder} is being worked on by {holder}. {way}, or look at the study with: "
+        f"lightning-hpo status {shlex.quote(str(folder))}"
+    )
 
 
 def _holder(fd: int) -> str:

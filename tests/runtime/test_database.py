@@ -6,10 +6,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,45 @@ def test_a_lock_names_its_holder_and_can_be_given_back(tmp_path: Path) -> None:
     with pytest.raises(StudyLocked, match=r"worked on by process \d+ on .* since 20") as refused:
         Lock(tmp_path)
     assert str(refused.value).endswith(f"with: lightning-hpo status {tmp_path}")
+    assert ", which is this very process. Call close() where it is open" in str(refused.value)
     lock.release()
     lock.release()
     assert Lock.holder(tmp_path) is None
     Lock(tmp_path).release()
     assert (tmp_path / LOCK_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_goes_with_the_object_that_has_it(tmp_path: Path) -> None:
+    lock = Lock(tmp_path)
+    assert Lock.holder(tmp_path) is not None
+    del lock
+    assert Lock.holder(tmp_path) is None
+
+
+@contextlib.contextmanager
+def forked(work: Callable[[], object]) -> Iterator[int]:
+    """A process that does the work and ends; killed if it has not."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_process_forked_in_between_neither_gives_the_lock_back_nor_keeps_it(tmp_path: Path) -> None:
+    lock = Lock(tmp_path)
+    with forked(lock.release) as child:
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        assert Lock.holder(tmp_path) is not None
+    with forked(signal.pause):
+        lock.release()
+        assert Lock.holder(tmp_path) is None
 
 
 def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

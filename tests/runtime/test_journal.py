@@ -112,6 +112,7 @@ class TestOpening:
             program = f"from lightning_hpo.runtime.journal import Journal; Journal.open({str(tmp_path)!r})"
             done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
             assert f"StudyLocked: The study in {tmp_path} is being worked on by process {os.getpid()}" in done.stderr
+            assert "Wait until it ends or stop it, or look" in done.stderr
             assert f"process {os.getpid()}" in (Journal.holder(tmp_path) or "")
         assert Journal.holder(tmp_path) is None
 
