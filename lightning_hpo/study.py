@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import os
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from lightning_hpo.core.confirmation import check_seed
 from lightning_hpo.core.events import (
@@ -40,6 +42,21 @@ from lightning_hpo.searchers import make_searcher
 if TYPE_CHECKING:
     from lightning_hpo.runtime.journal import Journal
     from lightning_hpo.searchers.recommend import Recommended
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _one_at_a_time(method: Callable[Concatenate[Study, _P], _T]) -> Callable[Concatenate[Study, _P], _T]:
+    """A method of a study during which other threads wait that call one, too."""
+
+    @functools.wraps(method)
+    def alone(self: Study, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +100,8 @@ class Study:
 
     The searcher runs inline, in the calling thread; its results repeat with the same ``random_seed``.
 
+    Threads may share it: their calls wait for each other, also for a searcher that takes its time. Processes may not.
+
     A study in a folder is locked while it is open: :meth:`close` it, or open it in a ``with`` statement.
     """
 
@@ -95,6 +114,7 @@ class Study:
         self._undelivered: list[Start | Resume] = []
         """Jobs that nobody has heard of, because what led to them could not be written."""
         self._is_closed = False
+        self._lock = threading.RLock()
 
     # -------------------------------------------------------------------------------------- opening
 
@@ -180,6 +200,7 @@ class Study:
             journal.close()
             raise
 
+    @_one_at_a_time
     def close(self) -> None:
         """Let others continue the study; a study in memory needs no closing.
 
@@ -204,6 +225,7 @@ class Study:
 
     # ---------------------------------------------------------------------------------- ask and tell
 
+    @_one_at_a_time
     def ask(self) -> Start | Resume | None:
         """What a free worker is to do: start a trial, resume a paused one, or nothing now.
 
@@ -224,6 +246,7 @@ class Study:
         self._commit()
         return self._undelivered.pop(0) if self._undelivered else None
 
+    @_one_at_a_time
     def tell(
         self,
         trial_id: int,
@@ -276,6 +299,7 @@ class Study:
         self._commit()
         return told.verdict
 
+    @_one_at_a_time
     def complete(self, trial_id: int) -> None:
         """The trial ended by itself; its last report is its result.
 
@@ -285,6 +309,7 @@ class Study:
         self._end(self._state.trial(trial_id), Outcome.COMPLETED)
         self._commit()
 
+    @_one_at_a_time
     def fail(self, trial_id: int, error: str | BaseException = "it failed") -> None:
         """The trial cannot go on; its configuration will not be proposed again.
 
@@ -297,6 +322,7 @@ class Study:
         self._end(self._state.trial(trial_id), Outcome.FAILED, told)
         self._commit()
 
+    @_one_at_a_time
     def attach(self, config: Mapping[str, Any]) -> int:
         """Start a trial with a configuration chosen outside; returns its id.
 
@@ -332,10 +358,12 @@ class Study:
         """Every trial by id. Read-only: changes are not part of the study."""
         return self._state.trials
 
+    @_one_at_a_time
     def best(self) -> Best:
         """The best trial at full resource and the best at any, which are seldom the same."""
         return best_of(self._state)
 
+    @_one_at_a_time
     def recommend(self) -> Recommendation:
         """The configuration to use: the best expected value in a training to ``max_t``, noise taken into account.
 

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -484,6 +485,24 @@ class TestOnDisk:
         study.ask()
         assert study.tell(0, 1, 0.5) == "pause"  # reported, checkpoint noted, attempt ended
         assert len(commits) == 2
+
+    def test_threads_may_share_it(self, tmp_path):
+        study = create(algorithm="random", max_t=None, space={"x": uniform(0.0, 1.0)}, path=tmp_path)
+        # Without the flushes, which would only make it slow.
+        study._journal._connection.execute("PRAGMA synchronous=OFF")
+
+        def work(resources):
+            trial = study.ask().trial_id
+            for resource in resources:
+                study.tell(trial, resource, 0.1 * resource)
+            return trial
+
+        with ThreadPoolExecutor(4) as pool:
+            trials = list(pool.map(work, [range(1, 41)] * 4))
+        live = {i: t.curve for i, t in study.trials.items()}
+        study.close()
+        assert sorted(trials) == [0, 1, 2, 3] and all(len(curve) == 40 for curve in live.values())
+        assert {i: t.curve for i, t in load_study(tmp_path, read_only=True).trials.items()} == live
 
     @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @pytest.mark.parametrize("algorithm", ["random", "asha", "pasha", "bohb", "sync_hyperband", "dehb"])
