@@ -298,21 +298,23 @@ class CostPromotion(PromotionAsha):
             self._costs[trial_id, ruling.level] = cost
         return ruling
 
+    def _share(self, rung: Rung) -> float:
+        """Cost that may go on from the rung; a little more, so that it does not depend on the unit of cost."""
+        return rung.quantile * math.fsum(self._costs[e.trial_id, rung.level] for e in rung.ranked()) * (1.0 + 1e-9)
+
     def _is_exhausted(self, trial_id: int, rung: Rung) -> bool:
-        entries = rung.entries()
-        total = sum(self._costs[other, rung.level] for other, _, _ in entries)
-        gone = sum(self._costs[other, rung.level] for other, _, was_promoted in entries if was_promoted)
-        return gone + self._costs[trial_id, rung.level] > rung.quantile * total * (1.0 + 1e-9)
+        gone = sum(self._costs[other, rung.level] for other, _, was_promoted in rung.entries() if was_promoted)
+        return gone + self._costs[trial_id, rung.level] > self._share(rung)
 
     def _promotable(self, rung: Rung, is_paused: Callable[[int], bool]) -> int | None:
         if len(rung) < 2:
             return None
-        allowed = rung.quantile * sum(self._costs[e.trial_id, rung.level] for e in rung.ranked())
+        share = self._share(rung)
         waiting = {e.trial_id for e in rung.waiting()}
         spent = 0.0
         for entry in rung.ranked():
             spent += self._costs[entry.trial_id, rung.level]
-            if spent > allowed or math.isinf(entry.value):
+            if spent > share or math.isinf(entry.value):
                 return None
             if entry.trial_id in waiting and is_paused(entry.trial_id):
                 return entry.trial_id

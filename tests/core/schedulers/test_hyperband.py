@@ -228,6 +228,12 @@ class TestCostPromotion:
         study = self.study((0.1, 1.0), (0.2, 1.0), (0.3, 1.0), (0.4, 10.0), (0.5, 2.0))
         assert [study.job() for _ in range(4)] == ["0->3", "1->3", "2->3", "n5"]
 
+    @pytest.mark.parametrize("unit", [1.0, 0.1, 0.7, 1e-9, 3e8])
+    def test_does_not_depend_on_the_unit_of_cost(self, unit):
+        """Six that cost the same: two of them are exactly a third."""
+        study = self.study(*((0.1 * n, unit) for n in range(1, 7)))
+        assert [study.job() for _ in range(3)] == ["0->3", "1->3", "n6"]
+
     def test_needs_two_entries(self):
         assert self.study((0.1, 0.0)).job() == "n1"
 
