@@ -57,28 +57,28 @@ class Dispatcher(StudyRecord):
         closing = self.closing_reason(event.time)
         if closing is not None:
             return Finish(closing)
-        if not self.options.asynchronous and not self._batch_left:
+        batch_left = self._batch_left
+        if not self.options.asynchronous and not batch_left:
             if self._live:
                 return Idle("the batch is not complete")
-            self._batch_left = self.options.n_workers
+            batch_left = self.options.n_workers
         is_searching = not self._is_search_over()
         job = self._resume_waiting(is_searching)
         if job is None and is_searching:
             job = self._promote() or self._start_new()
         if job is None and self.confirmation:
             job = self._confirm()
+        if job is None and not self._live:
+            job = self._train_one_to_the_end()
+        if isinstance(job, SuggestionWanted):
+            self._batch_left = batch_left
         if isinstance(job, (Start, Resume)):
-            self._batch_left = max(self._batch_left - 1, 0)
+            self._batch_left = max(batch_left - 1, 0)
             self._clock[job.trial_id] = event.time
-            return job
         if job is not None:
             return job
         if self._live:
             return Idle("waiting for running trials")
-        job = self._train_one_to_the_end()
-        if job is not None:
-            self._clock[job.trial_id] = event.time
-            return job
         self.ended = self._why_nothing_is_left()
         return Finish(self.ended)
 

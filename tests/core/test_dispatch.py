@@ -134,6 +134,20 @@ class TestBatches:
         study.train(1, 0.5)
         assert [study.job() for _ in range(4)] == ["n3", "n4", "n5", "idle"]
 
+    def test_do_not_begin_with_a_worker_that_finds_nothing_to_do(self):
+        """A rung sends on one of four, and only three may start: nothing to do."""
+        study = promotion(max_t=16, reduction_factor=4, asynchronous=False, n_workers=3, n_trials=3)
+        for _ in range(3):
+            study.ready()
+        for trial in range(3):
+            study.train(trial, 0.1 * trial)
+        assert isinstance(study.ready(), Finish)
+        for trial in (3, 4):
+            study.handle(Suggested(study.time, trial, {"x": 0.5}, "attached", ""))
+        study.train(3, 0.9)
+        live, replayed = study.ready(), study.replayed().handle(WorkerReady(study.time))[0]
+        assert live == replayed == Idle("the batch is not complete")
+
     def test_resumed_trials_count(self):
         study = promotion(asynchronous=False, n_workers=3)
         for _ in range(3):
