@@ -20,7 +20,7 @@ from lightning_hpo.errors import HpoError, OptionError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from lightning_hpo.core.trial import Checkpoint
+    from lightning_hpo.report.cleaning import Cleaned
 
 EXIT_ERROR = 2
 _EXIT_BROKEN_PIPE = 1
@@ -222,17 +222,15 @@ def _declare_clean(parser: argparse.ArgumentParser) -> None:
 
 
 def _clean(options: argparse.Namespace) -> None:
-    from lightning_hpo.report import formats
     from lightning_hpo.report.cleaning import clean
 
-    def confirm(doomed: dict[int, Checkpoint]) -> bool:
-        if options.yes or not doomed:
+    def confirm(doomed: Cleaned) -> bool:
+        if options.yes or not (doomed.trials or doomed.strays):
             return True
         if not sys.stdin.isatty():
             raise OptionError("There is nobody to ask whether checkpoints may be deleted. Add --yes.")
-        what = formats.amount(len(doomed), "checkpoint")
-        size = formats.size(sum(checkpoint.size for checkpoint in doomed.values()))
         loss = "Paused trials will start from the beginning, and the best one's is among them. " if options.all else ""
+        what, size = _deletion(doomed)
         with contextlib.suppress(EOFError):
             return input(f"Delete {what} ({size})? {loss}[y/N] ").strip().lower() in ("y", "yes")
         return False
@@ -240,13 +238,22 @@ def _clean(options: argparse.Namespace) -> None:
     cleaned = clean(options.folder, everything=options.all, confirm=confirm)
     if cleaned is None:
         print("Nothing was deleted.")
-        return
-    if not cleaned.trials and not cleaned.strays:
+    elif not cleaned.trials and not cleaned.strays:
         print("There is nothing to delete.")
-        return
-    strays = f", and {len(cleaned.strays)} that no trial had recorded" if cleaned.strays else ""
-    what = formats.amount(len(cleaned.trials), "checkpoint")
-    print(f"{what} deleted ({formats.size(cleaned.size)}){strays}.")
+    else:
+        what, size = _deletion(cleaned)
+        print(f"{what} deleted ({size}).")
+
+
+def _deletion(cleaned: Cleaned) -> tuple[str, str]:
+    """What goes, in words, and its size."""
+    from lightning_hpo.report import formats
+
+    parts = [formats.amount(len(cleaned.trials), "checkpoint")] if cleaned.trials else []
+    if cleaned.strays:
+        count = len(cleaned.strays)
+        parts.append(f"{count if parts else formats.amount(count, 'checkpoint')} that no trial has recorded")
+    return " and ".join(parts), formats.size(cleaned.size)
 
 
 def _declare_simulate(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import lightning_hpo
 from lightning_hpo.cli import COMMANDS, main
-from lightning_hpo.core.events import CheckpointSaved
+from lightning_hpo.core.events import CheckpointRemoved, CheckpointSaved
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.report.folder import continuing
 from lightning_hpo.report.results import write_results
@@ -365,6 +365,31 @@ def test_clean_without_anybody_to_ask(checkpoints: Path, capsys: Output, monkeyp
     assert main(["clean", str(checkpoints)]) == 2
     assert capsys.readouterr().err.endswith("Add --yes.\n")
     assert kept(checkpoints) == ["0", "1"]
+
+
+def test_clean_asks_also_for_what_no_trial_has_recorded(
+    checkpoints: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+):
+    stray = checkpoints / "1" / "checkpoints" / "resource-7.ckpt"
+    stray.write_bytes(b"01234")
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert main(["clean", str(checkpoints)]) == 2
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    assert main(["clean", str(checkpoints)]) == 0
+    with Journal.open(checkpoints) as journal:
+        journal.append([CheckpointRemoved(2.0, 0, "by hand")])
+    assert main(["clean", str(checkpoints)]) == 0
+    assert asked == [
+        "Delete 1 checkpoint and 1 that no trial has recorded (15 bytes)? [y/N] ",
+        "Delete 1 checkpoint that no trial has recorded (5 bytes)? [y/N] ",
+    ]
+    assert stray.exists()
+    capsys.readouterr()
+    assert main(["clean", str(checkpoints), "--yes"]) == 0
+    assert capsys.readouterr().out == "1 checkpoint that no trial has recorded deleted (5 bytes).\n"
+    assert not stray.exists()
 
 
 def test_clean_refuses_while_the_study_runs(checkpoints: Path, capsys: Output):

@@ -32,7 +32,7 @@ from lightning_hpo.runtime.backends.base import Backend, Entry
 from lightning_hpo.runtime.backends.local import DEFAULT_PRELOAD, LocalBackend
 from lightning_hpo.runtime.backends.ray import RayBackend
 from lightning_hpo.runtime.channel_server import ChannelServer
-from lightning_hpo.runtime.checkpoint_store import CheckpointStore
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore, recorded_checkpoints
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
 from lightning_hpo.runtime.filesystems import network_filesystem, shortage
 from lightning_hpo.runtime.interrupts import Interrupts
@@ -229,8 +229,8 @@ def _header_here(journal: Journal, state: StudyState) -> dict[str, Any]:
 def _swept_store(setup: StudySetup, state: StudyState, folders: TrialFolders) -> CheckpointStore:
     """The checkpoints, without what a crash left behind."""
     store = CheckpointStore(setup.folder, setup.options.disk_limit)
-    recorded = [t.checkpoint for t in state.trials.values() if t.checkpoint is not None]
-    store.sweep([folders.of(trial) for trial in state.trials.values()], recorded)
+    trials = state.trials.values()
+    store.sweep([folders.of(trial) for trial in trials], recorded_checkpoints(trials))
     return store
 
 

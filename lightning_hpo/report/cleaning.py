@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +10,25 @@ from lightning_hpo.core.events import CheckpointRemoved
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.report.folder import replay
-from lightning_hpo.runtime.checkpoint_store import CheckpointStore
-from lightning_hpo.runtime.checkpoints import FOLDER
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore, recorded_checkpoints
 from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.trial_folders import recorded_folder
 
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What was deleted."""
+    """What was deleted, or is to be."""
 
     trials: tuple[int, ...]
-    """Trials whose recorded checkpoints are gone."""
+    """Trials whose recorded checkpoints go."""
     strays: tuple[str, ...]
     """Checkpoints that no trial has recorded, relative to the study folder."""
     size: int
-    """Bytes of the recorded ones."""
+    """Bytes of all these."""
 
 
 def clean(
-    folder: Path, *, everything: bool = False, confirm: Callable[[dict[int, Checkpoint]], bool] = lambda doomed: True
+    folder: Path, *, everything: bool = False, confirm: Callable[[Cleaned], bool] = lambda doomed: True
 ) -> Cleaned | None:
     """Delete checkpoints of trials that are neither the best nor can go on, and what a crash left behind.
 
@@ -37,7 +36,7 @@ def clean(
 
     Args:
         everything: delete also the best one's and those of trials that can go on, which will start from the beginning.
-        confirm: is shown trial -> checkpoint, and may refuse.
+        confirm: is shown what is to be deleted, and may refuse.
 
     Returns:
         What was deleted; None if it was refused.
@@ -48,17 +47,22 @@ def clean(
     """
     with Journal.open(folder) as journal:
         state = replay(journal)
-        doomed = doomed_checkpoints(state, everything)
-        if not confirm(doomed):
-            return None
         store = CheckpointStore(folder)
+        trials = state.trials.values()
+        # Not all that is below: another study may have been begun there.
+        folders = [there for trial in trials if (there := recorded_folder(store.study_folder, trial)) is not None]
+        recorded = recorded_checkpoints(trials)
+        doomed, strays = doomed_checkpoints(state, everything), store.strays(folders, recorded)
+        size = sum(file.size for file in (*doomed.values(), *strays))
+        cleaned = Cleaned(tuple(doomed), tuple(stray.path for stray in strays), size)
+        if not confirm(cleaned):
+            return None
         for trial_id, checkpoint in doomed.items():
             # Recorded first: a study that expects a checkpoint which is gone would be worse than a stray file.
             journal.append([CheckpointRemoved(state.progress.time, trial_id, "lightning-hpo clean")])
             store.remove(checkpoint)
-        kept = [t.checkpoint for t in state.trials.values() if t.checkpoint is not None and t.id not in doomed]
-        strays = store.sweep(_folders_with_checkpoints(store.study_folder), kept)
-    return Cleaned(tuple(doomed), tuple(strays), sum(checkpoint.size for checkpoint in doomed.values()))
+        store.sweep(folders, recorded)
+    return cleaned
 
 
 def doomed_checkpoints(state: StudyState, everything: bool = False) -> dict[int, Checkpoint]:
@@ -71,13 +75,3 @@ def doomed_checkpoints(state: StudyState, everything: bool = False) -> dict[int,
         and trial.checkpoint.path
         and (everything or (trial.status.is_final and i not in best))
     }
-
-
-def _folders_with_checkpoints(study_folder: Path) -> list[Path]:
-    """Folders of trials; links are not followed."""
-    found = []
-    for parent, names, _ in os.walk(study_folder):
-        if FOLDER in names:
-            found.append(Path(parent))
-            names.remove(FOLDER)
-    return sorted(found)

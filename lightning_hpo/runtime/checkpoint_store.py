@@ -7,14 +7,39 @@ descriptor and refuses symbolic links on the way.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lightning_hpo.core.trial import Checkpoint
+from lightning_hpo.core.trial import Checkpoint, Trial
 from lightning_hpo.errors import CheckpointError
-from lightning_hpo.runtime.checkpoints import CHECKPOINT_NAME, FOLDER, TEMPORARY_NAME, WITHOUT_LINKS, remove_entry
+from lightning_hpo.runtime.checkpoints import (
+    CHECKPOINT_NAME,
+    FOLDER,
+    TEMPORARY_NAME,
+    WITHOUT_LINKS,
+    files_below,
+    remove_entry,
+)
+from lightning_hpo.runtime.database import FILE_NAME
 from lightning_hpo.runtime.failpoints import failpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """What a crash left behind: a temporary file, or a checkpoint that was never recorded."""
+
+    path: str
+    """Relative to the study folder, with forward slashes."""
+    size: int
+    """Bytes."""
+
+
+def recorded_checkpoints(trials: Iterable[Trial]) -> list[Checkpoint]:
+    """Those that the study knows of: the others in its trials' folders are strays."""
+    return [trial.checkpoint for trial in trials if trial.checkpoint is not None]
 
 
 class CheckpointStore:
@@ -106,11 +131,24 @@ class CheckpointStore:
             excess -= paused[trial_id].size
         return leaving
 
-    def sweep(self, trial_folders: Iterable[Path], recorded: Collection[Checkpoint]) -> list[str]:
-        """Delete what a crash left behind: temporary files, and checkpoints that were never recorded.
+    def strays(self, trial_folders: Iterable[Path], recorded: Collection[Checkpoint]) -> list[Stray]:
+        """What a crash left behind: temporary files, and checkpoints that were never recorded.
 
-        Only names of this module are considered, ``checkpoints/resource-*.ckpt`` and its temporary names.
-        Call it while no trial runs.
+        Only names of this module are considered, ``checkpoints/resource-*.ckpt`` and its temporary names, and only in
+        these folders, unless one is another study's or lies in its folder: what that has recorded is not known here.
+
+        Raises:
+            CheckpointError: if a trial's folder lies outside the study folder.
+        """
+        found = []
+        for _, _, path in self._strays(trial_folders, recorded):
+            with contextlib.suppress(OSError):
+                files = files_below(self.study_folder / path)
+                found.append(Stray(path, sum(file.lstat().st_size for file in files)))
+        return found
+
+    def sweep(self, trial_folders: Iterable[Path], recorded: Collection[Checkpoint]) -> list[str]:
+        """Delete what :meth:`strays` finds. Call it while none of these trials runs.
 
         Returns:
             The deleted paths, relative to the study folder.
@@ -119,17 +157,27 @@ class CheckpointStore:
             CheckpointError: if a trial's folder lies outside the study folder.
         """
         failpoint("checkpoint.before_sweep")
-        keep = {checkpoint.path for checkpoint in recorded}
         deleted = []
+        for folder, name, path in self._strays(trial_folders, recorded):
+            with contextlib.suppress(OSError):
+                if remove_entry(folder, name):
+                    deleted.append(path)
+        return deleted
+
+    def _strays(
+        self, trial_folders: Iterable[Path], recorded: Collection[Checkpoint]
+    ) -> Iterator[tuple[int, str, str]]:
+        """Descriptor of the folder, name in it, and path of each."""
+        keep = {checkpoint.path for checkpoint in recorded}
         for trial_folder in trial_folders:
             below = (*self._parts_below(trial_folder.absolute()), FOLDER)
-            with contextlib.suppress(OSError), self._opened(below) as folder:
-                for name in sorted(os.listdir(folder)):
+            with contextlib.suppress(OSError), self._opened(below, is_ours_alone=True) as folder:
+                with os.scandir(folder) as entries:
+                    names = sorted(entry.name for entry in entries if not entry.is_symlink())
+                for name in names:
                     path = "/".join((*below, name))
-                    stray = TEMPORARY_NAME.fullmatch(name) or (CHECKPOINT_NAME.fullmatch(name) and path not in keep)
-                    if stray and remove_entry(folder, name):
-                        deleted.append(path)
-        return deleted
+                    if TEMPORARY_NAME.fullmatch(name) or (CHECKPOINT_NAME.fullmatch(name) and path not in keep):
+                        yield folder, name, path
 
     def _parts_below(self, trial_folder: Path) -> tuple[str, ...]:
         for root in (self._as_given, self.study_folder):
@@ -140,14 +188,21 @@ class CheckpointStore:
         raise _outside(str(trial_folder))
 
     @contextlib.contextmanager
-    def _opened(self, parts: Collection[str]) -> Iterator[int]:
-        """Descriptor of a folder below the study folder, reached without following any link."""
+    def _opened(self, parts: Collection[str], is_ours_alone: bool = False) -> Iterator[int]:
+        """Descriptor of a folder below the study folder, reached without following any link.
+
+        Raises:
+            FileExistsError: if it is to be ours alone, and on the way there is the folder of another study.
+            OSError: if it cannot be reached.
+        """
         descriptor = os.open(self.study_folder, WITHOUT_LINKS)
         try:
             for part in parts:
                 below = os.open(part, WITHOUT_LINKS, dir_fd=descriptor)
                 os.close(descriptor)
                 descriptor = below
+                if is_ours_alone and FILE_NAME in os.listdir(descriptor):
+                    raise FileExistsError(errno.EEXIST, "it is the folder of another study")
             yield descriptor
         finally:
             os.close(descriptor)

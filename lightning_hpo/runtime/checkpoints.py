@@ -112,7 +112,7 @@ def publish(temporary: Path, path: Path) -> Written:
     try:
         if not temporary.exists():
             raise FileNotFoundError(errno.ENOENT, "nothing was written")
-        for file in _files_below(temporary):
+        for file in files_below(temporary):
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
         _refuse_link(path.parent)
@@ -228,7 +228,7 @@ def measure(path: Path) -> Written:
         return _measure_file(path)
     total = hashlib.sha256()
     size = 0
-    for file in _files_below(path):
+    for file in files_below(path):
         written = _measure_file(file)
         total.update(f"{file.relative_to(path).as_posix()}\0{written.sha256}\n".encode())
         size += written.size
@@ -264,7 +264,7 @@ def _measure_file(path: Path) -> Written:
     return Written(digest.hexdigest(), size)
 
 
-def _files_below(path: Path) -> list[Path]:
+def files_below(path: Path) -> list[Path]:
     """The file itself, or every file below the folder, sorted; links are not followed."""
     if not path.is_dir():
         return [path]

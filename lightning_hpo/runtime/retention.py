@@ -9,7 +9,7 @@ from lightning_hpo.core.events import DropCheckpoint
 from lightning_hpo.core.study import StudyState
 from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.errors import CheckpointError
-from lightning_hpo.runtime.checkpoint_store import CheckpointStore
+from lightning_hpo.runtime.checkpoint_store import CheckpointStore, recorded_checkpoints
 
 
 class Retention:
@@ -51,7 +51,7 @@ class Retention:
 
         def sweep() -> None:
             trial = self._state.trials[trial_id]
-            self._store.sweep([self._folder(trial)], [trial.checkpoint] if trial.checkpoint else [])
+            self._store.sweep([self._folder(trial)], recorded_checkpoints(self._state.trials.values()))
 
         self._safely(sweep)
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from lightning_hpo import uniform
 from lightning_hpo.core.events import AttemptEnded, CheckpointSaved, Outcome, Reported, Resume
 from lightning_hpo.core.trial import Checkpoint
 from lightning_hpo.errors import CheckpointError, StudyLocked
-from lightning_hpo.report.cleaning import clean, doomed_checkpoints
+from lightning_hpo.report.cleaning import Cleaned, clean, doomed_checkpoints
 from lightning_hpo.report.folder import read_study
 from lightning_hpo.runtime.journal import Journal
 from lightning_hpo.runtime.stored import study_header
@@ -88,26 +89,59 @@ def test_all_means_all_and_the_trial_that_goes_on_begins_anew(folder: Path):
 
 def test_what_a_crash_left_behind_goes_too(folder: Path):
     make_file(folder, "2/checkpoints/resource-1.ckpt")
-    make_file(folder, "deep/er/checkpoints/.resource-7.ckpt.0123456789ab.partial")
+    make_file(folder, "3/checkpoints/.resource-7.ckpt.0123456789ab.partial")
     mine = make_file(folder, "2/checkpoints/my-own.ckpt")
     cleaned = clean(folder)
     assert cleaned is not None
     assert cleaned.strays == (
         "2/checkpoints/resource-1.ckpt",
-        "deep/er/checkpoints/.resource-7.ckpt.0123456789ab.partial",
+        "3/checkpoints/.resource-7.ckpt.0123456789ab.partial",
     )
+    assert cleaned.size == 3000
     assert mine.exists()
 
 
-def test_who_says_no_keeps_everything(folder: Path):
-    asked: list[dict[int, Checkpoint]] = []
+@pytest.mark.parametrize("below", ["inner", "2/inner", "2"])
+def test_checkpoints_of_a_study_that_lies_below_stay(folder: Path, below: str):
+    """Also in the folder of a trial of this one."""
+    Study.create({"x": uniform(0, 1)}, metric="m", algorithm="asha", max_t=9, path=folder / below).close()
+    theirs = [make_file(folder / below, path) for path in ("checkpoints/resource-1.ckpt", checkpoint(0, 1).path)]
+    cleaned = clean(folder)
+    assert cleaned is not None
+    assert (cleaned.trials, cleaned.strays) == ((2,), ())
+    assert all(file.exists() for file in theirs)
 
-    def refuse(doomed: dict[int, Checkpoint]) -> bool:
+
+def test_what_lies_in_no_trials_folder_stays(folder: Path):
+    """The study folder may be one in which all studies are, as ``multirun``."""
+    other = make_file(folder, "2026-01-01/10-00-00/0/checkpoints/resource-1.ckpt")
+    clean(folder, everything=True)
+    assert left(folder) == [other.relative_to(folder).as_posix()]
+
+
+def test_what_a_crash_left_behind_is_asked_for_too(folder: Path):
+    clean(folder)
+    stray = make_file(folder, "3/checkpoints/resource-9.ckpt/shard")
+    asked: list[Cleaned] = []
+
+    def refuse(doomed: Cleaned) -> bool:
         asked.append(doomed)
         return False
 
     assert clean(folder, confirm=refuse) is None
-    assert [list(doomed) for doomed in asked] == [[2]]
+    assert asked == [Cleaned((), ("3/checkpoints/resource-9.ckpt",), 1000)]
+    assert stray.exists()
+
+
+def test_who_says_no_keeps_everything(folder: Path):
+    asked: list[Cleaned] = []
+
+    def refuse(doomed: Cleaned) -> bool:
+        asked.append(doomed)
+        return False
+
+    assert clean(folder, confirm=refuse) is None
+    assert [doomed.trials for doomed in asked] == [(2,)]
     assert len(left(folder)) == 4
     assert read_study(folder).state.trials[2].checkpoint is not None
 
