@@ -90,8 +90,8 @@ class StudyOptions:
     max_retries: int = 2
     """How often a trial whose process was lost is tried again from its last checkpoint."""
     max_failures_in_a_row: int = 3
-    """The study ends when so many first trials all failed with the same error; later, when so many trials or 20,
-    whichever is more, did so one after the other, no trial having reported in between."""
+    """The study ends when so many first trials all failed with the same error; later, or if the errors differ in
+    numbers, when so many or 20, whichever is more, did so one after the other, no trial having reported in between."""
     stop: StopCriterion = field(default_factory=StopCriterion)
     """When the study ends."""
     confirm: ConfirmOptions = field(default_factory=ConfirmOptions)

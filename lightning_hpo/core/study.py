@@ -39,7 +39,13 @@ from lightning_hpo.core.trial import Trial, TrialStatus
 from lightning_hpo.errors import ReportError, StudyError
 
 _MOST_LATE_FAILURES = 20
-"""In a row, alike, once trials have reported: no longer the script's fault, but the GPU or the data may be gone."""
+"""In a row, alike, once trials have reported: no longer the script's fault, but the GPU or the data may be gone.
+
+Also of errors that differ in numbers: configurations may be named in them, and the next one may be a good one, but not
+when so many were not.
+"""
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+_NUMBER = re.compile(r"\d+")
 
 
 class StudyState(Dispatcher):
@@ -301,16 +307,20 @@ class StudyState(Dispatcher):
         self._give_up(trial, TrialStatus.FAILED)
         errors = self._errors_in_a_row
         error = (trial.error or "unknown error").strip().splitlines()[-1]
-        errors.append((trial.id, error, _without_folder(error, trial.folder)))
-        limit = self.options.max_failures_in_a_row
-        if self._has_reports:
-            limit = max(limit, _MOST_LATE_FAILURES)
-        alike = errors[-limit:]
-        if len(alike) == limit and len({same for _, _, same in alike}) == 1:
-            first, error, _ = alike[0]
-            self.repeated_error = first, error
-            which = "last" if self._has_reports or len(errors) > limit else "first"
-            self.ended = f"the {which} {limit} trials failed with the same error: {error}"
+        errors.append((trial.id, error, _ADDRESS.sub("*", _without_folder(error, trial.folder))))
+        early = self.options.max_failures_in_a_row
+        late = max(early, _MOST_LATE_FAILURES)
+        same = [same for _, _, same in errors[-late:]]
+        if not self._has_reports and len(same) >= early and len(set(same[-early:])) == 1:
+            limit = early
+        elif len(same) == late and len(set(map(without_numbers, same))) == 1:
+            limit = late
+        else:
+            return
+        first, error, _ = errors[-limit]
+        self.repeated_error = first, error
+        which = "last" if self._has_reports or len(errors) > limit else "first"
+        self.ended = f"the {which} {limit} trials failed with the same error: {error}"
 
     def _give_up(self, trial: Trial, status: TrialStatus) -> None:
         self.data.drop_pending(trial.id)
@@ -381,6 +391,11 @@ class StudyState(Dispatcher):
         finals = [t.status for t in self.trials.values() if t.status.is_final]
         assert self.progress.finished == len(finals)
         assert self.progress.completed == sum(s is TrialStatus.COMPLETED for s in finals)
+
+
+def without_numbers(message: str) -> str:
+    """What messages of one kind have in common: they differ in figures, process ids and addresses."""
+    return _NUMBER.sub("#", _ADDRESS.sub("#", message))
 
 
 def _without_folder(error: str, folder: str | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -23,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lightning_hpo.core.events import Decision, Event
-from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.study import StudyState, without_numbers
 from lightning_hpo.report import formats
 from lightning_hpo.report.afterwards import warning_of_failure_afterwards
 from lightning_hpo.report.decisions import DecisionLines
@@ -149,7 +148,7 @@ class RunObserver(ABC):
             self._lines.warned(text)
 
     def _is_repetition(self, warning: str) -> bool:
-        kind = re.sub(r"\d+", "#", warning)
+        kind = without_numbers(warning)
         if kind not in self._warnings:
             if len(self._warnings) >= _MAX_KINDS:
                 self._not_shown += 1

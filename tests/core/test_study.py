@@ -326,6 +326,23 @@ class TestFailures:
             study.fail(trial, f"FileNotFoundError: '/study/{folder.format(trial)}/data.csv'")
         assert study.state.repeated_error == (0, f"FileNotFoundError: '/study/{folder.format(0)}/data.csv'")
 
+    def test_nor_does_the_address_of_an_object_make_them_differ(self):
+        study = promotion()
+        for trial in range(3):
+            study.ready()
+            study.fail(trial, f"TypeError: <Net object at 0x7f{trial}a31c> is not callable")
+        assert study.state.repeated_error == (0, "TypeError: <Net object at 0x7f0a31c> is not callable")
+
+    def test_twenty_in_a_row_that_differ_in_numbers_are(self):
+        """Fewer are not: the numbers may be those of the configurations, as of a size that does not fit."""
+        study = promotion()
+        for trial in range(20):
+            assert study.state.repeated_error is None and study.job() == f"n{trial}"
+            study.fail(trial, f"OutOfMemoryError: {100 + trial}.31 MiB are free, process {4000 + trial} has 77 GiB")
+        assert study.state.repeated_error == (0, "OutOfMemoryError: 100.31 MiB are free, process 4000 has 77 GiB")
+        (decision,) = study.handle(WorkerReady(0.0))
+        assert isinstance(decision, Finish) and decision.reason.startswith("the first 20 trials failed with the same")
+
     def test_errors_that_differ_in_more_than_that_are_not(self):
         study = promotion()
         for trial in range(3):
