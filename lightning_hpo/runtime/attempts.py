@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning_hpo.core.events import Outcome
 from lightning_hpo.runtime.backends.base import Exit
 from lightning_hpo.runtime.messages import Ended
+from lightning_hpo.runtime.processes import EXIT_UNHEARD
 
 _LAST_WORDS_BYTES = 4096
 
@@ -61,6 +62,8 @@ class Attempt:
         if self.ended is not None:
             told = (self.ended.error, self.ended.traceback)
             return Outcome.FAILED, next((text for text in told if text and not text.isspace()), end.description)
+        if end.exit_code == EXIT_UNHEARD:
+            return Outcome.LOST, last_words(log) or end.description
         if end.signal is None and end.exit_code not in (None, 0):
             return Outcome.FAILED, last_words(log) or end.description
         return Outcome.LOST, end.description

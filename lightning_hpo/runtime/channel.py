@@ -159,7 +159,7 @@ class TrialChannel:
                 self._connection = _connect(self.address, self._key)
             except (OSError, Refused, ValueError) as problem:
                 raise ChannelError(
-                    f"Trial {self.trial_id} cannot reach its launcher at {self.address} ({problem!r}). "
+                    f"This trial cannot reach its launcher at {self.address} ({problem!r}). "
                     "Start the study again: it goes on where it stopped."
                 ) from problem
         return self._connection
@@ -190,8 +190,7 @@ class TrialChannel:
     def _gone(self) -> ChannelError:
         self.close()
         return ChannelError(
-            f"The launcher of trial {self.trial_id} is gone or has dropped this trial. "
-            "Start the study again: it goes on where it stopped."
+            "The launcher is gone or has dropped this trial. Start the study again: it goes on where it stopped."
         )
 
     def _unexpected(self, reply: Welcome | Answer) -> ChannelError:

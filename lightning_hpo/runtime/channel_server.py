@@ -8,6 +8,8 @@ is in :mod:`~lightning_hpo.runtime.channel`.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import ipaddress
 import os
@@ -193,6 +195,8 @@ class ChannelServer:
     ) -> None:
         self.key = secrets.token_bytes(KEY_BYTES)
         self._private_folder: Path | None = None
+        self._listens_at: tuple[int, int] | None = None
+        """Device and inode of the socket, if it is one of the file system."""
         self._clients: dict[ClientConnection, None] = {}
         """In the order of their arrival."""
         self._unread = 0
@@ -212,7 +216,8 @@ class ChannelServer:
                 f"The launcher cannot listen for its trials ({problem}). "
                 "Set TMPDIR to a local folder with a short path, or correct the network interface."
             ) from problem
-        self._admission = Admission(listener, self.key, handshake_timeout_s, self._admit)
+        self._admitting = functools.partial(Admission, key=self.key, timeout_s=handshake_timeout_s, admit=self._admit)
+        self._admission = self._admitting(listener)
 
     def environment(self, trial_id: int, attempt: int, directory: Path) -> dict[str, str]:
         """The variables by which a trial finds this server. ``directory``: the trial's folder."""
@@ -266,6 +271,32 @@ class ChannelServer:
             if client.closed:
                 self._forget(client)
 
+    def keep_listening(self) -> None:
+        """Listen anew under the same name if somebody has deleted the socket, as programs do that clean up ``/tmp``.
+
+        Clients that were let in stay.
+
+        Raises:
+            ChannelError: if that cannot be done.
+        """
+        if self._private_folder is None or self._identity() == self._listens_at:
+            return
+        self._admission.close()
+        try:
+            with contextlib.suppress(FileExistsError):
+                self._private_folder.mkdir(mode=0o700)
+            found = self._private_folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                raise FileExistsError(errno.EEXIST, "somebody else has taken its place")
+            (self._private_folder / "socket").unlink(missing_ok=True)
+            listener, _ = self._bind(self._private_folder)
+        except OSError as problem:
+            raise ChannelError(
+                f"The socket {self.address.removeprefix('unix:')} by which trials reach the launcher was deleted, and "
+                f"cannot be made again ({problem}). Let nothing delete it, and give the same command again to continue."
+            ) from problem
+        self._admission = self._admitting(listener)
+
     def close(self) -> None:
         """Close every connection and remove the socket."""
         self._admission.close()
@@ -309,11 +340,21 @@ class ChannelServer:
             listener.bind(str(path))
             path.chmod(stat.S_IRUSR | stat.S_IWUSR)
             listener.listen(128)
+            self._listens_at = self._identity()
         except OSError:
             listener.close()
             shutil.rmtree(private, ignore_errors=True)
             raise
         return listener, f"unix:{path}"
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Of the socket that has the name now; None if nothing has it."""
+        assert self._private_folder is not None
+        try:
+            found = os.lstat(self._private_folder / "socket")
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _admit(self, connection: socket.socket) -> None:
         """Called in the thread of the admission: the loop takes the client over when it has time."""

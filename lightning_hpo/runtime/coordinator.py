@@ -278,6 +278,7 @@ class Coordinator:
         if self._interrupts.waitable in ready:
             self._interrupts.drain()
         self._receive([r for r in ready if self._server.owns(r)])
+        self._server.keep_listening()
         self._follow_backend()
         answer = self._proposals.take()
         self._problem = self._problem or self._proposals.problem

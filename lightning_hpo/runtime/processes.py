@@ -28,7 +28,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from lightning_hpo.errors import BackendError, TrialInterrupted
+from lightning_hpo.errors import BackendError, ChannelError, TrialInterrupted
 from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Entry, Job
 
@@ -41,6 +41,9 @@ SCRATCH_VARIABLE = "LIGHTNING_HPO_SCRATCH"
 
 EXIT_NOT_BEGUN = 75
 """Exit code of a trial's process that has no folder or no log (EX_TEMPFAIL of sysexits.h)."""
+
+EXIT_UNHEARD = 76
+"""Exit code of a trial that could not tell its launcher how it ended (EX_PROTOCOL of sysexits.h)."""
 
 _STACK_BYTES = 64 * 2**20
 _WATCH_PERIOD_S = 0.5
@@ -222,7 +225,8 @@ def settle_libraries(job: Job, threads: int | None) -> None:
 def run_trial(entry: Entry, job: Job) -> NoReturn:
     """Run the entry and end the process, like an interpreter would at the end of a script.
 
-    Exit codes: 0 if the entry returned or the trial was paused or stopped, that of ``SystemExit``, else 1.
+    Exit codes: 0 if the entry returned or the trial was paused or stopped, that of ``SystemExit``,
+    :data:`EXIT_UNHEARD` if its launcher could not be reached, else 1.
     """
     code = 1
     try:
@@ -233,7 +237,8 @@ def run_trial(entry: Entry, job: Job) -> NoReturn:
             code = 0
         except SystemExit as request:
             code = _exit_code(request.code)
-        except BaseException:
+        except BaseException as problem:
+            code = EXIT_UNHEARD if isinstance(problem, ChannelError) else 1
             traceback.print_exc()
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are not daemons
         atexit._run_exitfuncs()

@@ -167,6 +167,9 @@ class Server:
     def waitables(self) -> list[Any]:
         return list(self._cluster.clients)
 
+    def keep_listening(self) -> None:
+        pass
+
     def owns(self, ready: object) -> bool:
         return isinstance(ready, Client)
 

@@ -10,10 +10,12 @@ from lightning_hpo.core.events import Outcome
 from lightning_hpo.runtime.attempts import Attempt, last_words
 from lightning_hpo.runtime.backends.base import Exit
 from lightning_hpo.runtime.messages import Ended
+from lightning_hpo.runtime.processes import EXIT_UNHEARD
 
 KILLED = Exit(0, 1, 4711, None, signal=9)
 RAISED = Exit(0, 1, 4711, 1)
 CLEAN = Exit(0, 1, 4711, 0)
+UNHEARD = Exit(0, 1, 4711, EXIT_UNHEARD)
 UNORDERED = "the script raised KeyboardInterrupt, though nobody had interrupted the study"
 
 
@@ -43,6 +45,9 @@ def log(tmp_path: Path) -> Path:
         # Without a word: an exit code is the script's doing, a signal somebody else's.
         (attempt(), RAISED, False, (Outcome.FAILED, "ValueError: no such data set")),
         (attempt(), KILLED, False, (Outcome.LOST, KILLED.description)),
+        # It had something to say, and nobody heard it.
+        (attempt(), UNHEARD, False, (Outcome.LOST, "ValueError: no such data set")),
+        (attempt(Outcome.COMPLETED), UNHEARD, False, (Outcome.COMPLETED, None)),
         (attempt(), CLEAN, False, (Outcome.LOST, CLEAN.description)),
         # An interruption that nobody ordered must not repeat itself without end.
         (attempt(Outcome.INTERRUPTED), CLEAN, False, (Outcome.LOST, UNORDERED)),

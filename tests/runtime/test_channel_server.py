@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import stat
 import struct
 import time
@@ -99,6 +100,45 @@ def test_a_socket_left_by_a_killed_launcher_is_replaced(tmp_path: Path) -> None:
     (folder / ".channel" / "socket").touch()
     with ChannelServer(folder) as server:
         assert Path(server.address.removeprefix("unix:")).is_socket()
+
+
+@pytest.mark.parametrize("deleted", ["socket", "folder"])
+def test_a_socket_that_was_deleted_is_made_again_and_nobody_is_dropped(
+    server: ChannelServer, loop: Loop, deleted: str
+) -> None:
+    before = trial_of(server, 1)
+    assert before.report(1, 0.5).decision == "continue"
+    path = Path(server.address.removeprefix("unix:"))
+    if deleted == "folder":
+        shutil.rmtree(path.parent)
+    else:
+        path.unlink()
+    server.keep_listening()
+    inode = path.stat().st_ino
+    after = trial_of(server, 2)
+    assert after.report(1, 0.5).decision == before.report(2, 0.5).decision == "continue"
+    server.keep_listening()
+    assert path.stat().st_ino == inode, "it is made once"
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    for trial in (before, after):
+        trial.close()
+
+
+@pytest.mark.parametrize("instead", ["a link", "a file", "no study folder"])
+def test_a_socket_that_cannot_be_made_again_is_an_error(tmp_path: Path, instead: str) -> None:
+    study, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
+    study.mkdir()
+    elsewhere.mkdir()
+    with ChannelServer(study) as server:
+        folder = Path(server.address.removeprefix("unix:")).parent
+        shutil.rmtree(folder if instead != "no study folder" else study)
+        if instead == "a link":
+            folder.symlink_to(elsewhere)
+        elif instead == "a file":
+            folder.touch()
+        with pytest.raises(ChannelError, match=r"was deleted, .* give the same command again to continue\.$"):
+            server.keep_listening()
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_malformed_message_drops_its_sender_and_nobody_else(server: ChannelServer, loop: Loop) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_hpo.errors import TrialStopped
+from lightning_hpo.errors import ChannelError, TrialStopped
 from lightning_hpo.runtime import processes
 from lightning_hpo.runtime.backends.base import Job
+from lightning_hpo.runtime.processes import EXIT_UNHEARD
 
 
 @pytest.fixture
@@ -176,7 +177,10 @@ def test_the_exit_code_is_that_of_a_script(job: Job, request_: SystemExit, code:
     assert job.log.read_text() == ("no data\n" if request_.code == "no data" else "")
 
 
-@pytest.mark.parametrize(("problem", "code"), [(TrialStopped(), 0), (KeyboardInterrupt(), 1), (ValueError("bad"), 1)])
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [(TrialStopped(), 0), (KeyboardInterrupt(), 1), (ValueError("bad"), 1), (ChannelError("gone"), EXIT_UNHEARD)],
+)
 def test_a_stopped_trial_is_no_failure_and_an_exception_is(job: Job, problem: BaseException, code: int) -> None:
     def entry(job: Job) -> None:
         raise problem
@@ -186,7 +190,7 @@ def test_a_stopped_trial_is_no_failure_and_an_exception_is(job: Job, problem: Ba
         processes.run_trial(entry, job)
 
     assert exit_code(child) == code
-    assert ("Traceback" in job.log.read_text()) == (code == 1)
+    assert ("Traceback" in job.log.read_text()) == (code != 0)
 
 
 def test_threads_that_are_no_daemons_finish_first(job: Job) -> None:
