@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from lightning_hpo.errors import StudyCorrupt, StudyError, StudyLocked
-from lightning_hpo.runtime.filesystems import network_filesystem
+from lightning_hpo.runtime.filesystems import network_filesystem, open_own
 
 FILE_NAME = "study.db"
 BACKUP_NAME = "study.db.bak"
@@ -169,7 +169,7 @@ class Lock:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self._fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = open_own(folder / LOCK_NAME, os.O_RDWR)
         except OSError as problem:
             raise unwritable(folder, problem) from problem
         try:
@@ -206,7 +206,7 @@ class Lock:
     def holder(folder: Path) -> str | None:
         """Who holds the lock (process, machine, since when); None if nobody does."""
         try:
-            fd = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return None
         try:
@@ -265,7 +265,7 @@ class Mark:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self._fd = os.open(folder / MARK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = open_own(folder / MARK_NAME, os.O_RDWR)
         except OSError as problem:
             raise unwritable(folder, problem) from problem
 

@@ -1,9 +1,10 @@
 """What file system a folder is on: databases need to know whether other machines see it, trials want room on it, and
-folders names that it can hold.
+folders names that it can hold. And how the files of a study are opened that it keeps there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -19,6 +20,29 @@ _LONGEST_BELOW = 100
 _LEAST_BYTES = 1 << 20
 _LEAST_FILES = 32
 """What a trial needs before its script has done anything: folders, logs, its configuration."""
+
+
+def open_own(path: Path | str, flags: int, mode: int = 0o600) -> int:
+    """Open a file that a study keeps in its folder, to write to it; it is made if need be. Returns the descriptor.
+
+    Where a symbolic link has its name, the link is replaced: a study from elsewhere must not say which file of ours is
+    written.
+
+    Args:
+        flags: besides those that all of these files have.
+        mode: rights of a file that is made.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, mode)
+    except OSError as problem:
+        if problem.errno != errno.ELOOP or not os.path.islink(path):
+            raise
+    os.unlink(path)
+    return os.open(path, flags, mode)
 
 
 def shortage(path: Path) -> str | None:

@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 from lightning_hpo.errors import BackendError, ChannelError, TrialInterrupted
 from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Entry, Job
+from lightning_hpo.runtime.filesystems import open_own
 
 STACK_DUMP_SIGNAL = signal.SIGURG
 """Makes a trial write the stacks of its threads to its log. A signal that does nothing in a process which has not
@@ -278,7 +279,7 @@ def reset_signals() -> None:
 
 def redirect_output(path: str) -> None:
     """Append stdout and stderr to a file, at the level of file descriptors: C++ and subprocesses write there too."""
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    target = open_own(path, os.O_WRONLY | os.O_APPEND, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(target, 1)

@@ -24,6 +24,7 @@ from lightning_hpo.core.events import Event, to_json
 from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, SuggestRequest
 from lightning_hpo.errors import HpoError, OptionError, SearcherFailed
 from lightning_hpo.runtime import process_table, processes
+from lightning_hpo.runtime.filesystems import open_own
 from lightning_hpo.runtime.lines import Line
 
 _CLOSE_S = 2.0
@@ -144,7 +145,7 @@ class ProcessHost:
 
     def __init__(self, module: str, log: Path, serve: Callable[[socket.socket], None] | None = None) -> None:
         ours, theirs = socket.socketpair()
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        output = open_own(log, os.O_WRONLY | os.O_APPEND)
         self._log, self._log_begins = log, os.fstat(output).st_size
         self._process: subprocess.Popen[bytes] | _Fork = (
             _spawned(module, theirs, output) if serve is None else _forked(serve, ours, theirs, output)

@@ -16,6 +16,7 @@ import sqlite3
 import stat
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_hpo import cli
+from lightning_hpo import cli, uniform
 from lightning_hpo.core.events import (
     AttemptEnded,
     AttemptStarted,
@@ -40,7 +41,9 @@ from lightning_hpo.report.page import page
 from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.database import FILE_NAME, checksum
 from lightning_hpo.runtime.journal import Journal
+from lightning_hpo.runtime.processes import fork, redirect_output
 from lightning_hpo.runtime.stored import study_header
+from lightning_hpo.runtime.suggesting import ProcessHost
 from lightning_hpo.study import Study, load_study
 from tests.integrations.programs import PROGRAM, Gate, ProgramServer
 from tests.report.studies import new_state, small_study
@@ -306,6 +309,37 @@ def test_cleaning_a_study_from_elsewhere_deletes_nothing_but_its_checkpoints(tmp
     assert Journal.exists(study)
 
 
+@pytest.mark.parametrize("name", ["study.lock", "study.mark", "search.log", "0/trial.log"])
+@pytest.mark.parametrize("target", ["a file", "nothing", "itself"])
+def test_going_on_with_a_study_from_elsewhere_writes_to_no_file_that_a_link_in_it_names(
+    tmp_path: Path, name: str, target: str
+) -> None:
+    study, precious = tmp_path / "study", tmp_path / "precious"
+    Study.create({"x": uniform(0, 1)}, metric="m", algorithm="random", max_t=1, path=study).close()
+    if target == "a file":
+        precious.write_text("precious\n" * 9)
+    link = study / name
+    (study / "0").mkdir()
+    link.unlink(missing_ok=True)
+    link.symlink_to(precious if target != "itself" else link)
+    assert Journal.holder(study) is None
+    Study.load(study).close()
+    ProcessHost("lightning_hpo.no_such_module", study / "search.log").close()
+    in_fork(lambda: (redirect_output(str(study / "0" / "trial.log")), print("trained")))
+    assert precious.exists() == (target == "a file")
+    if target == "a file":
+        assert precious.read_text() == "precious\n" * 9
+    assert not link.is_symlink()
+
+
+def in_fork(work: Callable[[], Any]) -> None:
+    def child() -> None:
+        work()
+        sys.stdout.flush()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(child), 0)[1]) == 0
+
+
 def test_deletions_are_where_they_have_been_thought_about() -> None:
     package = Path(cli.__file__).parent
     pattern = re.compile(r"\b(rmtree|unlink|rmdir|os\.remove)\(")
@@ -319,6 +353,7 @@ def test_deletions_are_where_they_have_been_thought_about() -> None:
         "runtime/channel_server.py",  # the socket's folder: its own, in the study or among temporary files
         "runtime/checkpoints.py",  # the one place through which checkpoints go, and its own temporary files
         "runtime/database.py",  # a file that is made anew
+        "runtime/filesystems.py",  # a link in the place of a file that a study keeps, to put the file there
         "runtime/journal.py",  # temporary files and what a deleted study has left, by their fixed names
     }
     assert found - known == set(), "is it sure that nothing else can be deleted there?"

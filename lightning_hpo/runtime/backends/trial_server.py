@@ -37,6 +37,7 @@ from typing import Any
 from lightning_hpo.errors import BackendError
 from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Exit, Job
+from lightning_hpo.runtime.filesystems import open_own
 from lightning_hpo.runtime.processes import EXIT_NOT_BEGUN, SCRATCH_VARIABLE, STACK_DUMP_SIGNAL
 from lightning_hpo.runtime.script import NO_MAIN_GUARD
 
@@ -319,8 +320,7 @@ def why_no_log(job: Job) -> str:
     cause = "is the disk full?"
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "ab"):
-            pass
+        os.close(open_own(job.log, os.O_WRONLY | os.O_APPEND, 0o644))
     except OSError as problem:
         cause = problem.strerror or str(problem)
     return f"its {job.log.name} cannot be written: {cause}"
