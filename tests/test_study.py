@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -605,3 +606,13 @@ def test_what_was_held_back_for_new_configurations_goes_on_when_there_are_none()
             verdict = str(study.tell(job.trial_id, epoch, 1.0 - 0.1 * job.trial_id))
     # One of three and one of the next three while there were new ones; in the end whoever is among the best two of six.
     assert sorted(trial for trial, epochs in trained.items() if epochs == 3) == [2, 4, 5]
+
+
+def test_a_study_whose_folder_was_deleted_takes_no_reports(tmp_path):
+    study = Study.create({"x": uniform(0, 1)}, metric="m", algorithm="asha", max_t=9, path=tmp_path / "study")
+    job = study.ask()
+    assert job is not None
+    shutil.rmtree(tmp_path / "study")
+    with pytest.raises(StudyNotFound):
+        study.tell(job.trial_id, 1, 0.5)
+    study.close()

@@ -49,6 +49,7 @@ from lightning_hpo.errors import (
     OptionError,
     RepeatedFailure,
     StudyError,
+    StudyNotFound,
 )
 from lightning_hpo.runtime.attempts import Attempt
 from lightning_hpo.runtime.backends.base import Backend, Exit, Job, Started
@@ -205,7 +206,11 @@ class Coordinator:
     # --------------------------------------------------------------------------------------- running
 
     def run(self) -> RunResult:
-        """Work until the study ends, is interrupted, or cannot go on; no attempt is waited for any more then."""
+        """Work until the study ends, is interrupted, or cannot go on; no attempt is waited for any more then.
+
+        Raises:
+            StudyNotFound: if the study was deleted: nothing is left to be concluded.
+        """
         try:
             with self._interrupts.listening():
                 try:
@@ -213,6 +218,8 @@ class Coordinator:
                     self._commit()
                     while not self._is_done():
                         self._turn()
+                except StudyNotFound:
+                    raise
                 except GivenUp as problem:
                     self._warn(f"The study ends without what could not be written. {problem}")
                     self._give_up()

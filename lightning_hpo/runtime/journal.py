@@ -41,6 +41,7 @@ from lightning_hpo.runtime.database import (
     unwritable,
 )
 from lightning_hpo.runtime.failpoints import failpoint
+from lightning_hpo.runtime.filesystems import network_filesystem
 
 SCHEMA = 1
 _TEMPORARY_BACKUP = f"{BACKUP_NAME}.tmp"
@@ -59,6 +60,7 @@ class Journal:
         self._connection = connection
         self._lock = lock
         self._mark = mark
+        self._file = _looked_up(folder / FILE_NAME)
         self._count = int(connection.execute("SELECT max(number) FROM event").fetchone()[0] or 0)
 
     # ------------------------------------------------------------------------------------- opening
@@ -94,10 +96,12 @@ class Journal:
                 mark = Mark(path)
                 held.callback(mark.close)
                 connection = connect(path / FILE_NAME)
+                held.callback(connection.close)
+                journal = cls(path, connection, lock, mark)
             except (sqlite3.Error, OSError) as problem:
                 raise unwritable(path, problem) from problem
             held.pop_all()
-            return cls(path, connection, lock, mark)
+            return journal
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Journal:
@@ -191,8 +195,11 @@ class Journal:
         """Write events in one transaction; when this returns, they are on disk.
 
         Raises:
-            StudyError: if they cannot be written (disk full, folder gone).
+            StudyNotFound: if the file was deleted or replaced: what is written would be nowhere.
+            StudyError: if they cannot be written (disk full).
         """
+        with contextlib.suppress(OSError):  # that the file system does not answer now, is told when it is written to
+            self._check_file()
         if not events:
             return
         rows = []
@@ -213,6 +220,20 @@ class Journal:
         if self._mark is not None:
             self._mark.set(self._count)
         failpoint("journal.committed")
+
+    def _check_file(self) -> None:
+        """
+        Raises:
+            StudyNotFound: if the name is another file's by now.
+        """
+        found = _looked_up(self.folder / FILE_NAME)
+        # What other machines have mounted may get another number whenever it is looked at.
+        is_here = found is not None and (found == self._file or network_filesystem(self.folder) is not None)
+        if not is_here:
+            raise StudyNotFound(
+                f"The study in {self.folder} is gone: its {FILE_NAME} was deleted, moved or replaced meanwhile. "
+                "Put the folder back where it was and continue, or begin the study anew."
+            )
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Events in the order of writing, from number ``after + 1`` on.
@@ -323,6 +344,15 @@ class Backups:
             self._problem = None
             self._copy()
         return self._problem
+
+
+def _looked_up(file: Path) -> tuple[int, int] | None:
+    """Device and number of what has this name; None if nothing has it."""
+    try:
+        found = os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _may_be(name: str, value: Any) -> bool:

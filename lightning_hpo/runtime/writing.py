@@ -8,7 +8,7 @@ from multiprocessing.connection import wait
 from typing import Protocol
 
 from lightning_hpo.core.events import Event
-from lightning_hpo.errors import StudyError
+from lightning_hpo.errors import StudyError, StudyNotFound
 from lightning_hpo.runtime.interrupts import Interrupts
 
 _RETRY_S = 2.0
@@ -54,12 +54,15 @@ class Writer:
 
         Raises:
             GivenUp: if they are not, and nobody is to wait for it any more.
+            StudyNotFound: if the study was deleted, which waiting does not mend.
         """
         since: float | None = None
         has_answered = False
         while True:
             try:
                 self._journal.append(events)
+            except StudyNotFound:
+                raise
             except StudyError as problem:
                 if since is None:
                     since = self._clock()

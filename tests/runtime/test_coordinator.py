@@ -28,7 +28,16 @@ from lightning_hpo.core.searcher import SuggestRequest
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.stopping import StopCriterion
 from lightning_hpo.core.trial import TrialStatus
-from lightning_hpo.errors import BackendError, HpoError, MetricMissing, OptionError, RepeatedFailure, StudyError
+from lightning_hpo.errors import (
+    BackendError,
+    ChannelError,
+    HpoError,
+    MetricMissing,
+    OptionError,
+    RepeatedFailure,
+    StudyError,
+    StudyNotFound,
+)
 from lightning_hpo.runtime.coordinator import RunResult
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.suggesting import Answered
@@ -87,6 +96,30 @@ def test_a_backend_that_gives_up_ends_the_run_and_the_next_one_goes_on():
     made.poll = poll  # type: ignore[method-assign]
     made._forget_processes()
     assert made.run().reason == "all 4 trials are done"
+
+
+@pytest.mark.parametrize("noticed_by", ["a commit", "the channel"])
+def test_a_study_that_was_deleted_ends_the_run_at_once(noticed_by: str, monkeypatch: pytest.MonkeyPatch):
+    made = Recorded(n_workers=2, n_trials=4, algorithm="random", type=None)
+
+    append = made.journal.append
+
+    def refuse(events: Any) -> None:
+        if made.now > 20.0:
+            raise StudyNotFound("The study is gone. Put the folder back where it was.")
+        append(events)
+
+    def notice(server: Any) -> None:
+        if made.now > 20.0:
+            raise ChannelError("The socket was deleted. Let nothing delete it.")
+
+    made.journal.append = refuse  # type: ignore[method-assign]
+    if noticed_by == "the channel":
+        monkeypatch.setattr(virtual.Server, "keep_listening", notice)
+    with pytest.raises(StudyNotFound):
+        made._launch()
+    assert len(made.acknowledged) > 0 and made.now < 40.0
+    assert not any("waits" in message for message in made.said)
 
 
 class TestLedBySearcher:

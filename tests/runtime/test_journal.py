@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -81,6 +82,46 @@ class TestWhatIsWritten:
             assert len(journal) == 0
             journal.append(EVENTS)
             assert len(list(journal.events())) == 3
+
+
+class TestAStudyThatIsTakenAway:
+    @pytest.mark.parametrize("how", ["deleted", "moved", "replaced", "its file deleted", "its place taken"])
+    def test_takes_no_events_any_more(self, tmp_path, how):
+        study, other = tmp_path / "study", tmp_path / "other"
+        make(other)
+        with Journal.create(study, HEADER) as journal:
+            journal.append(EVENTS)
+            if how == "its file deleted":
+                (study / FILE_NAME).unlink()
+            elif how == "moved":
+                study.rename(tmp_path / "moved")
+            else:
+                shutil.rmtree(study)
+            if how == "replaced":
+                other.rename(study)
+            elif how == "its place taken":
+                study.touch()
+            for events in (EVENTS, []):
+                with pytest.raises(StudyNotFound, match=r"is gone: .* or begin the study anew\.$"):
+                    journal.append(events)
+
+    def test_goes_on_once_it_is_back(self, tmp_path):
+        study = tmp_path / "study"
+        with Journal.create(study, HEADER) as journal:
+            study.rename(tmp_path / "moved")
+            with pytest.raises(StudyNotFound):
+                journal.append(EVENTS)
+            (tmp_path / "moved").rename(study)
+            journal.append(EVENTS)
+        with Journal.open(study) as journal:
+            assert len(journal) == len(EVENTS)
+
+    def test_on_a_network_file_system_another_number_means_nothing(self, tmp_path, monkeypatch):
+        make(tmp_path / "study")
+        with Journal.open(tmp_path / "study") as journal:
+            journal._file = (0, 0)
+            monkeypatch.setattr("lightning_hpo.runtime.journal.network_filesystem", lambda folder: "nfs4")
+            journal.append(EVENTS)
 
 
 class TestOpening:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_hpo.core.events import Event, WorkerReady
-from lightning_hpo.errors import StudyError
+from lightning_hpo.errors import StudyError, StudyNotFound
 from lightning_hpo.runtime import writing
 from lightning_hpo.runtime.interrupts import TERM_LIMIT_S, Interrupts
 from lightning_hpo.runtime.writing import GivenUp, Writer
@@ -96,6 +96,16 @@ def test_trials_that_train_on_after_ctrl_c_do_not_use_up_the_time_for_the_disk(d
     disk.has_room_at = disk.now + TERM_LIMIT_S - 1.0
     disk.writer.append(EVENTS)
     assert disk.written == EVENTS
+
+
+def test_nobody_waits_for_a_study_that_was_deleted(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def append(events: Sequence[Event]) -> None:
+        raise StudyNotFound("The study is gone. Put it back.")
+
+    monkeypatch.setattr(disk, "append", append)
+    with pytest.raises(StudyNotFound):
+        disk.writer.append(EVENTS)
+    assert disk.said == []
 
 
 def test_what_is_not_of_the_journal_is_not_waited_for(disk: Disk) -> None:
