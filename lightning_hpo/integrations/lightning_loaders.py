@@ -20,14 +20,8 @@ import lightning
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
 
-from lightning_hpo.integrations.random_state import (
-    Generator,
-    RandomState,
-    drawing_as,
-    generators_of,
-    random_state,
-    restore_random_state,
-)
+from lightning_hpo.integrations.generators import Generator, generators_of
+from lightning_hpo.integrations.random_state import RandomState, drawing_as, random_state, restore_random_state
 
 _TRAINING, _VALIDATION = "training", "validation"
 _LAST_RELOAD = {_TRAINING: "_last_train_dl_reload_epoch", _VALIDATION: "_last_val_dl_reload_epoch"}
@@ -84,12 +78,12 @@ class Loaders:
         if self._waits:
             if before is None and name in self._then:
                 then = self._made[name] = self._then[name]
-                with drawing_as(then["random"], self._device), self._in_epoch(then["epoch"]):
+                with drawing_as(then["random"], self._device, self._generators()), self._in_epoch(then["epoch"]):
                     make()
             elif before is None and name == _TRAINING:
                 make()
             return
-        now = {"random": random_state(self._device), "epoch": self._trainer.current_epoch}
+        now = {"random": self.random_state(), "epoch": self._trainer.current_epoch}
         make()
         if loop._combined_loader is not before:
             self._made[name] = now
@@ -200,20 +194,19 @@ class Loaders:
         fetcher.fetched -= trained
 
     def random_state(self) -> RandomState:
-        """Of this process, generators of loaders, samplers and datasets included."""
+        """Of this process, with the generators that loaders and what is in them, the module, the data module and
+        callbacks keep for themselves."""
         return random_state(self._device, self._generators())
 
     def restore_random_state(self, state: RandomState) -> None:
         """Set what :meth:`random_state` has read."""
         restore_random_state(state, self._device, self._generators())
 
-    def _generators(self) -> list[Generator]:
-        generators: list[Generator] = []
-        for loop in self._loops.values():
-            for loader in _loaders(loop):
-                for owner in _parts(loader):
-                    generators += generators_of(owner, known=generators)
-        return generators
+    def _generators(self) -> dict[str, Generator]:
+        owners: dict[str, Any] = {name: _loaders(loop) for name, loop in self._loops.items()}
+        owners["module"], owners["data module"] = self._trainer.lightning_module, self._trainer.datamodule
+        owners["callbacks"] = self._trainer.callbacks
+        return generators_of(owners)
 
 
 def _loaders(loop: Any) -> list[Any]:
@@ -241,12 +234,3 @@ def _samplers(loader: Any) -> Iterator[Any]:
             yield sampler
             if (inner := getattr(sampler, "sampler", None)) is not None:
                 yield inner
-
-
-def _parts(loader: Any) -> Iterator[Any]:
-    """Everything that may keep a random generator for itself in this process."""
-    yield from _samplers(loader)
-    dataset = getattr(loader, "dataset", None)
-    while dataset is not None:
-        yield dataset
-        dataset = getattr(dataset, "dataset", None)

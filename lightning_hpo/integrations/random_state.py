@@ -11,29 +11,32 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
+from lightning_hpo.errors import CheckpointError
+from lightning_hpo.integrations.generators import Generator
+
 RandomState = dict[str, Any]
-Generator: TypeAlias = "torch.Generator | np.random.Generator | np.random.RandomState | random.Random"
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_NONE: Mapping[str, Generator] = MappingProxyType({})
 
 
-def random_state(device: torch.device, generators: Sequence[Generator] = ()) -> RandomState:
+def random_state(device: torch.device, generators: Mapping[str, Generator] = _NONE) -> RandomState:
     """The state of torch, numpy and Python, of the device and of the given generators.
 
     Args:
         device: the rank's device; its generator is included if it has one of its own.
-        generators: further generators, in an order that :func:`restore_random_state` will repeat.
+        generators: further generators, by names under which :func:`restore_random_state` will find them.
     """
     state: RandomState = {
         "torch": torch.get_rng_state(),
         "numpy": _legacy_state(np.random),
         "python": _python_state(random),
-        "generators": [_generator_state(generator) for generator in generators],
+        "generators": {name: _generator_state(generator) for name, generator in generators.items()},
     }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -42,13 +45,23 @@ def random_state(device: torch.device, generators: Sequence[Generator] = ()) -> 
     return state
 
 
-def restore_random_state(state: RandomState, device: torch.device, generators: Sequence[Generator] = ()) -> None:
-    """Set what :func:`random_state` read. Of a state from another kind of device, what fits is set."""
+def restore_random_state(state: RandomState, device: torch.device, generators: Mapping[str, Generator] = _NONE) -> None:
+    """Set what :func:`random_state` read. Of a state from another kind of device, what fits is set.
+
+    Raises:
+        CheckpointError: if it was read by an earlier version, which did not name the generators.
+    """
+    if isinstance(state["generators"], list) and state["generators"]:
+        raise CheckpointError(
+            "The trial was paused by an earlier version of lightning_hpo, which did not note to which of the script's "
+            "random generators a state belongs. Let the trial start again from the beginning."
+        )
     torch.set_rng_state(state["torch"].cpu())
     _set_legacy_state(np.random, state["numpy"])
     _set_python_state(random, state["python"])
-    for generator, saved in zip(generators, state["generators"], strict=False):
-        _set_generator_state(generator, saved)
+    for name, generator in generators.items():
+        if name in state["generators"]:
+            _set_generator_state(generator, state["generators"][name])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
     elif device.type == "mps" and "mps" in state:
@@ -56,23 +69,14 @@ def restore_random_state(state: RandomState, device: torch.device, generators: S
 
 
 @contextlib.contextmanager
-def drawing_as(state: RandomState, device: torch.device) -> Iterator[None]:
+def drawing_as(state: RandomState, device: torch.device, generators: Mapping[str, Generator] = _NONE) -> Iterator[None]:
     """Random numbers go on from this state, and afterwards from where they were."""
-    now = random_state(device)
-    restore_random_state(state, device)
+    now = random_state(device, generators)
+    restore_random_state(state, device, generators)
     try:
         yield
     finally:
-        restore_random_state(now, device)
-
-
-def generators_of(owner: Any, known: Sequence[Generator] = ()) -> list[Generator]:
-    """The generators among an object's attributes, whatever their names, but for those that are known already."""
-    found: list[Generator] = []
-    for value in getattr(owner, "__dict__", {}).values():
-        if isinstance(value, _GENERATORS) and all(value is not other for other in (*known, *found)):
-            found.append(value)
-    return found
+        restore_random_state(now, device, generators)
 
 
 def _generator_state(generator: Generator) -> Any:

@@ -21,14 +21,21 @@ BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
     },
     "loaders that look at the epoch": {"sized_data": True, "grows": True, "reload_dataloaders_every_n_epochs": 2},
     "persistent workers that validate": {"persistent": True},
-    "a sampler's own generator, a buffer that is not saved": {"sampler": True, "model": "remembering"},
+    "a sampler's own generator, a buffer that is not saved": {"sampler": "own order", "model": "remembering"},
+    "generators in transforms and in a collating function": {"augmented": True},
+    "generators of a module and of a callback": {"model": "noisy", "callback": "jitter"},
     "a stream that goes on": {"endless": True, "limit_train_batches": 6},
     "gradients that wait for the next epoch": {"model": "accumulating", "check_val_every_n_epoch": 2},
 }  # fmt: skip
 
 INSIDE_EPOCHS: dict[str, dict[str, Any]] = {
     "an accumulation that changes": {"callback": "accumulation"},
-    "a module that draws at the start of an epoch": {"sampler": True, "model": "remembering"},
+    "a module that draws at the start of an epoch": {"sampler": "own order", "model": "remembering"},
+    "generators in transforms, of a module and of a callback": {
+        "augmented": True,
+        "model": "noisy",
+        "callback": "jitter",
+    },
     "a module that fetches for itself": {"model": "fetching"},
     "persistent workers that validate": {"persistent": True},
 }
@@ -65,6 +72,16 @@ def test_each_rank_goes_on_with_its_own_buffers(trials: Trials, options: dict[st
         assert last.results[rank]["returned"] == whole.results[rank]["returned"], last.log
     assert first.reports | last.reports == whole.reports
     assert len({result["returned"]["weights"] for result in whole.results}) == 2, "the ranks' buffers are equal anyway"
+
+
+@pytest.mark.parametrize("sampler", ["own order", "weighted"])
+def test_samplers_that_lightning_shares_out_to_ranks_keep_their_generators(trials: Trials, sampler: str) -> None:
+    options = {"function": "train_unusually", "devices": 2, "ranks": 2, "strategy": "ddp", "sampler": sampler}
+    whole = trials.anew("whole").run(**options)
+    paused = trials.anew("paused")
+    first, last = paused.pause_at(2, **options), paused.run(**options)
+    assert last.returned == whole.returned, last.log
+    assert first.reports | last.reports == whole.reports
 
 
 def test_an_epoch_that_is_cut_short_writes_no_averages(trials: Trials) -> None:

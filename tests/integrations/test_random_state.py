@@ -7,23 +7,25 @@ import random
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_hpo.errors import CheckpointError
 from lightning_hpo.integrations.random_state import random_state, restore_random_state
 
 CPU = torch.device("cpu")
 
 
-def draws(generators: list[torch.Generator]) -> list[Any]:
+def draws(generators: dict[str, torch.Generator]) -> list[Any]:
     return [
         torch.rand(3).tolist(),
         np.random.rand(3).tolist(),
         np.random.randn(),
         random.random(),
         random.gauss(0.0, 1.0),
-        *(torch.rand(2, generator=generator).tolist() for generator in generators),
+        *(torch.rand(2, generator=generator).tolist() for generator in generators.values()),
     ]
 
 
@@ -37,7 +39,7 @@ def through_a_file(state: Any) -> Any:
 @settings(max_examples=20)
 @given(st.integers(0, 2**31), st.integers(0, 3))
 def test_draws_repeat_after_a_restore_in_a_safe_file(seed: int, already_drawn: int) -> None:
-    generators = [torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)]
+    generators = {name: torch.Generator().manual_seed(seed + i) for i, name in enumerate(("first", "second"))}
     torch.manual_seed(seed), np.random.seed(seed % 2**32), random.seed(seed)
     for _ in range(already_drawn):
         # An odd number of normal draws leaves a second one in store, in numpy and in Python.
@@ -51,15 +53,23 @@ def test_draws_repeat_after_a_restore_in_a_safe_file(seed: int, already_drawn: i
 
 def test_taking_a_snapshot_draws_nothing() -> None:
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
-    expected = draws([])
+    expected = draws({})
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     random_state(CPU)
-    assert draws([]) == expected
+    assert draws({}) == expected
 
 
-def test_a_script_with_fewer_generators_than_before_gets_what_fits() -> None:
-    first, second = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
-    state = random_state(CPU, [first, second])
-    expected = torch.rand(2, generator=first).tolist()
-    restore_random_state(state, CPU, [first])
-    assert torch.rand(2, generator=first).tolist() == expected
+def test_a_script_with_other_generators_than_before_gets_what_fits() -> None:
+    first, second, third = (torch.Generator().manual_seed(seed) for seed in range(3))
+    state = random_state(CPU, {"first": first, "second": second})
+    expected = torch.rand(2, generator=second).tolist(), torch.rand(2, generator=third).tolist()
+    third.manual_seed(2), second.manual_seed(9)
+    restore_random_state(state, CPU, {"third": third, "second": second, "first": random.Random(1)})
+    assert (torch.rand(2, generator=second).tolist(), torch.rand(2, generator=third).tolist()) == expected
+
+
+def test_generators_without_names_are_refused() -> None:
+    state = random_state(CPU)
+    restore_random_state(state | {"generators": []}, CPU)
+    with pytest.raises(CheckpointError, match=r"earlier version .* start again from the beginning\.$"):
+        restore_random_state(state | {"generators": [torch.Generator().get_state()]}, CPU)

@@ -20,7 +20,15 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader, Sampler, Subset, random_split
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Sampler,
+    Subset,
+    WeightedRandomSampler,
+    default_collate,
+    random_split,
+)
 
 from lightning_hpo.integrations.callback import HPOCallback
 from tests.integrations.training import Model, Points, outcome
@@ -56,6 +64,42 @@ class OwnOrder(Sampler[int]):
         yield from map(int, self.rng.permutation(24))
 
 
+class Noise:
+    """A transform, or a function that collates, with a generator for itself."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, x: Any) -> Any:
+        return x + 0.1 * self.rng.standard_normal()
+
+    def collate(self, batch: Any) -> Any:
+        x, y = default_collate(batch)
+        return self(x), y
+
+
+class Augmented(Points):
+    def __init__(self, n: int, seed: int) -> None:
+        super().__init__(n, seed)
+        self.transforms = [Noise(seed), Noise(seed + 1)]
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = super().__getitem__(i)
+        for transform in self.transforms:
+            x = transform(x)
+        return x, y
+
+
+class Jitter(Callback):
+    """As its module, it draws from its own generator in each step."""
+
+    def __init__(self) -> None:
+        self.noise = Noise(3)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        batch[0].copy_(self.noise(pl_module.noise(batch[0])))
+
+
 class Endless:
     """A loader that never starts over, and knows where it is."""
 
@@ -89,6 +133,12 @@ class Remembering(Model):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.shift += 0.01
         return super().training_step((batch[0] + self.shift, batch[1]), batch_idx)
+
+
+class Noisy(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = Noise(4)
 
 
 class Fetching(Model):
@@ -136,7 +186,7 @@ class Resets(Callback):
         trainer._checkpoint_connector._loaded_checkpoint = {}
 
 
-MODELS = {"remembering": Remembering, "fetching": Fetching, "accumulating": Accumulating}
+MODELS = {"remembering": Remembering, "noisy": Noisy, "fetching": Fetching, "accumulating": Accumulating}
 
 
 def train_unusually(
@@ -146,7 +196,8 @@ def train_unusually(
     callback: str = "",
     sized_data: bool = False,
     grows: bool = False,
-    sampler: bool = False,
+    sampler: str = "",
+    augmented: bool = False,
     endless: bool = False,
     persistent: bool = False,
     broadcast: bool = True,
@@ -163,6 +214,7 @@ def train_unusually(
         "accumulation": lambda: GradientAccumulationScheduler({0: 1, 1: 4, 3: 2}),
         "swa": lambda: StochasticWeightAveraging(5e-3),
         "resets": Resets,
+        "jitter": Jitter,
     }
     if not broadcast:
         from lightning.pytorch.strategies import DDPStrategy
@@ -178,7 +230,12 @@ def train_unusually(
     )
     train_loader: Any = DataLoader(Points(24, seed=1), 4, shuffle=True)
     if sampler:
-        train_loader = DataLoader(Points(24, seed=1), 4, sampler=OwnOrder())
+        weighted = WeightedRandomSampler([0.7] * 12 + [2.5] * 12, 24, generator=torch.Generator().manual_seed(1))
+        samplers = {"own order": OwnOrder(), "weighted": weighted}
+        train_loader = DataLoader(Points(24, seed=1), 4, sampler=samplers[sampler])
+    if augmented:
+        points = ConcatDataset([Augmented(12, seed=1), Augmented(12, seed=5)])
+        train_loader = DataLoader(points, 4, shuffle=True, collate_fn=Noise(7).collate)
     if endless:
         train_loader = Endless()
     val_loader = DataLoader(Points(8, seed=2), 4, num_workers=int(persistent), persistent_workers=persistent)
