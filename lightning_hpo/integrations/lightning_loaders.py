@@ -1,7 +1,8 @@
 """Data loaders of a fit that goes on: made, and advanced, as those of a fit that was never paused.
 
 Lightning makes loaders when it first needs them, and again at every reload. Scripts may draw random numbers there, or
-look at the epoch; a new process makes them at another time. So it is remembered what it was like then.
+look at the epoch or at what their data module remembers; a new process makes them at another time. So it is remembered
+what it was like then.
 
 As :mod:`~lightning_hpo.integrations.lightning_internals`, which tells how an epoch begins, this relies on parts of
 Lightning that Lightning does not promise to keep: ``setup_data`` and ``_combined_loader`` of its loops,
@@ -12,6 +13,7 @@ later; before, Lightning made the epoch's iterator anyway).
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,11 +46,12 @@ class Loaders:
         self._waits = resumes
         """Nothing is made yet that had not been made before the pause, and nothing reloaded."""
         self._made: dict[str, dict[str, Any]] = {}
-        """Loop -> the random state before its loaders were made last, and the epoch then."""
+        """Loop -> what it was like before its loaders were made last: random state, epoch, the data module's state."""
         self._then: dict[str, dict[str, Any]] = {}
         """The same before the pause."""
         self._streams: list[Any] = []
         self._at_epoch_start: RandomState | None = None
+        self._data_at_epoch_start: dict[str, Any] = {}
         self._goes_on_inside = False
         self._watched: list[tuple[Any, str]] = []
         for name, loop in self._loops.items():
@@ -78,19 +81,24 @@ class Loaders:
         if self._waits:
             if before is None and name in self._then:
                 then = self._made[name] = self._then[name]
-                with drawing_as(then["random"], self._device, self._generators()), self._in_epoch(then["epoch"]):
+                with (
+                    self._with_data(then.get("data", {})),
+                    drawing_as(then["random"], self._device, self._generators()),
+                    self._in_epoch(then["epoch"]),
+                ):
                     make()
             elif before is None and name == _TRAINING:
                 make()
             return
-        now = {"random": self.random_state(), "epoch": self._trainer.current_epoch}
+        epoch, data = self._trainer.current_epoch, self._data_state()
+        now = {"random": self.random_state(), "epoch": epoch, "data": data}
         make()
         if loop._combined_loader is not before:
             self._made[name] = now
 
     def _start_epoch(self, start: Callable[..., None], *arguments: Any) -> None:
         if not self._goes_on_inside:
-            self._at_epoch_start = self.random_state()
+            self._at_epoch_start, self._data_at_epoch_start = self.random_state(), self._data_state()
         self._goes_on_inside = False
         start(*arguments)
 
@@ -108,6 +116,27 @@ class Loaders:
         finally:
             progress.processed, progress.completed = now
 
+    def _data_state(self) -> dict[str, Any]:
+        """Of the data module, empty if it has none."""
+        data = self._trainer.datamodule
+        try:
+            return copy.deepcopy(data.state_dict()) if data is not None else {}
+        except Exception:  # whatever a user's method raises when it is called before there are loaders
+            return {}
+
+    @contextlib.contextmanager
+    def _with_data(self, state: dict[str, Any]) -> Iterator[None]:
+        """The data module has this state, and afterwards the one it has now."""
+        now = self._data_state() if state else {}
+        if not now:
+            yield
+            return
+        self._trainer.datamodule.load_state_dict(copy.deepcopy(state))
+        try:
+            yield
+        finally:
+            self._trainer.datamodule.load_state_dict(now)
+
     # --------------------------------------------------------------------------------- saving, restoring
 
     def state(self) -> dict[str, Any]:
@@ -118,6 +147,7 @@ class Loaders:
             "reloaded": {name: getattr(self._loops[name], last, 0) for name, last in _LAST_RELOAD.items()},
             "iterated": [getattr(loader, "_iterator", None) is not None for loader in loaders],
             "random_at_epoch_start": self._at_epoch_start,
+            "data_at_epoch_start": self._data_at_epoch_start,
         }
 
     def will_be_restored(self, state: dict[str, Any], streams: list[Any]) -> None:
@@ -174,6 +204,7 @@ class Loaders:
         """
         self._waits, self._goes_on_inside = False, True
         self._at_epoch_start = state["random_at_epoch_start"]
+        self._data_at_epoch_start = state.get("data_at_epoch_start", {})
         fit_loop = self._trainer.fit_loop
         if all(map(_has_state, _loaders(fit_loop))):
             return
@@ -183,13 +214,14 @@ class Loaders:
             return
         self.restore_random_state(state["random_at_epoch_start"])
         _set_epoch(self._trainer)
-        if self._trainer.current_epoch > 0:
-            iter(fetcher)
         trained = fit_loop.epoch_loop.batch_progress.current.completed
         # Of a step that fetches for itself, the fetcher hands out what it fetches from.
         batches = getattr(fetcher, "iterator_wrapper", fetcher)
-        for _ in range(trained):
-            next(batches)
+        with self._with_data(self._data_at_epoch_start):
+            if self._trainer.current_epoch > 0:
+                iter(fetcher)
+            for _ in range(trained):
+                next(batches)
         # The epoch loop adds the batches done to the counter by itself.
         fetcher.fetched -= trained
 

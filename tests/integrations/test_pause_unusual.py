@@ -20,6 +20,8 @@ BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
         "sized_data": True, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0,
     },
     "loaders that look at the epoch": {"sized_data": True, "grows": True, "reload_dataloaders_every_n_epochs": 2},
+    "a data module that counts": {"counts": "loaders"},
+    "a data module that counts what is reloaded": {"counts": "loaders", "reload_dataloaders_every_n_epochs": 2},
     "persistent workers that validate": {"persistent": True},
     "a sampler's own generator, a buffer that is not saved": {"sampler": "own order", "model": "remembering"},
     "generators in transforms and in a collating function": {"augmented": True},
@@ -36,6 +38,7 @@ INSIDE_EPOCHS: dict[str, dict[str, Any]] = {
         "model": "noisy",
         "callback": "jitter",
     },
+    "a data module that counts": {"counts": "loaders"},
     "a module that fetches for itself": {"model": "fetching"},
     "persistent workers that validate": {"persistent": True},
 }
@@ -72,6 +75,11 @@ def test_each_rank_goes_on_with_its_own_buffers(trials: Trials, options: dict[st
         assert last.results[rank]["returned"] == whole.results[rank]["returned"], last.log
     assert first.reports | last.reports == whole.reports
     assert len({result["returned"]["weights"] for result in whole.results}) == 2, "the ranks' buffers are equal anyway"
+
+
+def test_a_data_module_that_has_no_state_before_its_loaders_are_made_trains_on(trials: Trials) -> None:
+    first, last = trials.pause_at(2, "train_unusually", counts="late"), trials.run("train_unusually", counts="late")
+    assert (list(first.reports), list(last.reports), last.returned["global_step"]) == ([1, 2], [3, 4], 24)
 
 
 @pytest.mark.parametrize("sampler", ["own order", "weighted"])

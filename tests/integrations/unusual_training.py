@@ -100,6 +100,48 @@ class Jitter(Callback):
         batch[0].copy_(self.noise(pl_module.noise(batch[0])))
 
 
+class CountedOrder(Sampler[int]):
+    """A new order in each epoch, by its number."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def __len__(self) -> int:
+        return 24
+
+    def __iter__(self) -> Iterator[int]:
+        self.epochs += 1
+        return iter(np.random.default_rng(self.epochs).permutation(24).tolist())
+
+
+class CountingData(LightningDataModule):
+    """Remembers how many loaders it has made, and how many epochs they have begun.
+
+    Args:
+        late: it can only say so when there is a loader.
+    """
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.made, self.order, self.late = 0, CountedOrder(), late
+        self.loader: Any = None
+
+    def train_dataloader(self) -> Any:
+        self.made += 1
+        self.loader = DataLoader(Points(24, seed=self.made), 4, sampler=self.order)
+        return self.loader
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(Points(8, seed=2), 4)
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self.loader is not None or not self.late
+        return {"made": self.made, "epochs": self.order.epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.made, self.order.epochs = state["made"], state["epochs"]
+
+
 class Endless:
     """A loader that never starts over, and knows where it is."""
 
@@ -196,6 +238,7 @@ def train_unusually(
     callback: str = "",
     sized_data: bool = False,
     grows: bool = False,
+    counts: str = "",
     sampler: str = "",
     augmented: bool = False,
     endless: bool = False,
@@ -243,5 +286,9 @@ def train_unusually(
         data = SizedData(grows)
         trainer.fit(made, datamodule=data)
         return outcome(trainer, made, checkpoint) | {"batch_size": data.batch_size}
+    if counts:
+        counting = CountingData(late=counts == "late")
+        trainer.fit(made, datamodule=counting)
+        return outcome(trainer, made, checkpoint) | counting.state_dict()
     trainer.fit(made, train_loader, val_loader)
     return outcome(trainer, made, checkpoint) | {"shift": [float(b) for b in made.buffers() if b.numel() == 1]}
