@@ -9,9 +9,10 @@ Outside a trial the callback does nothing at all. Inside one it
 
 What cannot be had: plain attributes of modules, callbacks and data modules (``self.best = 0``), unless they save them
 by ``on_save_checkpoint`` or ``state_dict``; metrics of torchmetrics that are no submodules of the LightningModule; the
-state of random generators inside persistent DataLoader workers; inside an epoch, the random numbers of a stream that
-draws them in the main process item by item, unless it has a ``state_dict``; averages of *training* values over an epoch
-that was paused in its middle cover the part after the pause, unless a metric of torchmetrics makes them.
+state of random generators inside persistent DataLoader workers; what samplers and datasets count, unless the data
+module saves it; inside an epoch, the global random numbers of a stream that draws them in the main process item by
+item; averages of *training* values over an epoch that was paused in its middle cover the part after the pause, unless a
+metric of torchmetrics makes them.
 """
 
 from __future__ import annotations
