@@ -93,6 +93,8 @@ class SteeredFit:
         self._stale: dict[str, Any] = {}
         """Metrics as they were before what is to be reported was logged."""
         self._interruption: Outcome | None = None
+        self._would_stop = False
+        """Early stopping has spoken, and waited for ``min_epochs`` or ``min_steps`` when we interrupted the fit."""
         self._pause_at: int | None = None
         """Resource of the pause, from the end of the epoch to the end of the fit."""
         self._closing: internals.ClosingEpoch | None = None
@@ -141,6 +143,7 @@ class SteeredFit:
             self._seconds_before = restored["seconds"]
             # Schedulers and callbacks may look at metrics that were logged before the pause.
             self._trainer.callback_metrics.update(restored["callback_metrics"])
+            self._trainer.should_stop = restored.get("should_stop", False)
         self._rank_state.begin(pl_module, inside_epoch=inside_epoch)
         if inside_epoch:
             self._stale = dict(self._trainer.callback_metrics)
@@ -345,6 +348,7 @@ class SteeredFit:
 
     def _interrupt(self, outcome: Outcome) -> None:
         self._interruption = outcome
+        self._would_stop = bool(self._trainer.should_stop)
         internals.stop_after_this(self._trainer)
 
     def _refuse_further_use(self, outcome: Outcome) -> None:
@@ -369,6 +373,7 @@ class SteeredFit:
             "ranks": ranks,
             "inside_epoch": inside_epoch,
             "validations": self._validations,
+            "should_stop": self._would_stop,
             "seconds": self._seconds(),
             "callback_metrics": metrics,
             "folders": trainer_files.folders_now(self._channel.directory),

@@ -256,6 +256,12 @@ def test_early_stopping_goes_on_counting(trials: Trials) -> None:
     assert uninterrupted.returned["epoch"] == 3, "early stopping should have ended this fit"
 
 
+@pytest.mark.parametrize("minimum", [{"min_epochs": 3}, {"min_steps": 18}], ids=repr)
+def test_a_stop_that_waits_for_the_minimum_is_not_forgotten(trials: Trials, minimum: dict[str, int]) -> None:
+    uninterrupted = pauses_change_nothing(trials, (1, 2), callbacks=["stops"], **minimum)
+    assert list(uninterrupted.reports) == [1, 2, 3]
+
+
 def test_a_pause_at_the_epoch_of_early_stopping_is_not_needed(trials: Trials) -> None:
     trials.decide = lambda report: "pause" if report.resource == 3 else "continue"
     attempt = trials.run(callbacks=["early"])

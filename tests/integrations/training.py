@@ -251,6 +251,14 @@ class DrawingCallback(Callback):
         torch.rand(1)
 
 
+class StopsOnce(Callback):
+    """Asks for the end of the training in its first epoch, and never again."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.should_stop = True
+
+
 class Data(LightningDataModule):
     """Loaders are made anew at every call, and random numbers are drawn then."""
 
@@ -359,6 +367,7 @@ def train(
         "averaging": averaging,
         "swa": lambda: StochasticWeightAveraging(5e-3, swa_epoch_start=2, annealing_epochs=1),
         "drawing": DrawingCallback,
+        "stops": StopsOnce,
         "lr_finder": lambda: LearningRateFinder(num_training_steps=5, mode="linear"),
         "backbone_finetuning": lambda: BackboneFinetuning(unfreeze_backbone_at_epoch=1),
         "base_finetuning": LateBackbone,
