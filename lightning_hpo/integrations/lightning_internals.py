@@ -332,3 +332,9 @@ def forget_restart(trainer: Trainer) -> None:
     fit_loop._restarting = False
     fit_loop.epoch_loop.restarting = False
     fit_loop.epoch_loop.reset_restart_stage()
+
+
+def step_schedulers_as_ever(trainer: Trainer) -> None:
+    """Call in ``on_train_epoch_end``: after a restore inside the epoch, Lightning would leave out the step of a
+    ``ReduceLROnPlateau``, for it does not restore the metrics that this one looks at, and we do."""
+    trainer.fit_loop._restarting = False

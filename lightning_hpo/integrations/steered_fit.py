@@ -168,6 +168,7 @@ class SteeredFit:
         if self._closing is not None:
             self._closing.end_epoch()
             return
+        internals.step_schedulers_as_ever(self._trainer)
         epochs = self._trainer.current_epoch + 1
         if not self._counts_validations:
             resource = epochs

@@ -291,6 +291,7 @@ BY_VALIDATION: dict[str, dict[str, Any]] = {
         "val_check_interval": 3, "check_val_every_n_epoch": None, "max_epochs": -1, "max_steps": 24,
     },
     "plateau by steps": {"val_check_interval": 0.5, "scheduler": "plateau_step"},
+    "plateau by epochs": {"val_check_interval": 0.5, "scheduler": "plateau"},
     "one cycle": {"val_check_interval": 0.5, "scheduler": "one_cycle"},
     "inside an accumulation": {"val_check_interval": 0.5, "accumulate_grad_batches": 2},
     "weight averaging": {"val_check_interval": 0.5, "callbacks": ["averaging"]},
