@@ -129,7 +129,7 @@ class HPOCallback(EarlyStopping):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is not None and not trainer.sanity_checking:
-            self._fit.end_validation(pl_module)
+            self._fit.note_validation()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fit is not None:

@@ -14,7 +14,7 @@ How an epoch begins in Lightning, which all of this must repeat::
       fit_loop.on_advance_start             reloads the loaders if due, sets the samplers' epoch
                                             -> on_train_epoch_start
       epoch_loop.on_run_start               makes a new iterator, except in epoch 0 and just after a restore
-      batches ...                           -> on_validation_end
+      batches ...                           -> on_validation_end of callbacks, then of the module
       fit_loop.on_advance_end               -> on_train_epoch_end, then epoch-wise schedulers
     fit_loop.on_run_end                     -> on_train_end
 """
@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -189,19 +188,26 @@ def cannot_pause_inside_epochs(trainer: Trainer) -> str | None:
     return "StochasticWeightAveraging" if averages else None
 
 
-def undone_after_validation(trainer: Trainer) -> tuple[dict[str, bool], list[torch.nn.Module]]:
-    """Call in ``on_validation_end``: what Lightning does to the module right after it.
+@contextlib.contextmanager
+def after_validations(trainer: Trainer, then: Callable[[], None]) -> Iterator[None]:
+    """While it lasts, ``then`` is called whenever the fit's validation loop has been run.
 
-    Relies on the validation loop's ``_module_mode`` and ``_results``.
-
-    Returns:
-        Name of a submodule -> will it be in training mode, for those that there were before the validation.
-        The metrics that will be reset, because the validation logged them.
+    In ``on_validation_end`` of a callback the module's own is still to come, as are its training mode and the reset of
+    the metrics that the validation has logged. Relies on ``run`` of the validation loop.
     """
     val_loop = trainer.fit_loop.epoch_loop.val_loop
-    modes = getattr(getattr(val_loop, "_module_mode", None), "mode", {})
-    results = getattr(val_loop, "_results", None) or {}
-    return modes, [result.value for result in results.values() if not result.is_tensor]
+    run = val_loop.run
+
+    def run_and_tell() -> Any:
+        result = run()
+        then()
+        return result
+
+    val_loop.run = run_and_tell  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        vars(val_loop).pop("run", None)
 
 
 # ---------------------------------------------------------------------------------------- stopping

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,28 +32,19 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 _log = logging.getLogger(__name__)
 
 
-def module_state(
-    module: nn.Module, modes: Mapping[str, bool] | None = None, left_out: Collection[nn.Module] = ()
-) -> ModuleState:
-    """What :func:`restore_module_state` needs. Of several ranks, each has its own.
-
-    Args:
-        modes: name of a submodule -> will it be in training mode, if that is not as it is now.
-        left_out: metrics that are about to be reset, as a new process has them.
-    """
+def module_state(module: nn.Module) -> ModuleState:
+    """What :func:`restore_module_state` needs. Of several ranks, each has its own."""
     # A collection updates one metric of each group and brings the others up to date when somebody asks for them.
     for _, collection in _those_of_torchmetrics(module, "MetricCollection"):
         list(collection.items())
-    resets = {id(inner) for metric in left_out for inner in metric.modules()}
-    metrics = {name: metric for name, metric in _those_of_torchmetrics(module, "Metric") if id(metric) not in resets}
+    metrics = _those_of_torchmetrics(module, "Metric")
     submodules = dict(module.named_modules())
-    modes = modes or {}
     return {
         "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
-        "training": {name: modes.get(name, inner.training) for name, inner in submodules.items()},
+        "training": {name: inner.training for name, inner in submodules.items()},
         _RUNNING: {name: getattr(inner, _RUNNING) for name, inner in submodules.items() if _keeps_statistics(inner)},
         "trackers": {name: len(tracker) for name, tracker in _those_of_torchmetrics(module, "MetricTracker")},
-        "metrics": {name: saved for name, metric in metrics.items() if (saved := _metric_state(name, metric))},
+        "metrics": {name: saved for name, metric in metrics if (saved := _metric_state(name, metric))},
         "pruned": {name: saved for name, inner in submodules.items() if (saved := _pruned(inner))},
     }
 

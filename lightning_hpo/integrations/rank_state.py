@@ -92,13 +92,9 @@ class RankState:
             "buffers": unsaved_buffers(pl_module, self._buffers_at_start, on_rank_zero),
             "accumulates": trainer.accumulate_grad_batches,
             "syncs_forward": internals.syncs_forward(trainer),
+            "module": module_state(pl_module),
         }
-        if inside_epoch:
-            state["random"] = self._loaders.random_state()
-            state["module"] = module_state(pl_module, *internals.undone_after_validation(trainer))
-        else:
-            state["random"] = self._random_at_pause
-            state["module"] = module_state(pl_module)
+        state["random"] = self._loaders.random_state() if inside_epoch else self._random_at_pause
         # Automatic optimisation uses up its gradients by the end of an epoch.
         is_kept = inside_epoch or not pl_module.automatic_optimization
         state["gradients"] = _gradients(pl_module) if is_kept else {}

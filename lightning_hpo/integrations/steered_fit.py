@@ -9,7 +9,9 @@ on_train_epoch_start        first of all callbacks: restore random numbers, befo
                             the start change: frozen parameters, metrics
 on_train_batch_start        first of all callbacks: the latter, if the pause was inside an epoch, which does not start
                             again
-on_validation_end           last of all callbacks, after ModelCheckpoint: decide, if validations are counted
+on_validation_end           note that there was a validation
+after the validation loop   when the module's hooks have run and its training mode is back: decide, if validations are
+                            counted, and save
 on_train_epoch_end          last of all, after the module, so that its metrics are fresh: decide
 on_train_end                first of all: save, after Lightning has stepped epoch-wise schedulers and before
                             callbacks that replace the weights (weight averaging) do so
@@ -88,6 +90,10 @@ class SteeredFit:
         self._steps_before = 0
         """Optimizer steps of earlier attempts."""
         self._epoch_has_validation = False
+        self._validation_is_new = False
+        """There was one since the validation loop was run last. A search inside the fit runs it too, without us."""
+        self._leave_validations = contextlib.ExitStack()
+        """Closed when the fit is over."""
         self._decided_at = 0
         """Largest resource that was reported in this attempt."""
         self._stale: dict[str, Any] = {}
@@ -136,6 +142,8 @@ class SteeredFit:
             self._check_restored(restored)
         if self._channel.attempt > 1 and (kept := (restored or {"files": []}).get("files")) is not None:
             trainer_files.replace_files_of_lost_attempts(self._trainer, self._channel.directory, kept)
+        if self._counts_validations:
+            self._leave_validations.enter_context(internals.after_validations(self._trainer, self._end_validation))
         inside_epoch = restored is not None and restored["inside_epoch"]
         if restored is not None:
             failpoint("callback.resumed")
@@ -152,14 +160,17 @@ class SteeredFit:
         self._stale = dict(self._trainer.callback_metrics)
         self._epoch_has_validation = False
 
-    def end_validation(self, pl_module: LightningModule) -> None:
-        self._epoch_has_validation = True
+    def note_validation(self) -> None:
+        self._epoch_has_validation = self._validation_is_new = True
         self._validations += 1
-        if not self._counts_validations or internals.is_last_batch_of_epoch(self._trainer):
+
+    def _end_validation(self) -> None:
+        is_new, self._validation_is_new = self._validation_is_new, False
+        if not is_new or internals.is_last_batch_of_epoch(self._trainer):
             # A validation that ends its epoch is decided at the epoch's end, where a pause costs nothing.
             return
         if self._decide(self._validations, epochs=self._trainer.current_epoch) is Outcome.PAUSED:
-            self._save(pl_module, self._validations, inside_epoch=True)
+            self._save(self._trainer.lightning_module, self._validations, inside_epoch=True)
         self._stale = dict(self._trainer.callback_metrics)
         if self._interruption is not None:
             self._closing = internals.ClosingEpoch(self._trainer, self._callback)
@@ -212,7 +223,7 @@ class SteeredFit:
         Raises:
             ResourceMismatch: if Lightning has left it out, as there was nothing to train on.
         """
-        self._rank_state.end()
+        self.leave_alone()
         if self.has_begun:
             return
         why = "The Trainer had nothing to train on: "
@@ -224,6 +235,11 @@ class SteeredFit:
             raise ResourceMismatch(
                 f"{why}its training DataLoader is empty. Give it data: with drop_last=True a whole batch at least."
             )
+
+    def leave_alone(self) -> None:
+        """What else the Trainer and its loaders are used for is no longer ours."""
+        self._leave_validations.close()
+        self._rank_state.end()
 
     # ---------------------------------------------------------------------------- checks at the start
 

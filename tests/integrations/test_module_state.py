@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchmetrics import CatMetric, MaxMetric, MeanSquaredError, Metric
+from torchmetrics import CatMetric, MaxMetric, Metric
 
 from lightning_hpo.integrations.module_state import module_state, restore_module_state
 
@@ -77,15 +77,6 @@ def test_a_restored_metric_does_not_change_what_was_loaded() -> None:
     restore_module_state(new, state)
     new.update(2.0)
     assert state["metrics"][""]["value"] == [torch.tensor(1.0)]
-
-
-def test_metrics_that_are_about_to_be_reset_are_left_out_with_what_is_in_them() -> None:
-    module, new = (nn.ModuleDict({"kept": MaxMetric(), "reset": MeanSquaredError() + MaxMetric()}) for _ in range(2))
-    for inner in module.modules():
-        if isinstance(inner, MaxMetric):
-            inner.update(2.0)
-    restore_module_state(new, module_state(module, left_out=[module["reset"]]))
-    assert [inner.update_count for inner in new.modules() if isinstance(inner, MaxMetric)] == [1, 0]
 
 
 def test_parameters_and_modules_that_vanish_or_are_new_are_left_alone() -> None:

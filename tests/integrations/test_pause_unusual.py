@@ -39,6 +39,7 @@ INSIDE_EPOCHS: dict[str, dict[str, Any]] = {
         "callback": "jitter",
     },
     "a data module that counts": {"counts": "loaders"},
+    "a module that counts validations when they end": {"model": "counting"},
     "a module that fetches for itself": {"model": "fetching"},
     "persistent workers that validate": {"persistent": True},
 }

@@ -183,6 +183,22 @@ class Noisy(Model):
         self.noise = Noise(4)
 
 
+class Counting(Model):
+    """Counts the validations when it is told of their end, draws then, and trains with the number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("validations", torch.zeros(1))
+
+    def on_validation_end(self) -> None:
+        torch.rand(1)
+        if not self.trainer.sanity_checking:
+            self.validations += 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step((batch[0] + 0.05 * self.validations, batch[1]), batch_idx)
+
+
 class Fetching(Model):
     """Fetches its batches itself."""
 
@@ -228,7 +244,21 @@ class Resets(Callback):
         trainer._checkpoint_connector._loaded_checkpoint = {}
 
 
-MODELS = {"remembering": Remembering, "noisy": Noisy, "fetching": Fetching, "accumulating": Accumulating}
+class LogsAtTheEnd(Callback):
+    """Trusts in the logger that the script has made."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert trainer.logger is not None
+        trainer.logger.log_metrics({"final": 1.0}, step=trainer.global_step)
+
+
+MODELS = {
+    "counting": Counting,
+    "remembering": Remembering,
+    "noisy": Noisy,
+    "fetching": Fetching,
+    "accumulating": Accumulating,
+}
 
 
 def train_unusually(
@@ -258,6 +288,7 @@ def train_unusually(
         "swa": lambda: StochasticWeightAveraging(5e-3),
         "resets": Resets,
         "jitter": Jitter,
+        "logs at the end": LogsAtTheEnd,
     }
     if not broadcast:
         from lightning.pytorch.strategies import DDPStrategy
