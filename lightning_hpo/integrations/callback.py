@@ -162,7 +162,7 @@ class HPOCallback(EarlyStopping):
 
     def first_at_train_end(self, pl_module: LightningModule) -> None:
         if self._fit is not None:
-            self._fit.save_between_epochs(pl_module)
+            self._fit.begin_end(pl_module)
 
     def _remove_bars(self, trainer: Trainer) -> None:
         unwanted = (ProgressBar, ModelSummary) if self._quiet else ()

@@ -232,7 +232,7 @@ class ClosingEpoch:
         vars(self._module).pop("on_train_epoch_end", None)
 
     def end(self) -> None:
-        """Call it in ``on_train_end``: Lightning has logged the averages of the epoch now."""
+        """Call it first in ``on_train_end``: Lightning has logged the averages of the epoch now."""
         self._trainer.loggers = self._loggers
 
 

@@ -191,7 +191,10 @@ class SteeredFit:
             self._pause_at = resource
             self._rank_state.note_pause()
 
-    def save_between_epochs(self, pl_module: LightningModule) -> None:
+    def begin_end(self, pl_module: LightningModule) -> None:
+        """Before the other callbacks' ``on_train_end``."""
+        if self._closing is not None:
+            self._closing.end()
         if self._pause_at is not None:
             self._save(pl_module, self._pause_at, inside_epoch=False)
             self._pause_at = None
@@ -211,8 +214,6 @@ class SteeredFit:
         Raises:
             MetricMissing: if the fit ends and the metric was never seen.
         """
-        if self._closing is not None:
-            self._closing.end()
         if self._interruption is None and self._decided_at == 0 and not self.resumes:
             with self._announcing_errors():
                 raise missing_metric(self._metric, self._trainer.callback_metrics, "during the whole fit")

@@ -102,6 +102,12 @@ def test_an_epoch_that_is_cut_short_writes_no_averages(trials: Trials) -> None:
     assert [row["epoch"] for row in rows if row.get("train_loss")] == ["0", "1", "2", "3"]
 
 
+def test_an_epoch_that_is_cut_short_leaves_callbacks_their_loggers_at_the_end(trials: Trials) -> None:
+    trials.welcome = replace(trials.welcome, resource="validation", max_t=8)
+    attempt = trials.pause_at(3, "train_unusually", val_check_interval=0.5, callback="logs at the end", rows=True)
+    assert attempt.returned["interrupted_as"] == "paused"
+
+
 def test_averaging_of_weights_is_refused_where_pauses_may_be_inside_epochs(trials: Trials) -> None:
     trials.welcome = replace(trials.welcome, resource="validation", max_t=8)
     attempt = trials.run("train_unusually", callback="swa", val_check_interval=0.5)
