@@ -27,6 +27,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelSummary, ProgressBar
 
 from lightning_hpo.integrations.earlier_files import let_config_be_saved_again
+from lightning_hpo.integrations.failures import judge
 from lightning_hpo.integrations.lightning_internals import fits_to_find_a_setting, skip_searches_at_start
 from lightning_hpo.integrations.steered_fit import STATE_KEY, SteeredFit, interruption
 from lightning_hpo.report.log_notes import note_for_the_log
@@ -44,8 +45,8 @@ class HPOCallback(EarlyStopping):
 
     Of several in one Trainer the first one counts. Only the first fit of a trial that has this callback is steered, but
     for those of Lightning's ``Tuner``, which look for a learning rate or a batch size; further ones are left alone, and
-    a note in the trial's log, which the launcher shows, says so. After a pause or a
-    stop ``fit`` returns normally, and then ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise
+    a note in the trial's log, which the launcher shows, says so. If the script catches what the steered fit raises, the
+    next one takes its place; without a next one the trial has failed. After a pause or a stop ``fit`` returns normally, and then ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise
     :class:`~lightning_hpo.errors.TrialPaused` or :class:`~lightning_hpo.errors.TrialStopped`.
 
     It derives from ``EarlyStopping`` because Lightning calls such callbacks after the module at the end of
@@ -110,7 +111,7 @@ class HPOCallback(EarlyStopping):
         if self._finished or channel.steered_by not in (None, self):
             _tell_of_further_fits(trainer)
             return
-        channel.steered_by = self
+        channel.steered_by, channel.fit_error = self, None
         self._fit = SteeredFit(self, channel, trainer, self._asked_metric)
         self._take_places(trainer, resuming=self._fit.resumes)
 
@@ -149,6 +150,15 @@ class HPOCallback(EarlyStopping):
             channel.steered_by = None
         fit, self._fit = self._fit, None
         fit.check_trained()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Lightning does not call teardown then. The script may catch the exception and try again, with other objects.
+        channel = trial_channel()
+        if self._fit is None or channel is None:
+            return
+        fit, self._fit = self._fit, None
+        fit.leave_alone()
+        channel.steered_by, channel.fit_error = None, judge(exception)
 
     # For the helper at the front of the list.
 

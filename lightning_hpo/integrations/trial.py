@@ -39,6 +39,9 @@ class TrialEntry:
         if outcome is Outcome.COMPLETED and channel.interrupted_as is not None:
             # The script went on after the training was paused or stopped; what it returned is no result.
             outcome = channel.interrupted_as
+        elif outcome is Outcome.COMPLETED and channel.fit_error is not None:
+            # The script has caught what its training raised; a training that was cut short is no full one.
+            outcome, error = channel.fit_error
         elif outcome is Outcome.COMPLETED and not channel.callback_seen:
             missing = never_trained()
             channel.problem(type(missing).__name__, str(missing))

@@ -72,6 +72,9 @@ class TrialChannel:
         """A Trainer with an ``HPOCallback`` has begun to fit."""
         self.steered_by: object | None = None
         """The callback whose fit is steered; other fits of this process are left alone."""
+        self.fit_error: tuple[Outcome, str] | None = None
+        """What the steered fit has come to by raising, and why, unless another one has begun since: a script may have
+        caught the exception."""
         self._key = key
         self._connection: socket.socket | None = None
 

@@ -103,6 +103,18 @@ def test_only_the_first_fit_is_steered(trials: Trials, function: str) -> None:
     assert attempt.log.count("another fit with HPOCallback begins") == 1
 
 
+def test_a_fit_after_one_that_raised_takes_its_place(trials: Trials) -> None:
+    attempt = trials.run("tries_again")
+    assert attempt.returned == ["no memory for this batch"]
+    assert [m.resource for m in attempt.messages if isinstance(m, Report)] == [1, 1, 2, 3, 4]
+    assert "another fit" not in attempt.log
+
+
+def test_a_pause_of_the_second_try_is_resumed_by_the_next_process(trials: Trials) -> None:
+    trials.pause_at(3, "tries_again")
+    assert list(trials.run("tries_again").reports) == [4]
+
+
 def test_the_learning_rate_finder_before_a_fit_and_a_test_after_it_are_no_further_fits(trials: Trials) -> None:
     before, after = trials.run("find_learning_rate_first"), trials.run("test_after_fit", method="test")
     for attempt in (before, after):

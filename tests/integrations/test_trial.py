@@ -25,7 +25,7 @@ def root_of_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     # Set and deleted, so that what the trial sets does not outlive the test.
     monkeypatch.setenv(ROOT_VARIABLE, "")
     monkeypatch.delenv(ROOT_VARIABLE)
-    channel = SimpleNamespace(interrupted_as=None, callback_seen=True, ended=lambda *_: None)
+    channel = SimpleNamespace(interrupted_as=None, callback_seen=True, fit_error=None, ended=lambda *_: None)
     monkeypatch.setattr(trial, "trial_channel", lambda: channel)
     folder = tmp_path / "7"
 
@@ -77,3 +77,16 @@ def test_the_users_own_setting_of_lightning_is_kept(
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "everything"))
     assert root_of_trainer(logger=False) == str(tmp_path / "everything")
     assert os.environ[ROOT_VARIABLE] == str(tmp_path / "everything")
+
+
+def test_a_training_whose_error_the_script_has_caught_is_not_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    error = (Outcome.FAILED, "RuntimeError: no memory for this batch")
+    channel = SimpleNamespace(
+        interrupted_as=None, callback_seen=True, fit_error=error, ended=lambda *all_of_it: told.append(all_of_it)
+    )
+    monkeypatch.setattr(trial, "trial_channel", lambda: channel)
+    TrialEntry(lambda _: JobResult(Outcome.COMPLETED, 0.5))(Job(7, 1, tmp_path, tmp_path / "trial.log", {}, {}))
+    assert told[0][:2] == error

@@ -458,6 +458,24 @@ def same_callback_again(folder: str) -> str:
     return "several fits"
 
 
+class _RaisesInItsSecondEpoch(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("no memory for this batch")
+
+
+def tries_again(folder: str) -> list[str]:
+    """A script that catches what its first fit raises, and trains with a new Trainer then."""
+    raised = []
+    for n in range(2):
+        try:
+            _trainer(folder, HPOCallback(), *([] if n else [_RaisesInItsSecondEpoch()])).fit(Model(), *_loaders())
+            break
+        except RuntimeError as error:
+            raised.append(str(error))
+    return raised
+
+
 def find_learning_rate_first(folder: str) -> float:
     """The learning rate finder fits with the Trainer before the fit that counts."""
     trainer, model = _trainer(folder, HPOCallback()), Model()
