@@ -7,14 +7,18 @@ Source: Bohdal et al., arXiv:2207.06940, soft ranking with automatically estimat
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_hpo.core.rungs import Rung
 from lightning_hpo.core.schedulers.base import Ruling
 from lightning_hpo.core.schedulers.hyperband import PromotionAsha
+
+Array: TypeAlias = npt.NDArray[np.float64]
 
 
 class Pasha(PromotionAsha):
@@ -71,6 +75,10 @@ class _Ceiling:
         self._is_due = False
         self._window = (0, 0)
         self._gaps: dict[tuple[int, int], float] = {}
+        self._ordered_gaps = np.empty(0)
+        self._disorder = 0.0
+        self._disorder_of: tuple[int, int, int] | None = None
+        """What the disorder is of: it is looked for again only where that has changed."""
         self._in_window: dict[int, None] = {}
         """Trials that reported in the window; only these have to be compared."""
 
@@ -101,37 +109,36 @@ class _Ceiling:
         if window != self._window:
             # The epochs that count have moved: every pair has to be looked at again.
             self._window = window
-            self._gaps.clear()
             ids = sorted(i for i, curve in self._curves.items() if self._reaches_window(curve))
             self._in_window = dict.fromkeys(ids)
-            for n, first in enumerate(ids):
-                for second in ids[n + 1 :]:
-                    self._compare(first, second)
+            found = {pair: gap for pair in itertools.combinations(ids, 2) if (gap := self._gap(*pair)) is not None}
+            self._gaps, self._ordered_gaps = found, np.sort(list(found.values()))
         elif trial_id is not None and self._reaches_window(self._curves[trial_id]):
             self._in_window[trial_id] = None
-            for other in self._in_window:
-                if other != trial_id:
-                    self._compare(min(trial_id, other), max(trial_id, other))
+            pairs = [(min(trial_id, i), max(trial_id, i)) for i in self._in_window if i != trial_id]
+            gone = [gap for pair in pairs if (gap := self._gaps.pop(pair, None)) is not None]
+            new = {pair: gap for pair in pairs if (gap := self._gap(*pair)) is not None}
+            self._gaps |= new
+            self._ordered_gaps = _exchanged(self._ordered_gaps, gone, list(new.values()))
         if self._gaps:
-            self._epsilon = float(np.percentile(list(self._gaps.values()), 90))
+            self._epsilon = _percentile_90(self._ordered_gaps)
 
     def _reaches_window(self, curve: dict[int, float]) -> bool:
         low, high = self._window
         return any(e in curve for e in range(high, low, -1))
 
-    def _compare(self, first: int, second: int) -> None:
-        """Keep the pair's difference if its curves crossed twice before their last common epoch of the window."""
+    def _gap(self, first: int, second: int) -> float | None:
+        """The pair's difference if its curves crossed twice before their last common epoch of the window."""
         a, b = self._curves[first], self._curves[second]
         if self._later_first:
             a, b = b, a
         low, high = self._window
         last = next((e for e in range(high, low, -1) if e in a and e in b), None)
         if last is None:
-            return
+            return None
         gap = abs(a[last] - b[last])
         if not math.isfinite(gap):  # how far a trial that diverged is from another says nothing of the noise
-            self._gaps.pop((first, second), None)
-            return
+            return None
         order = a[last] > b[last]
         crossed = False
         for epoch in range(last - 1, 0, -1):
@@ -140,13 +147,18 @@ class _Ceiling:
             if (a[epoch] > b[epoch]) != order:
                 crossed = True
             elif crossed:
-                self._gaps[first, second] = gap
-                return
-        self._gaps.pop((first, second), None)
+                return gap
+        return None
 
     def _grow_unless_stable(self) -> None:
         top, below = self._rungs[self._top - 1], self._rungs[self._top - 2]
-        if not len(top) or not len(below) or self._is_stable(top, below):
+        if not len(top) or not len(below):
+            return
+        # Who is in the upper rung was promoted from the lower one before: nothing else changes their order.
+        disorder_of = self._top, len(top), below.num_promoted
+        if disorder_of != self._disorder_of:
+            self._disorder, self._disorder_of = _disorder(top, below), disorder_of
+        if self._disorder <= self._epsilon:
             return
         if self._top < len(self._rungs):
             self._top += 1
@@ -154,16 +166,42 @@ class _Ceiling:
         else:
             self.resource = self._max_t
 
-    def _is_stable(self, top: Rung, below: Rung) -> bool:
-        """Is the i-th trial of the upper rung within epsilon of the i-th of the lower one, for every i?"""
-        under = [e for e in below.ranked() if e.trial_id in top]
-        position = {e.trial_id: i for i, e in enumerate(under)}
-        above = [e.trial_id for e in top.ranked() if math.isfinite(e.value)]
-        diverged = [e.trial_id for e in top.ranked() if not math.isfinite(e.value)]
-        above += sorted(diverged, key=lambda i: position.get(i, len(under)))  # equally bad: in the order they had below
-        epsilon = self.epsilon if len(under) >= 2 else 0.0
-        for i, trial_id in enumerate(above[: len(under)]):
-            own = position.get(trial_id)
-            if own is None or (own != i and not abs(under[own].value - under[i].value) <= epsilon):
-                return False
-        return True
+
+def _disorder(top: Rung, below: Rung) -> float:
+    """How far the i-th trial of the upper rung is from the i-th of the lower one, for the i where that is most.
+
+    Their values in the lower rung tell; 0 if both rungs have the same order.
+    """
+    under = [e for e in below.ranked() if e.trial_id in top]
+    position = {e.trial_id: i for i, e in enumerate(under)}
+    above = [e.trial_id for e in top.ranked() if math.isfinite(e.value)]
+    diverged = [e.trial_id for e in top.ranked() if not math.isfinite(e.value)]
+    above += sorted(diverged, key=lambda i: position.get(i, len(under)))  # equally bad: in the order they had below
+    most = 0.0
+    for i, trial_id in enumerate(above[: len(under)]):
+        own = position.get(trial_id)
+        if own != i:
+            gap = math.inf if own is None else abs(under[own].value - under[i].value)
+            most = max(most, math.inf if math.isnan(gap) else gap)
+    return most
+
+
+def _exchanged(ordered: Array, gone: list[float], new: list[float]) -> Array:
+    """The numbers without some of them and with others, in order again."""
+    if gone:
+        leaving = np.sort(gone)
+        same = np.arange(len(leaving)) - np.searchsorted(leaving, leaving)  # of equal ones each has a place of its own
+        ordered = np.delete(ordered, np.searchsorted(ordered, leaving) + same)
+    if new:
+        coming = np.sort(new)
+        ordered = np.insert(ordered, np.searchsorted(ordered, coming), coming)
+    return ordered
+
+
+def _percentile_90(ordered: Array) -> float:
+    """What ``numpy.percentile(ordered, 90)`` returns, to the last bit, without a look at all of them."""
+    position = (len(ordered) - 1) * 0.9
+    lower = math.floor(position)
+    low, high = float(ordered[lower]), float(ordered[min(lower + 1, len(ordered) - 1)])
+    share = position - lower
+    return high - (high - low) * (1.0 - share) if share >= 0.5 else low + (high - low) * share

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_hpo.core.events import Verdict
+from lightning_hpo.core.schedulers.pasha import _exchanged, _percentile_90
 from tests.core.driving import Driven
 
 
@@ -221,6 +222,17 @@ class Rule:
             abs(self.curves[trial_id][below] - self.curves[other][below]) <= near
             for trial_id, other in zip(ranked, ranked_below, strict=True)
         )
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.7, 1 / 3]) | st.floats(0.0, 9.0), min_size=1, max_size=60), st.data())
+def test_epsilon_is_the_percentile_of_the_gaps_there_are_though_some_come_and_some_go(gaps, data):
+    ordered = _exchanged(np.empty(0), [], gaps)
+    assert _percentile_90(ordered) == np.percentile(gaps, 90)
+    left = data.draw(st.permutations(gaps))
+    gone = [left.pop() for _ in range(data.draw(st.integers(0, len(gaps))))]
+    new = data.draw(st.lists(st.sampled_from([0.1, 0.7, 2.5]), min_size=1))
+    assert list(_exchanged(ordered, gone, new)) == sorted(left + new)
 
 
 class TestLikeTheRule:
