@@ -261,7 +261,8 @@ class Study:
         Args:
             trial_id: from :meth:`ask`.
             resource: 1, 2, 3, ...; what was told before is ignored.
-            value: the metric, in the user's sign; NaN and infinities are the worst value.
+            value: the metric, in the user's sign; NaN and infinities are the worst value, with which a trial is stopped
+                at a rung. Where there are no rungs it is trained on, unless :meth:`fail` ends it.
             metrics: other values to keep.
             cost: total the trial has cost so far, in any unit: seconds, money; finite and at least 0.
 

@@ -55,6 +55,14 @@ def test_what_is_not_finite_at_a_rung_ends_the_trial(name, odd):
 
 
 @pytest.mark.parametrize("odd", ODD, ids=str)
+def test_where_no_trial_is_ended_early_it_trains_on(odd):
+    study = Driven(**WITH_END["random"])
+    study.ready()
+    assert study.train(0, odd, odd, 0.5, odd) is Verdict.CONTINUE
+    assert study.state.best_any == (0, 3, 0.5)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
 @pytest.mark.parametrize("searcher", ["random", "kde", "bayesopt", "hypertune"])
 def test_no_searcher_learns_from_what_is_not_finite(searcher, odd):
     """Its proposal is the same as if the reports had not come, unless ``avoid_infeasible`` says otherwise."""
