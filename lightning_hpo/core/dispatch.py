@@ -88,9 +88,10 @@ class Dispatcher(StudyRecord):
         A metric that has reached its threshold ends the search only, if the best are to be confirmed.
         """
         self.progress.time = max(self.progress.time, time)
-        if self.ended is None:
+        if self.ended is None or self.repeated_error is None:
             stop = self.options.stop
-            self.ended = stop.limit_reason(self.progress) if self.confirmation else stop.reason(self.progress)
+            reason = stop.limit_reason(self.progress) if self.confirmation else stop.reason(self.progress)
+            self.ended = reason or self.ended
         return self.ended
 
     def _why_nothing_is_left(self) -> str:

@@ -124,6 +124,16 @@ class TestStarting:
         assert state.view().configs == {0: {"x": 0.5}}
 
 
+def test_why_a_study_ends_is_told_with_the_numbers_of_now_also_after_a_replay():
+    study = Driven(algorithm="random", max_t=9, stop={"max_num_evaluations": 2})
+    study.ready()
+    study.train(0, 0.5, 0.4, 0.3)
+    assert study.ready() == Finish("3 evaluations were reported, max_num_evaluations is 2")
+    study.train(0, 0.2)
+    live, replayed = study.ready(), study.replayed().handle(WorkerReady(study.time))[0]
+    assert live == replayed == Finish("4 evaluations were reported, max_num_evaluations is 2")
+
+
 class TestBatches:
     def test_start_together_and_only_when_nothing_runs(self):
         study = Driven(algorithm="random", max_t=1, asynchronous=False, n_workers=3)
