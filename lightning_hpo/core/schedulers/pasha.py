@@ -133,18 +133,17 @@ class _Ceiling:
         if self._later_first:
             a, b = b, a
         low, high = self._window
-        last = next((e for e in range(high, low, -1) if e in a and e in b), None)
-        if last is None:
-            return None
-        gap = abs(a[last] - b[last])
-        if not math.isfinite(gap):  # how far a trial that diverged is from another says nothing of the noise
-            return None
-        order = a[last] > b[last]
-        crossed = False
-        for epoch in range(last - 1, 0, -1):
+        gap: float | None = None
+        order = crossed = False
+        for epoch in range(high, 0, -1):
             if epoch not in a or epoch not in b:
                 continue
-            if (a[epoch] > b[epoch]) != order:
+            if gap is None:
+                gap, order = abs(a[epoch] - b[epoch]), a[epoch] > b[epoch]
+                # How far a trial that diverged is from another says nothing of the noise.
+                if epoch <= low or not math.isfinite(gap):
+                    return None
+            elif (a[epoch] > b[epoch]) != order:
                 crossed = True
             elif crossed:
                 return gap
