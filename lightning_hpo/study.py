@@ -34,7 +34,7 @@ from lightning_hpo.core.options import StudyOptions, max_t_among
 from lightning_hpo.core.searcher import Searcher, SuggestRequest, suggested
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
-from lightning_hpo.core.trial import Checkpoint, Config, Trial, TrialStatus
+from lightning_hpo.core.trial import Checkpoint, Config, Trial
 from lightning_hpo.core.unread import note_on_unread
 from lightning_hpo.errors import ReportError, StudyError
 from lightning_hpo.searchers import make_searcher
@@ -271,7 +271,7 @@ class Study:
                 nobody is known to train: one that was running when the study was opened again.
         """
         self._check_open()
-        trial = self._state.trial(trial_id)
+        trial = self._at_work(trial_id)
         number = _number(value, trial_id, "value")
         others = {str(name): _number(v, trial_id, f"metrics[{name!r}]") for name, v in (metrics or {}).items()}
         spent = None if cost is None else _cost(cost, trial_id)
@@ -283,11 +283,6 @@ class Study:
             )
         event = Reported(self._now(), trial.id, trial.attempt, at, number, others, spent)
         told = next(d for d in self._handle(event) if isinstance(d, Told))
-        if trial.status is TrialStatus.WAITING and told.verdict is Verdict.STOP:
-            raise ReportError(
-                f"Trial {trial_id} was running when the study was opened again, and is to be started anew: what it "
-                f"reports at {at} is not taken in. Call ask(): it says which trial goes on, and from where."
-            )
         if told.completed:
             self._end(trial, Outcome.COMPLETED)
         elif told.verdict is Verdict.PAUSE and trial.id in self._state.live:
@@ -305,9 +300,12 @@ class Study:
         """The trial ended by itself; its last report is its result.
 
         Nothing happens if it was stopped, paused or complete already.
+
+        Raises:
+            ReportError: as :meth:`tell`, for a trial that is unknown, or that nobody is known to train.
         """
         self._check_open()
-        self._end(self._state.trial(trial_id), Outcome.COMPLETED)
+        self._end(self._at_work(trial_id), Outcome.COMPLETED)
         self._commit()
 
     @_one_at_a_time
@@ -317,10 +315,13 @@ class Study:
         Args:
             trial_id: from :meth:`ask`.
             error: what went wrong, in words or as it was raised.
+
+        Raises:
+            ReportError: as :meth:`complete`.
         """
         self._check_open()
         told = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
-        self._end(self._state.trial(trial_id), Outcome.FAILED, told)
+        self._end(self._at_work(trial_id), Outcome.FAILED, told)
         self._commit()
 
     @_one_at_a_time
@@ -385,6 +386,15 @@ class Study:
     def _check_open(self) -> None:
         if self._is_closed:
             raise StudyError("The study is closed, and what it is told would be lost. Open it again with load_study.")
+
+    def _at_work(self, trial_id: int) -> Trial:
+        trial = self._state.trial(trial_id)
+        if self._state.is_lost(trial):
+            raise ReportError(
+                f"Trial {trial_id} was running when the study was opened again, and waits to be started anew: what is "
+                "told of it before is not taken in. Call ask(): it says which trial goes on, and from where."
+            )
+        return trial
 
     def _next_job(self) -> Start | Resume | None:
         """What there is to do now, not written yet; the searcher is asked if it takes one."""

@@ -348,8 +348,9 @@ class TestOnDisk:
             assert study.tell(0, resource, 0.5) == "continue"
         study.close()
         study = load_study(tmp_path)
-        with pytest.raises(ReportError, match=r"^Trial 0 was running when the study was opened again.*Call ask\(\): "):
-            study.tell(0, 3, 0.4)
+        for call in (lambda: study.tell(0, 3, 0.4), lambda: study.complete(0), lambda: study.fail(0)):
+            with pytest.raises(ReportError, match=r"^Trial 0 was running when the study was opened.*Call ask\(\): "):
+                call()
         assert study.ask() == Resume(0, {"x": 0.5, "epochs": 9}, 0, milestone=3 if reported else 1, attempt=2)
         assert study.tell(0, 3, 0.4) == "continue"
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence, Set
 from typing import Any
 
 from lightning_hpo.core.confirmation import Confirmation, check_seed, with_seed
-from lightning_hpo.core.events import Reported, Told
+from lightning_hpo.core.events import Reported, Told, Verdict
 from lightning_hpo.core.observations import SearcherData
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.schedulers.base import Scheduler
@@ -18,7 +18,7 @@ from lightning_hpo.core.schedulers.factory import make_scheduler
 from lightning_hpo.core.schedulers.fifo import Fifo
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.stopping import Progress
-from lightning_hpo.core.trial import Config, Trial
+from lightning_hpo.core.trial import Config, Trial, TrialStatus
 from lightning_hpo.core.view import StudyView
 from lightning_hpo.errors import ReportError, SpaceError
 
@@ -133,6 +133,11 @@ class StudyRecord:
     def is_trained_to_the_end(self, trial: Trial) -> bool:
         """Whether it has reported at ``max_t``: it owes no report any more."""
         return self.scheduler.max_t is not None and trial.resource >= self.scheduler.max_t
+
+    def is_lost(self, trial: Trial) -> bool:
+        """Whether its process is gone without having been told to end, and it waits to be tried again."""
+        told = self._verdicts.get(trial.id)
+        return trial.status is TrialStatus.WAITING and (told is None or told.verdict is Verdict.CONTINUE)
 
     def _scheduler_of(self, trial: Trial) -> Scheduler:
         return self.scheduler if trial.confirms is None else self._confirming
