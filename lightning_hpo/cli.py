@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 EXIT_ERROR = 2
 _EXIT_BROKEN_PIPE = 1
 _EXIT_INTERRUPTED = 130
+_MOST_DIGITS = 18
+"""Of a number of trials, workers or seeds."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HpoError as problem:
         print(f"lightning-hpo: {problem}", file=sys.stderr)
         return EXIT_ERROR
-    except BrokenPipeError:
-        # The reader, such as head, has seen enough; Python's own flush at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        _give_up_output()
         return _EXIT_BROKEN_PIPE
+    except OSError as problem:
+        what, why = problem.filename or "The output", problem.strerror or problem
+        print(
+            f"lightning-hpo: {what} cannot be read or written: {why}. Make room on the disk, or correct permissions.",
+            file=sys.stderr,
+        )
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _give_up_output()
+        return EXIT_ERROR
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
+
+
+def _give_up_output() -> None:
+    """What is left of it goes nowhere: Python's own flush at exit must not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -131,9 +148,13 @@ def _declare_trials(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
+    if not _is_countable(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of things. Give a whole number of at least 0.")
     return int(text)
+
+
+def _is_countable(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 def _trials(options: argparse.Namespace) -> None:
@@ -171,7 +192,7 @@ def _why(options: argparse.Namespace) -> None:
     from lightning_hpo.report.story import tell_story
 
     *folders, trial = options.which
-    if len(folders) > 1 or not trial.isdecimal():
+    if len(folders) > 1 or not _is_countable(trial):
         raise OptionError(
             f"'why {' '.join(options.which)}' names no trial. "
             "Give the number of one, after the study folder if need be: lightning-hpo why DIR 17"

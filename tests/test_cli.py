@@ -308,6 +308,45 @@ def test_elsewhere_its_names_are_free(folder: Path, capsys: Output, tmp_path: Pa
     assert main(["report", str(folder), "--output", str(folder / "own.html")]) == 0
 
 
+# --------------------------------------------------------------------- what the system does not allow
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["trials"], ["best"], ["why", "0"], ["report"], ["simulate"], ["clean", "--yes"]]
+)
+def test_a_folder_whose_name_no_file_system_takes_is_an_error_in_one_line(command: list[str], capsys: Output):
+    name, *rest = command
+    assert main([name, "a" * 300, *rest]) == 2
+    assert capsys.readouterr().err.endswith("Correct the folder's name or its permissions.\n")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
+@pytest.mark.parametrize("command", ["status", "clean"])
+def test_a_folder_that_may_not_be_looked_into_is_an_error_in_one_line(command: str, tmp_path: Path, capsys: Output):
+    folder = tmp_path / "study"
+    folder.mkdir(mode=0)
+    assert main([command, str(folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_device_without_room_for_the_output_is_an_error_in_one_line(tmp_path: Path):
+    small_study(tmp_path).close()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lightning_hpo.cli", "status", str(tmp_path)],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("lightning-hpo: The output cannot be read or written: No space left on device.")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_number_of_thousands_of_digits_names_no_trial(tmp_path: Path, capsys: Output):
+    small_study(tmp_path).close()
+    assert main(["why", str(tmp_path), "9" * 5000]) == 2
+    assert "names no trial" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------ clean
 
 

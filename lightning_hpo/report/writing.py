@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_hpo.errors import StudyError
-from lightning_hpo.runtime.journal import FILE_NAME
+from lightning_hpo.runtime.journal import FILE_NAME, Journal
 
 RESULTS_NAME = "optimization_results.yaml"
 TRIALS_NAME = "trials.csv"
@@ -25,12 +25,12 @@ def check_target(target: Path) -> None:
     """Refuse to write what a user asked for over what a study lives on.
 
     Raises:
-        StudyError: if the file is one of a study's own.
+        StudyError: if the file is one of a study's own, or that cannot be told.
     """
     # The link, and what it points to: neither must be lost.
     for path in (target.parent.resolve() / target.name, target.resolve()):
         is_database = path.name.startswith(FILE_NAME)  # with SQLite's -wal and -shm, and the backup
-        is_in_study = (path.parent / FILE_NAME).exists()
+        is_in_study = Journal.exists(path.parent)
         if (is_in_study and (is_database or path.name in _OWN_NAMES)) or (path.name == FILE_NAME and path.exists()):
             raise StudyError(f"{target} is a file of a study and would be lost. Write to a file with another name.")
 

@@ -67,7 +67,17 @@ class Journal:
 
     @classmethod
     def exists(cls, folder: str | os.PathLike[str]) -> bool:
-        return (Path(folder) / FILE_NAME).exists()
+        """
+        Raises:
+            StudyError: if that cannot be told.
+        """
+        try:
+            return (Path(folder) / FILE_NAME).exists()
+        except OSError as problem:
+            raise StudyError(
+                f"Whether there is a study in {folder} cannot be told: {problem.strerror or problem}. "
+                "Correct the folder's name or its permissions."
+            ) from problem
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], header: dict[str, Any]) -> Journal:
@@ -405,10 +415,10 @@ def _check(folder: Path, connection: sqlite3.Connection) -> None:
 
 
 def _require(folder: Path) -> None:
+    if not Journal.exists(folder):
+        raise StudyNotFound(f"There is no study in {folder} (no {FILE_NAME}). Give the folder of a study.")
     if (folder / FILE_NAME).is_dir():
         raise StudyError(
             f"{folder / FILE_NAME} is a folder, and the file of a study has this name. "
             "Rename it, or choose another folder for the study."
         )
-    if not Journal.exists(folder):
-        raise StudyNotFound(f"There is no study in {folder} (no {FILE_NAME}). Give the folder of a study.")
