@@ -103,11 +103,16 @@ def fork(child: Callable[[], object]) -> int:
     thread.join()
     (result,) = outcome
     if isinstance(result, BaseException):
-        raise BackendError(
-            f"The system refuses a new process: {result}. "
-            "Lower n_workers, or raise the limit of processes (ulimit -u) or of memory."
-        ) from result
+        raise refused(result) from result
     return result
+
+
+def refused(problem: BaseException) -> BackendError:
+    """What it means for a user that a process cannot be made."""
+    return BackendError(
+        f"The system refuses a new process: {problem}. "
+        "Lower n_workers, or raise the limit of processes (ulimit -u), of open files (ulimit -n) or of memory."
+    )
 
 
 @contextlib.contextmanager

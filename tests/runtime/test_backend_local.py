@@ -6,6 +6,7 @@ of the test run do not decide how trials are started.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -488,6 +489,18 @@ def test_what_cannot_be_sent_is_refused_with_the_fix(tmp_path: Path) -> None:
 def test_an_unknown_start_method_is_refused_with_the_nearest() -> None:
     with pytest.raises(OptionError, match="Did you mean 'forkserver'"):
         LocalBackend(print, start_method="forkserve")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("call", ["multiprocessing.Pipe", "subprocess.Popen"])
+def test_a_system_that_has_no_files_left_for_another_interpreter_is_named(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(call, refuse)
+    with pytest.raises(BackendError, match=r"refuses a new process: .*Too many open files. .* \(ulimit -n\)"):
+        LocalBackend(print, n_workers=1, gpus_per_trial=0, start_method="spawn", preload=())
 
 
 def test_a_closed_backend_starts_nothing(tmp_path: Path) -> None:

@@ -358,7 +358,7 @@ class LocalBackend:
         """A new interpreter.
 
         Raises:
-            BackendError: if the entry cannot be sent to it, or if servers keep dying.
+            BackendError: if the entry cannot be sent to it, the system refuses it, or servers keep dying.
         """
         self._servers += 1
         if self._servers > _MAX_SERVERS:
@@ -368,13 +368,16 @@ class LocalBackend:
             )
         blob = base64.b64encode(dump_entry(self._entry)).decode()
         self.start_method, self.reason = start_method, reason
-        here, there = multiprocessing.Pipe()
-        with there:
-            process = subprocess.Popen(
-                zygote.interpreter("serve_fresh", there.fileno(), os.getpid()),
-                pass_fds=[there.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+        try:
+            here, there = multiprocessing.Pipe()
+            with there:
+                process = subprocess.Popen(
+                    zygote.interpreter("serve_fresh", there.fileno(), os.getpid()),
+                    pass_fds=[there.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+        except OSError as problem:
+            raise processes.refused(problem) from problem
         server = _Server(here, process.pid, lambda: process.poll() is not None)
         server.tell(
             start_method=start_method,
