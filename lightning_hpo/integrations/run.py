@@ -154,6 +154,8 @@ def _run(
             closing.callback(process.close)
         journal = closing.enter_context(_open_journal(setup, study_options))
         state, events = continued_state(journal, study_options)
+        if isinstance(backend, LocalBackend):
+            backend.remove_left_over()
         if process is not None:
             process.begin(_header_here(journal, state), events)
         # Trials on other nodes cannot reach a socket of the file system.
@@ -342,6 +344,7 @@ def _backend(setup: StudySetup) -> Backend:
         start_method=options.start_method,  # type: ignore[arg-type]  # checked with the other options
         preload=(*DEFAULT_PRELOAD, *setup.preload),
         warm_up=warm_up,
+        study=setup.folder,
     )
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 from lightning_hpo.errors import BackendError, OptionError
 from lightning_hpo.runtime.backends.base import Exit, Job
 from lightning_hpo.runtime.backends.local import LocalBackend
+from lightning_hpo.runtime.backends.trial_server import _new_scratch
 from tests.runtime.launching import Launcher, wait_until
 
 METHODS = ("fork", "forkserver", "spawn")
@@ -501,6 +503,32 @@ def test_a_system_that_has_no_files_left_for_another_interpreter_is_named(
     monkeypatch.setattr(call, refuse)
     with pytest.raises(BackendError, match=r"refuses a new process: .*Too many open files. .* \(ulimit -n\)"):
         LocalBackend(print, n_workers=1, gpus_per_trial=0, start_method="spawn", preload=())
+
+
+def test_what_a_run_left_that_was_killed_as_a_whole_is_deleted_by_the_next_one_of_its_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def backend(study: Path | None) -> LocalBackend:
+        return LocalBackend(print, n_workers=1, gpus_per_trial=0, start_method="spawn", preload=(), study=study)
+
+    left = {}
+    for name in ("mine", "other", None):
+        if name is not None:
+            (tmp_path / name).mkdir()
+        with backend(None if name is None else tmp_path / name) as killed:
+            mark = killed._mark
+        left[name] = Path(_new_scratch(mark) or "")
+        (left[name] / "socket").touch()
+    with backend(tmp_path / "mine") as next_one:
+        next_one.remove_left_over()
+    assert [name for name, folder in left.items() if folder.exists()] == ["other", None]
+    (tmp_path / "other").rename(tmp_path / "kept")
+    (tmp_path / "other").mkdir()
+    with backend(tmp_path / "other") as of_another_study_with_its_name:
+        of_another_study_with_its_name.remove_left_over()
+    assert left["other"].exists()
 
 
 def test_a_closed_backend_starts_nothing(tmp_path: Path) -> None:

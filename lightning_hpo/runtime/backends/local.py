@@ -12,10 +12,10 @@ import os
 import signal
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning_hpo.errors import BackendError, OptionError, did_you_mean
@@ -23,7 +23,7 @@ from lightning_hpo.runtime import process_table, processes
 from lightning_hpo.runtime.backends import zygote
 from lightning_hpo.runtime.backends.base import Entry, Exit, Job, Started, WarmUp
 from lightning_hpo.runtime.backends.slots import Slot, SlotPool, available_cores
-from lightning_hpo.runtime.backends.trial_server import remove_scratch
+from lightning_hpo.runtime.backends.trial_server import new_mark, remove_scratch, remove_scratch_of_study
 from lightning_hpo.runtime.script import ScriptImport, dump_entry, refuse_nested_sweep
 
 StartMethod = Literal["auto", "fork", "forkserver", "spawn"]
@@ -89,6 +89,7 @@ class LocalBackend:
             GPUs, because a process that has touched CUDA cannot be forked.
         threads_per_trial: for torch and OpenMP; None shares the cores among the trials, unless the user has set
             ``OMP_NUM_THREADS``.
+        study: folder of the study whose trials these are, for :meth:`remove_left_over`.
 
     Raises:
         BackendError: if this process only imports the script to run trials, or cannot do what was asked.
@@ -105,6 +106,7 @@ class LocalBackend:
         preload: Sequence[str] = DEFAULT_PRELOAD,
         threads_per_trial: int | None = None,
         warm_up: WarmUp | None = None,
+        study: Path | None = None,
     ) -> None:
         refuse_nested_sweep()
         if start_method not in get_args(StartMethod):
@@ -119,7 +121,7 @@ class LocalBackend:
         self._warm_up = warm_up
         self._running: dict[tuple[int, int], _Running] = {}
         self._pending: list[Started | Exit] = []
-        self._mark = uuid.uuid4().hex
+        self._mark = new_mark(study)
         self._doorbell, self._doorbell_end = os.pipe()
         self._servers = 0
         self._closed = False
@@ -227,6 +229,13 @@ class LocalBackend:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def remove_left_over(self) -> None:
+        """Delete temporary files of earlier runs of the study, if they were killed as a whole.
+
+        Call it while the study is locked and before the first trial begins.
+        """
+        remove_scratch_of_study(self._mark)
 
     # ---- what the server says
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ import signal
 import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -49,7 +51,8 @@ _DRAIN_PERIOD_S = 0.02
 _DRAIN_LIMIT_S = 5.0
 """A process that SIGKILL has not ended by then hangs in the kernel; its slot is not held for ever."""
 _WATCH_PERIOD_S = 0.5
-_MARK_LENGTH = 12
+_STUDY_LENGTH = 12
+_MARK_LENGTH = _STUDY_LENGTH + 5
 """Enough to be unique; the path of a socket must not be long."""
 EXIT_NO_MAIN_GUARD = 78
 """Exit code of a new interpreter that found no main guard in the script (EX_CONFIG of sysexits.h)."""
@@ -324,6 +327,28 @@ def why_no_log(job: Job) -> str:
     except OSError as problem:
         cause = problem.strerror or str(problem)
     return f"its {job.log.name} cannot be written: {cause}"
+
+
+def new_mark(study: Path | None) -> str:
+    """A word that nobody else has, and which begins alike for all runs of a study; see :func:`remove_scratch_of_study`.
+
+    Args:
+        study: its folder, which exists. Another study that has had the same path, or has it in another container, is
+            another folder.
+    """
+    if study is None:
+        return f"{uuid.uuid4().hex[:_STUDY_LENGTH]}-{uuid.uuid4().hex}"
+    found = os.stat(study)
+    identity = f"{found.st_dev} {found.st_ino} ".encode() + os.fsencode(study.resolve())
+    return f"{hashlib.sha256(identity).hexdigest()[:_STUDY_LENGTH]}-{uuid.uuid4().hex}"
+
+
+def remove_scratch_of_study(mark: str) -> None:
+    """Delete what runs of the study to which the mark belongs have left, if launcher and server were killed.
+
+    Call it while the study is locked and before its first trial begins.
+    """
+    remove_scratch(mark[:_STUDY_LENGTH])
 
 
 def remove_scratch(mark: str) -> None:
