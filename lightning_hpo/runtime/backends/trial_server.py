@@ -354,7 +354,9 @@ def remove_scratch_of_study(mark: str) -> None:
 def remove_scratch(mark: str) -> None:
     """Delete what a server that was killed has left of the trials with this mark."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_scratch_prefix(mark)}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if folder.lstat().st_uid == os.getuid():  # anybody may use such a name there
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _new_scratch(mark: str) -> str | None:
