@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,22 +51,48 @@ def unsaved_buffers(
 
 def restore_buffers(module: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
     """Those that the module still has."""
-    for name, buffer in list(module.named_buffers()):
+    for name, owner, attribute in _places(module):
         if name in saved:
-            owner, _, attribute = name.rpartition(".")
-            value = saved[name].to(buffer.device)
-            if value.shape == buffer.shape:
-                buffer.detach().copy_(value)  # in place: others may refer to it
+            buffer = owner._buffers[attribute]
+            if buffer is not None and buffer.shape == saved[name].shape:
+                buffer.detach().copy_(saved[name])  # in place: others may refer to it
             else:
-                setattr(module.get_submodule(owner), attribute, value)
+                setattr(owner, attribute, saved[name].to(_device(buffer, module)))
+
+
+def make_room_when_loaded(module: nn.Module) -> None:
+    """Let the next ``load_state_dict`` find buffers of the shapes that it brings.
+
+    Those that training sets or lets grow are None, or smaller, in a module that was just made, and torch would refuse.
+    """
+
+    def make_room(state: Mapping[str, torch.Tensor], *_: Any) -> None:
+        hook.remove()
+        for name, owner, attribute in _places(module):
+            buffer = owner._buffers[attribute]
+            if name in state and (buffer is None or buffer.shape != state[name].shape):
+                setattr(owner, attribute, torch.empty_like(state[name], device=_device(buffer, module)))
+
+    hook = module._register_load_state_dict_pre_hook(make_room)
+
+
+def _places(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """Of each buffer, also if it is None: its name, the submodule it belongs to, its name there."""
+    return [
+        (f"{prefix}.{attribute}" if prefix else attribute, inner, attribute)
+        for prefix, inner in module.named_modules()
+        for attribute in inner._buffers
+    ]
 
 
 def _not_persistent(module: nn.Module) -> set[str]:
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, inner in module.named_modules()
-        for name in inner._non_persistent_buffers_set
-    }
+    return {name for name, owner, attribute in _places(module) if attribute in owner._non_persistent_buffers_set}
+
+
+def _device(buffer: torch.Tensor | None, module: nn.Module) -> torch.device | None:
+    """That of the buffer, or else of the module. None: the module has no parameters."""
+    found = next(module.parameters(), None) if buffer is None else buffer
+    return None if found is None else found.device
 
 
 def _digest(buffer: torch.Tensor) -> str:

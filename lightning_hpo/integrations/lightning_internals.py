@@ -45,6 +45,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
 
 from lightning_hpo.errors import StrategyUnsupported
+from lightning_hpo.integrations.buffers import make_room_when_loaded
 
 OLDEST_TESTED = (2, 5)
 NEWEST_TESTED = (2, 6)
@@ -103,6 +104,7 @@ def load_at_start(trainer: Trainer, path: Path, refuse: Callable[[Path], None]) 
             except pickle.UnpicklingError:
                 refuse(path)
                 original(str(path), **({"weights_only": False} if chooses_loader else {}))
+        make_room_when_loaded(trainer.lightning_module)
 
     connector.resume_start = resume_start
     return True

@@ -27,6 +27,7 @@ BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
     "generators in transforms and in a collating function": {"augmented": True},
     "generators of a module and of a callback": {"model": "noisy", "callback": "jitter"},
     "a stream that goes on": {"endless": True, "limit_train_batches": 6},
+    "buffers that are set and grow": {"model": "filling"},
     "gradients that wait for the next epoch": {"model": "accumulating", "check_val_every_n_epoch": 2},
 }  # fmt: skip
 
@@ -40,6 +41,7 @@ INSIDE_EPOCHS: dict[str, dict[str, Any]] = {
     },
     "a data module that counts": {"counts": "loaders"},
     "a module that counts validations when they end": {"model": "counting"},
+    "buffers that are set and grow": {"model": "filling"},
     "a module that fetches for itself": {"model": "fetching"},
     "persistent workers that validate": {"persistent": True},
 }

@@ -48,7 +48,7 @@ class OldConnector(Connector):
 def loaded(connector: Connector, path: Path, refuse: Any = lambda path: None) -> Any:
     strategy = SingleDeviceStrategy()
     parts = {"_checkpoint_connector": connector, "strategy": strategy, "precision_plugin": strategy.precision_plugin}
-    trainer: Any = SimpleNamespace(**parts)
+    trainer: Any = SimpleNamespace(**parts, lightning_module=torch.nn.Linear(1, 1))
     assert load_at_start(trainer, path, refuse)
     connector.resume_start("the user's own checkpoint")
     return connector.loaded

@@ -31,7 +31,7 @@ from torch.utils.data import (
 )
 
 from lightning_hpo.integrations.callback import HPOCallback
-from tests.integrations.training import Model, Points, outcome
+from tests.integrations.training import FEATURES, Model, Points, outcome
 
 
 class SizedData(LightningDataModule):
@@ -177,6 +177,29 @@ class Remembering(Model):
         return super().training_step((batch[0] + self.shift, batch[1]), batch_idx)
 
 
+class Filling(Model):
+    """Has buffers that are set when the training begins, or in its midst, and one that grows."""
+
+    mean: torch.Tensor
+    first: torch.Tensor | None
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+        self.register_buffer("first", None, persistent=False)
+        self.register_buffer("seen", torch.zeros(0, FEATURES))
+
+    def on_train_start(self) -> None:
+        self.mean = torch.full((FEATURES,), 0.1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x, y = batch
+        self.first = x[0] if self.first is None else self.first
+        self.seen = torch.cat([self.seen, x[:1]])
+        return super().training_step((x - self.mean + 0.1 * self.first + 0.1 * self.seen.mean(0), y), batch_idx)
+
+
 class Noisy(Model):
     def __init__(self) -> None:
         super().__init__()
@@ -255,6 +278,7 @@ class LogsAtTheEnd(Callback):
 MODELS = {
     "counting": Counting,
     "remembering": Remembering,
+    "filling": Filling,
     "noisy": Noisy,
     "fetching": Fetching,
     "accumulating": Accumulating,
