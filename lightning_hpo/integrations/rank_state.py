@@ -69,6 +69,7 @@ class RankState:
         _restore_gradients(pl_module, then.get("gradients", {}))
         restore_buffers(pl_module, then.get("buffers", {}))
         internals.set_syncs_forward(self._trainer, then.get("syncs_forward"))
+        internals.set_rewinds_to(self._trainer, then.get("rewinds_to", []))
 
     def restore_before_batch(self, pl_module: LightningModule) -> None:
         """Call it before the first batch: after a pause inside an epoch the module's hooks of the start come first."""
@@ -93,6 +94,7 @@ class RankState:
             "accumulates": trainer.accumulate_grad_batches,
             "syncs_forward": internals.syncs_forward(trainer),
             "module": module_state(pl_module),
+            "rewinds_to": internals.rewinds_to(trainer),
         }
         state["random"] = self._loaders.random_state() if inside_epoch else self._random_at_pause
         # Automatic optimisation uses up its gradients by the end of an epoch.

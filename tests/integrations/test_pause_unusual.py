@@ -15,6 +15,7 @@ BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
     "a batch size that was found": {"callback": "batch size", "sized_data": True},
     "a search in the middle of the training": {"callback": "milestones"},
     "pruning masks": {"callback": "pruning"},
+    "weights that are set back when they are pruned": {"callback": "lottery tickets"},
     "validation data drawn before the training": {"sized_data": True},
     "validation data drawn in the second epoch": {
         "sized_data": True, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0,
@@ -42,6 +43,7 @@ INSIDE_EPOCHS: dict[str, dict[str, Any]] = {
     "a data module that counts": {"counts": "loaders"},
     "a module that counts validations when they end": {"model": "counting"},
     "buffers that are set and grow": {"model": "filling"},
+    "weights that are set back when they are pruned": {"callback": "lottery tickets"},
     "a module that fetches for itself": {"model": "fetching"},
     "persistent workers that validate": {"persistent": True},
 }

@@ -308,6 +308,7 @@ def train_unusually(
         "batch size": lambda: BatchSizeFinder(steps_per_trial=2, init_val=2, max_trials=1),
         "milestones": lambda: FindsAtMilestones(num_training_steps=4, mode="linear"),
         "pruning": lambda: ModelPruning("l1_unstructured", amount=0.3, apply_pruning=lambda epoch: epoch == 0),
+        "lottery tickets": lambda: ModelPruning("l1_unstructured", amount=0.3),
         "accumulation": lambda: GradientAccumulationScheduler({0: 1, 1: 4, 3: 2}),
         "swa": lambda: StochasticWeightAveraging(5e-3),
         "resets": Resets,
