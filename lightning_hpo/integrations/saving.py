@@ -26,6 +26,10 @@ _HYPERPARAMETERS = tuple(
     for key in (owner.CHECKPOINT_HYPER_PARAMS_KEY, owner.CHECKPOINT_HYPER_PARAMS_TYPE)
 )
 _NOT_PICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
+_STATES = (
+    "the state_dict() of modules, data modules, callbacks, optimizers and schedulers (that of a scheduler of torch "
+    "holds all its attributes, unless its class defines it)"
+)
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -61,7 +65,7 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Written:
     except _NOT_PICKLABLE as problem:
         raise CheckpointError(
             f"The trial's state cannot be saved: {problem}. "
-            "Keep objects that cannot be pickled out of the state_dict() of modules and callbacks."
+            f"Keep objects that cannot be pickled, such as a lambda, out of {_STATES}."
         ) from problem
 
 
@@ -81,6 +85,6 @@ def check_unpicklable(path: Path) -> None:
         reason = "others than you may have written it"
     raise CheckpointError(
         f"The checkpoint {path} holds objects that only pickle can load, and it is not unpickled because {reason}. "
-        "Keep only tensors, numbers, texts, lists and dictionaries in the state_dict() of modules and callbacks, "
+        f"Keep only tensors, numbers, texts, lists and dictionaries in {_STATES}, "
         "or let the trial start again from the beginning."
     )

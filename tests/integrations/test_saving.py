@@ -77,6 +77,13 @@ def test_what_needs_pickle_is_not_loaded_if_that_is_refused(tmp_path: Path, kind
     assert (tmp_path / "executed").exists(), "the test would not notice an execution"
 
 
+def test_whose_state_cannot_be_pickled_may_be_a_scheduler(tmp_path: Path) -> None:
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)]), 1)
+    scheduler.warm_up = lambda epoch: 0.1 * epoch  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match=r"such as a lambda, out of the state_dict\(\) of .* schedulers"):
+        write_checkpoint(tmp_path / "x.ckpt", {"lr_schedulers": [scheduler.state_dict()]})
+
+
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_a_file_that_others_can_write_is_not_unpickled(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "x.ckpt"
