@@ -44,7 +44,7 @@ def generators_of(owner: Any, path: str = "") -> dict[str, Generator]:
     while waiting and len(seen) <= _MOST_OBJECTS:
         path, holder = waiting.popleft()
         for step, value in _held_by(holder):
-            if _is_one_of(_GENERATORS, value):
+            if _is_one_of(_GENERATORS, value) and not _is_one_of((random.SystemRandom,), value):
                 found[path + step] = value
             elif id(value) not in seen and _may_hold_some(value):
                 seen.add(id(value))

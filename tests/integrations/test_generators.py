@@ -80,6 +80,10 @@ def test_not_behind_what_belongs_to_others() -> None:
     assert generators_of(SimpleNamespace(trainer=trainer, module=random, kind=Augmentation, proxies=proxies)) == {}
 
 
+def test_not_those_of_the_system_which_have_no_state() -> None:
+    assert generators_of([random.SystemRandom()]) == {}
+
+
 def test_not_among_data() -> None:
     rows = [SimpleNamespace(row=[i]) for i in range(1000)]
     near = random.Random(1)
