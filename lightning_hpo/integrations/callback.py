@@ -46,7 +46,8 @@ class HPOCallback(EarlyStopping):
     Of several in one Trainer the first one counts. Only the first fit of a trial that has this callback is steered, but
     for those of Lightning's ``Tuner``, which look for a learning rate or a batch size; further ones are left alone, and
     a note in the trial's log, which the launcher shows, says so. If the script catches what the steered fit raises, the
-    next one takes its place; without a next one the trial has failed. After a pause or a stop ``fit`` returns normally, and then ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise
+    next one takes its place; without a next one the trial has failed. After a pause or a stop ``fit`` returns normally,
+    and then ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise
     :class:`~lightning_hpo.errors.TrialPaused` or :class:`~lightning_hpo.errors.TrialStopped`.
 
     It derives from ``EarlyStopping`` because Lightning calls such callbacks after the module at the end of
