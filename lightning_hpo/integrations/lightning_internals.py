@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -330,6 +331,33 @@ def _rewound(trainer: Trainer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
                 module, value = callback._parameters_to_prune[number][0], getattr(layer["data"], name)
                 if isinstance(value, torch.Tensor):
                     yield value, getattr(module, f"{name}_orig" if hasattr(module, f"{name}_orig") else name)
+
+
+_METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
+_SETTINGS = ("accumulate_grad_batches", "gradient_clip_val")
+
+
+def metrics_so_far(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """What was logged last, as Lightning keeps it for schedulers, callbacks and modules. Each rank has its own."""
+    plain = (torch.Tensor, float, int)
+    return {kept: {n: v for n, v in getattr(trainer, kept).items() if isinstance(v, plain)} for kept in _METRICS}
+
+
+def put_metrics_back(trainer: Trainer, metrics: dict[str, dict[str, Any]]) -> None:
+    """What :func:`metrics_so_far` has read."""
+    for kept, values in metrics.items():
+        getattr(trainer, kept).update(values)
+
+
+def changeable_settings(trainer: Trainer) -> dict[str, Any]:
+    """Settings of the Trainer that callbacks may change in the training, and Lightning reads anew at every step."""
+    return {name: getattr(trainer, name) for name in _SETTINGS}
+
+
+def change_settings(trainer: Trainer, settings: dict[str, Any]) -> None:
+    """What :func:`changeable_settings` has read."""
+    for name, value in settings.items():
+        setattr(trainer, name, value)
 
 
 _SYNCS_FORWARD = "require_forward_param_sync"

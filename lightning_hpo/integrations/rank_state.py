@@ -15,7 +15,7 @@ from lightning_hpo.integrations.random_state import RandomState
 
 
 class RankState:
-    """Random numbers, loaders, gradients and what training changes in a module, of the ranks of one fit.
+    """Random numbers, loaders, gradients, logged metrics and what training changes in module and Trainer, of each rank.
 
     Args:
         trainer: of the fit that is being set up.
@@ -43,6 +43,7 @@ class RankState:
         self._buffers_at_start = digests(pl_module, persistent_too=False)
         if self._then is None:
             return
+        internals.put_metrics_back(self._trainer, self._then.get("metrics", {}))
         loaders = self._then.get("loaders", {})
         self._loaders.make_again(loaders)
         if not inside_epoch:
@@ -51,7 +52,7 @@ class RankState:
         then, self._then = self._then, None
         self._loaders.go_on_inside_epoch(loaders)
         self._loaders.restore_random_state(then["random"])
-        self._trainer.accumulate_grad_batches = then.get("accumulates", self._trainer.accumulate_grad_batches)
+        internals.change_settings(self._trainer, then.get("settings", {}))
         self._restore_tensors(pl_module, then)
         self._module_inside_epoch = then["module"]
 
@@ -62,6 +63,7 @@ class RankState:
         then, self._then = self._then, None
         self._loaders.restore_random_state(then["random"])
         self._loaders.begin_epoch()
+        internals.change_settings(self._trainer, then.get("settings", {}))
         restore_module_state(pl_module, then["module"])
         self._restore_tensors(pl_module, then)
 
@@ -91,7 +93,8 @@ class RankState:
             "loaders": self._loaders.state(),
             "batch_sizes": internals.found_batch_sizes(trainer),
             "buffers": unsaved_buffers(pl_module, self._buffers_at_start, on_rank_zero),
-            "accumulates": trainer.accumulate_grad_batches,
+            "settings": internals.changeable_settings(trainer),
+            "metrics": internals.metrics_so_far(trainer),
             "syncs_forward": internals.syncs_forward(trainer),
             "module": module_state(pl_module),
             "rewinds_to": internals.rewinds_to(trainer),

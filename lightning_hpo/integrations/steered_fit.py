@@ -27,7 +27,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -149,8 +148,6 @@ class SteeredFit:
             failpoint("callback.resumed")
             self._validations = restored["validations"]
             self._seconds_before = restored["seconds"]
-            # Schedulers and callbacks may look at metrics that were logged before the pause.
-            self._trainer.callback_metrics.update(restored["callback_metrics"])
             self._trainer.should_stop = restored.get("should_stop", False)
         self._rank_state.begin(pl_module, inside_epoch=inside_epoch)
         if inside_epoch:
@@ -385,7 +382,6 @@ class SteeredFit:
         """Write the checkpoint of a pause. All ranks must call it."""
         trainer = self._trainer
         ranks = self._rank_state.of_all_ranks(pl_module, inside_epoch=inside_epoch)
-        metrics = {name: value for name, value in trainer.callback_metrics.items() if isinstance(value, torch.Tensor)}
         checkpoint = without_odd_hyperparameters(internals.dump_checkpoint(trainer))
         checkpoint[STATE_KEY] = {
             "ranks": ranks,
@@ -393,7 +389,6 @@ class SteeredFit:
             "validations": self._validations,
             "should_stop": self._would_stop,
             "seconds": self._seconds(),
-            "callback_metrics": metrics,
             "folders": trainer_files.folders_now(self._channel.directory),
             "saving": trainer_files.saving_state(trainer),
             "files": trainer_files.files_of_checkpoint_callbacks(trainer, self._channel.directory),

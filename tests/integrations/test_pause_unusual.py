@@ -29,6 +29,8 @@ BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
     "generators of a module and of a callback": {"model": "noisy", "callback": "jitter"},
     "a stream that goes on": {"endless": True, "limit_train_batches": 6},
     "buffers that are set and grow": {"model": "filling"},
+    "what was logged before": {"model": "looking"},
+    "settings of the Trainer that a callback has changed": {"callback": "changes once"},
     "gradients that wait for the next epoch": {"model": "accumulating", "check_val_every_n_epoch": 2},
 }  # fmt: skip
 
@@ -70,8 +72,15 @@ def test_inside_an_epoch(trials: Trials, name: str) -> None:
     assert list(whole.reports) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-@pytest.mark.parametrize("options", [{"broadcast": False}, {"model": "accumulating", "strategy": "ddp"}], ids=repr)
-def test_each_rank_goes_on_with_its_own_buffers(trials: Trials, options: dict[str, Any]) -> None:
+EACH_RANK = [
+    {"broadcast": False},
+    {"model": "accumulating", "strategy": "ddp"},
+    {"model": "looking", "broadcast": False},
+]
+
+
+@pytest.mark.parametrize("options", EACH_RANK, ids=repr)
+def test_each_rank_goes_on_with_what_is_its_own(trials: Trials, options: dict[str, Any]) -> None:
     options = {"function": "train_unusually", "devices": 2, "ranks": 2} | options
     whole = trials.anew("whole").run(**options)
     paused = trials.anew("paused")

@@ -222,6 +222,18 @@ class Counting(Model):
         return super().training_step((batch[0] + 0.05 * self.validations, batch[1]), batch_idx)
 
 
+class Looking(Model):
+    """Trains with what was logged last, also by this rank alone, wherever Lightning keeps it."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        kept = (self.trainer.callback_metrics, self.trainer.logged_metrics, self.trainer.progress_bar_metrics)
+        seen = sum(float(metrics.get("own", -1.0)) for metrics in kept)
+        return super().training_step((batch[0] + 0.01 * seen, batch[1]), batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("own", float(self.current_epoch + self.global_rank), prog_bar=True, rank_zero_only=False)
+
+
 class Fetching(Model):
     """Fetches its batches itself."""
 
@@ -275,8 +287,17 @@ class LogsAtTheEnd(Callback):
         trainer.logger.log_metrics({"final": 1.0}, step=trainer.global_step)
 
 
+class ChangesOnce(Callback):
+    """Changes what the Trainer was told, in one epoch for all later ones."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            trainer.accumulate_grad_batches, trainer.gradient_clip_val = 2, 1e-3
+
+
 MODELS = {
     "counting": Counting,
+    "looking": Looking,
     "remembering": Remembering,
     "filling": Filling,
     "noisy": Noisy,
@@ -313,6 +334,7 @@ def train_unusually(
         "swa": lambda: StochasticWeightAveraging(5e-3),
         "resets": Resets,
         "jitter": Jitter,
+        "changes once": ChangesOnce,
         "logs at the end": LogsAtTheEnd,
     }
     if not broadcast:
