@@ -29,7 +29,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelSummary, P
 from lightning_hpo.integrations.earlier_files import let_config_be_saved_again
 from lightning_hpo.integrations.failures import judge
 from lightning_hpo.integrations.lightning_internals import fits_to_find_a_setting, skip_searches_at_start
-from lightning_hpo.integrations.steered_fit import STATE_KEY, SteeredFit, interruption
+from lightning_hpo.integrations.steered_fit import STATE_KEY, SteeredFit
 from lightning_hpo.report.log_notes import note_for_the_log
 from lightning_hpo.runtime.channel import trial_channel
 
@@ -47,7 +47,7 @@ class HPOCallback(EarlyStopping):
     for those of Lightning's ``Tuner``, which look for a learning rate or a batch size; further ones are left alone, and
     a note in the trial's log, which the launcher shows, says so. If the script catches what the steered fit raises, the
     next one takes its place; without a next one the trial has failed. After a pause or a stop ``fit`` returns normally,
-    and then ``trainer.fit``, ``validate``, ``test`` and ``predict`` raise
+    and then ``fit``, ``validate``, ``test`` and ``predict`` of every Trainer raise
     :class:`~lightning_hpo.errors.TrialPaused` or :class:`~lightning_hpo.errors.TrialStopped`.
 
     It derives from ``EarlyStopping`` because Lightning calls such callbacks after the module at the end of
@@ -99,8 +99,6 @@ class HPOCallback(EarlyStopping):
         channel = trial_channel()
         if channel is None or stage != "fit":
             return
-        if channel.interrupted_as is not None:
-            raise interruption(channel.interrupted_as)
         if channel.attempt > 1:
             let_config_be_saved_again(trainer)
         if self not in trainer.callbacks:

@@ -49,6 +49,7 @@ from lightning_hpo.integrations.earlier_files import logged_rows, put_rows_back
 from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
 from lightning_hpo.integrations.rank_state import RankState
 from lightning_hpo.integrations.saving import check_unpicklable, without_odd_hyperparameters, write_checkpoint
+from lightning_hpo.integrations.trainer_classes import refuse_trainers
 from lightning_hpo.report.log_notes import note_for_the_log
 from lightning_hpo.report.shared_folders import lines_for_the_log
 from lightning_hpo.runtime.channel import TrialChannel
@@ -369,12 +370,7 @@ class SteeredFit:
     def _refuse_further_use(self, outcome: Outcome) -> None:
         """From here on the script's own code may run, but not train or test a model that is not finished."""
         self._channel.interrupted_as = outcome
-
-        def refuse(*_: Any, **__: Any) -> None:
-            raise interruption(outcome)
-
-        for name in ("fit", "validate", "test", "predict"):
-            setattr(self._trainer, name, refuse)
+        refuse_trainers(lambda: interruption(outcome))
 
     # -------------------------------------------------------------------------------------- saving
 

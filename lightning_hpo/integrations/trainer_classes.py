@@ -26,6 +26,30 @@ def with_trainers(method: str, around: Callable[[Callable[..., None]], Callable[
         yield
 
 
+def refuse_trainers(error: Callable[[], BaseException]) -> None:
+    """From here on no Trainer of this process fits, validates, tests or predicts: it raises ``error()``. So it is until
+    the end of what is inside :func:`refusals_end_here`."""
+
+    def refusing(_: Callable[..., None]) -> Callable[..., None]:
+        def refused(*_: Any, **__: Any) -> None:
+            raise error()
+
+        return refused
+
+    for method in ("fit", "validate", "test", "predict"):
+        _refusals.enter_context(with_trainers(method, refusing))
+
+
+@contextmanager
+def refusals_end_here() -> Iterator[None]:
+    """See :func:`refuse_trainers`."""
+    with _refusals:
+        yield
+
+
+_refusals = contextlib.ExitStack()
+
+
 def _trainer_classes() -> Iterator[Any]:
     """The same Trainer has two names, one for each of the distributions it comes in."""
     import lightning.pytorch

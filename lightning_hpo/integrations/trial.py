@@ -8,6 +8,7 @@ from lightning_hpo.core.events import Outcome
 from lightning_hpo.integrations.fit_guard import guarding_fits, never_trained
 from lightning_hpo.integrations.job import JobResult
 from lightning_hpo.integrations.root_folder import trainers_write_in
+from lightning_hpo.integrations.trainer_classes import refusals_end_here
 from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.channel import forget_trial_channel, trial_channel
 
@@ -33,7 +34,7 @@ class TrialEntry:
         if channel is None or job.rank != 0:
             self._run(job)
             return
-        with guarding_fits(channel, self._callback_is_configured):
+        with guarding_fits(channel, self._callback_is_configured), refusals_end_here():
             result = self._run(job)
         outcome, error = result.outcome, result.error
         if outcome is Outcome.COMPLETED and channel.interrupted_as is not None:

@@ -89,6 +89,12 @@ def test_code_after_a_pause_or_stop_does_not_use_the_model(trials: Trials, decis
     assert (trials.folder / "trial" / "finally").exists(), "finally blocks run"
 
 
+@pytest.mark.parametrize("method", ["test", "fit"])
+def test_nor_does_another_trainer(trials: Trials, method: str) -> None:
+    attempt = trials.pause_at(2, "test_after_fit", method=method, anew=True)
+    assert attempt.results[0]["raised"] == "TrialPaused"
+
+
 def test_a_second_trainer_after_a_pause_does_not_train(trials: Trials) -> None:
     attempt = trials.pause_at(2, "another_trainer")
     assert attempt.results[0]["raised"] == "TrialPaused"

@@ -72,10 +72,10 @@ def test_inside_an_epoch(trials: Trials, name: str) -> None:
     assert list(whole.reports) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-EACH_RANK = [
+EACH_RANK: list[dict[str, Any]] = [
     {"broadcast": False},
     {"model": "accumulating", "strategy": "ddp"},
-    {"model": "looking", "broadcast": False},
+    {"model": "looking", "strategy": "ddp"},
 ]
 
 

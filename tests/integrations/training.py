@@ -413,10 +413,16 @@ class Testable(Model):
         self.log("test_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
 
 
-def test_after_fit(folder: str, method: str) -> str:
-    """Code after ``fit`` that swallows every Exception, as careful scripts do."""
+def test_after_fit(folder: str, method: str, anew: bool = False) -> str:
+    """Code after ``fit`` that swallows every Exception, as careful scripts do.
+
+    Args:
+        anew: with another Trainer, which has no callback.
+    """
     trainer, model = _trainer(folder, HPOCallback()), Testable()
     trainer.fit(model, *_loaders())
+    if anew:
+        trainer = _trainer(folder)
     try:
         if method == "fit":
             trainer.fit(model, *_loaders())
