@@ -51,7 +51,8 @@ class HPOCallback(EarlyStopping):
     :class:`~lightning_hpo.errors.TrialPaused` or :class:`~lightning_hpo.errors.TrialStopped`.
 
     It derives from ``EarlyStopping`` because Lightning calls such callbacks after the module at the end of
-    an epoch, when everything is logged.
+    an epoch, when everything is logged. Once a fit has begun, ``trainer.early_stopping_callback`` is the script's own
+    one; where there is none it is this one, which has no ``best_score``.
 
     Raises:
         ResourceMismatch: when the fit begins, if the Trainer does not train for ``max_t``; when it ends, if there was
@@ -97,7 +98,12 @@ class HPOCallback(EarlyStopping):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         channel = trial_channel()
-        if channel is None or stage != "fit":
+        if channel is None:
+            # Of those that are early stopping for Lightning the script's own comes first. A new list: Lightning is
+            # iterating over the old one.
+            trainer.callbacks = [*(c for c in trainer.callbacks if c is not self), self]
+            return
+        if stage != "fit":
             return
         if channel.attempt > 1:
             let_config_be_saved_again(trainer)

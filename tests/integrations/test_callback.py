@@ -148,6 +148,11 @@ def test_outside_a_trial_two_callbacks_do_nothing_either(trials: Trials) -> None
     assert trials.plain("two_callbacks").returned.count("HPOCallback") == 2
 
 
+def test_a_script_finds_its_own_early_stopping(trials: Trials) -> None:
+    assert trials.anew("alone").plain("early_stopping_of_lightning", patience=5).returned == 5
+    assert trials.anew("trial").run("early_stopping_of_lightning", patience=5).returned == 5
+
+
 def test_checkpoints_know_nothing_of_the_callbacks_key(trials: Trials) -> None:
     trials.pause_at(2, "two_callbacks")
     path = trials.folder / "trial" / "checkpoints" / "resource-2.ckpt"

@@ -470,6 +470,14 @@ class _RaisesInItsSecondEpoch(Callback):
             raise RuntimeError("no memory for this batch")
 
 
+def early_stopping_of_lightning(folder: str, patience: int) -> int:
+    """What a script finds that asks the Trainer for its early stopping."""
+    trainer = _trainer(folder, HPOCallback(), EarlyStopping("val_loss", patience=patience))
+    trainer.fit(Model(), *_loaders())
+    found: Any = trainer.early_stopping_callback
+    return int(found.patience)
+
+
 def tries_again(folder: str) -> list[str]:
     """A script that catches what its first fit raises, and trains with a new Trainer then."""
     raised = []
