@@ -167,6 +167,14 @@ class HPOCallback(EarlyStopping):
 
     # For the helper at the front of the list.
 
+    def first_at_fit_start(self, pl_module: LightningModule) -> None:
+        if self._fit is not None:
+            self._fit.begin_fit(pl_module)
+
+    def first_at_train_start(self) -> None:
+        if self._fit is not None:
+            self._fit.begin_training()
+
     def first_in_epoch(self, pl_module: LightningModule) -> None:
         if self._fit is not None:
             self._fit.restore_between_epochs(pl_module)
@@ -200,6 +208,12 @@ class _FirstInLine(Callback):
 
     def __init__(self, owner: HPOCallback) -> None:
         self._owner = owner
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._owner.first_at_fit_start(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._owner.first_at_train_start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._owner.first_in_epoch(pl_module)

@@ -186,6 +186,11 @@ def strategy_writes_itself(trainer: Trainer) -> bool:
     return type(trainer.strategy).save_checkpoint is not Strategy.save_checkpoint
 
 
+def has_whole_module(trainer: Trainer) -> bool:
+    """Whether each rank has the whole module, and has restored it when ``on_fit_start`` comes."""
+    return not (strategy_writes_itself(trainer) or trainer.strategy.restore_checkpoint_after_setup)
+
+
 def cannot_pause_inside_epochs(trainer: Trainer) -> str | None:
     """Why not: a callback changes schedulers in ``on_train_epoch_start``, which does not come again after the pause."""
     averages = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)
@@ -389,6 +394,19 @@ def skip_searches_at_start(trainer: Trainer) -> None:
 
 def _skip_once(owner: Any, name: str) -> None:
     setattr(owner, name, lambda *_: vars(owner).pop(name))
+
+
+def when_started(trainer: Trainer, then: Callable[[], None]) -> None:
+    """Call in ``on_train_start`` to have ``then`` called once the module's own is over too. Relies on the strategy's
+    hook, which comes next."""
+    strategy = trainer.strategy
+
+    def on_train_start() -> None:
+        vars(strategy).pop("on_train_start")
+        strategy.on_train_start()
+        then()
+
+    strategy.on_train_start = on_train_start  # type: ignore[method-assign]
 
 
 def forget_restart(trainer: Trainer) -> None:

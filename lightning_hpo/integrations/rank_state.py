@@ -12,6 +12,7 @@ from lightning_hpo.integrations.buffers import Digests, digests, restore_buffers
 from lightning_hpo.integrations.lightning_loaders import Loaders
 from lightning_hpo.integrations.module_state import ModuleState, module_state, restore_module_state
 from lightning_hpo.integrations.random_state import RandomState
+from lightning_hpo.integrations.start_hooks import AsRestored
 
 
 class RankState:
@@ -28,6 +29,7 @@ class RankState:
         self._then: dict[str, Any] | None = None
         """Of this rank before the pause, until it is restored."""
         self._buffers_at_start: Digests = {}
+        self._as_restored: AsRestored | None = None
         self._random_at_pause: RandomState | None = None
         self._module_inside_epoch: ModuleState | None = None
         """What is to be restored before the first batch, after a pause inside an epoch."""
@@ -36,7 +38,19 @@ class RankState:
         """Our checkpoint is about to be restored; no loader is made yet."""
         self._then = ranks[self._trainer.global_rank % len(ranks)]
         internals.set_batch_sizes(self._trainer, self._then.get("batch_sizes", {}))
+        if internals.has_whole_module(self._trainer):
+            self._as_restored = AsRestored(checkpoint["state_dict"])
         self._loaders.will_be_restored(self._then.get("loaders", {}), internals.training_streams(checkpoint))
+
+    def note_weights(self, pl_module: LightningModule) -> None:
+        """Call it in ``on_fit_start``, before any other hook."""
+        if self._as_restored is not None:
+            self._as_restored.note_weights(pl_module)
+
+    def note_options(self) -> None:
+        """Call it in ``on_train_start``, before any other hook."""
+        if self._as_restored is not None:
+            self._as_restored.note_options(self._trainer.optimizers)
 
     def begin(self, pl_module: LightningModule, *, inside_epoch: bool) -> None:
         """Call it in ``on_train_start``."""
@@ -53,7 +67,8 @@ class RankState:
         self._loaders.go_on_inside_epoch(loaders)
         self._loaders.restore_random_state(then["random"])
         internals.change_settings(self._trainer, then.get("settings", {}))
-        self._restore_tensors(pl_module, then)
+        # Not before the first batch only: a scheduler that Lightning steps after the validation comes even earlier.
+        internals.when_started(self._trainer, lambda: self._restore_tensors(pl_module, then))
         self._module_inside_epoch = then["module"]
 
     def restore_between_epochs(self, pl_module: LightningModule) -> None:
@@ -68,6 +83,9 @@ class RankState:
         self._restore_tensors(pl_module, then)
 
     def _restore_tensors(self, pl_module: LightningModule, then: dict[str, Any]) -> None:
+        if self._as_restored is not None:
+            self._as_restored.put_back(pl_module, self._trainer.optimizers)
+            self._as_restored = None
         _restore_gradients(pl_module, then.get("gradients", {}))
         restore_buffers(pl_module, then.get("buffers", {}))
         internals.set_syncs_forward(self._trainer, then.get("syncs_forward"))

@@ -4,9 +4,11 @@ Where things happen, and why there:
 
 ==========================  ===========================================================================
 setup                       handshake; have our checkpoint loaded
-on_train_start              go on inside an epoch, if that is where the pause was
+on_fit_start                first of all callbacks: note the weights, before other hooks of the start change them
+on_train_start              first of all callbacks: note learning rates and the like; last: go on inside an epoch, if
+                            that is where the pause was
 on_train_epoch_start        first of all callbacks: restore random numbers, before anybody draws, and what hooks of
-                            the start change: frozen parameters, metrics
+                            the start change: weights, learning rates, frozen parameters, metrics
 on_train_batch_start        first of all callbacks: the latter, if the pause was inside an epoch, which does not start
                             again
 on_validation_end           note that there was a validation
@@ -128,6 +130,14 @@ class SteeredFit:
         then, saving = self.restored.get("folders"), self.restored.get("saving")
         trainer_files.keep_checkpoint_folders(self._trainer, checkpoint, self._channel.directory, then, saving)
         put_rows_back(self._trainer, self._channel.directory, self.restored.get("rows", ()))
+
+    def begin_fit(self, pl_module: LightningModule) -> None:
+        """Before the other hooks of the start; what Lightning restores is restored, but for optimizers and loops."""
+        self._rank_state.note_weights(pl_module)
+
+    def begin_training(self) -> None:
+        """Before the other hooks of the training's start; optimizers are restored too."""
+        self._rank_state.note_options()
 
     def begin(self, pl_module: LightningModule) -> None:
         """The loaders exist, everything is restored, the first epoch comes next."""

@@ -29,6 +29,7 @@ BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
     "generators of a module and of a callback": {"model": "noisy", "callback": "jitter"},
     "a stream that goes on": {"endless": True, "limit_train_batches": 6},
     "buffers that are set and grow": {"model": "filling"},
+    "what hooks of the start set": {"model": "starting"},
     "what was logged before": {"model": "looking"},
     "settings of the Trainer that a callback has changed": {"callback": "changes once"},
     "gradients that wait for the next epoch": {"model": "accumulating", "check_val_every_n_epoch": 2},
@@ -43,6 +44,7 @@ INSIDE_EPOCHS: dict[str, dict[str, Any]] = {
         "callback": "jitter",
     },
     "a data module that counts": {"counts": "loaders"},
+    "what hooks of the start set": {"model": "starting"},
     "a module that counts validations when they end": {"model": "counting"},
     "buffers that are set and grow": {"model": "filling"},
     "weights that are set back when they are pruned": {"callback": "lottery tickets"},
@@ -75,7 +77,7 @@ def test_inside_an_epoch(trials: Trials, name: str) -> None:
 EACH_RANK: list[dict[str, Any]] = [
     {"broadcast": False},
     {"model": "accumulating", "strategy": "ddp"},
-    {"model": "looking", "strategy": "ddp"},
+    {"model": "looking", "broadcast": False},
 ]
 
 

@@ -222,6 +222,27 @@ class Counting(Model):
         return super().training_step((batch[0] + 0.05 * self.validations, batch[1]), batch_idx)
 
 
+class Starting(Model):
+    """Sets its first weights, a codebook and its learning rate when the fit begins, and changes all of them then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("book", torch.zeros(6))
+
+    def on_fit_start(self) -> None:
+        with torch.no_grad():
+            self.net[0].weight.mul_(0.5)
+
+    def on_train_start(self) -> None:
+        self.book.copy_(self.net[0].weight.sum(0).detach())
+        self.trainer.optimizers[0].param_groups[0]["lr"] = 0.05
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.book.mul_(0.9).add_(0.1 * batch[0].mean(0))
+        self.trainer.optimizers[0].param_groups[0]["lr"] *= 0.9
+        return super().training_step((batch[0] + self.book, batch[1]), batch_idx)
+
+
 class Looking(Model):
     """Trains with what was logged last, also by this rank alone, wherever Lightning keeps it."""
 
@@ -298,6 +319,7 @@ class ChangesOnce(Callback):
 MODELS = {
     "counting": Counting,
     "looking": Looking,
+    "starting": Starting,
     "remembering": Remembering,
     "filling": Filling,
     "noisy": Noisy,

@@ -1,0 +1,63 @@
+"""What hooks of a fit's start change, though the fit goes on from a pause, is put back.
+
+``on_fit_start`` and ``on_train_start`` are called in every process of a trial. Initial weights that a module sets
+there, a codebook that it draws from the data, a learning rate would be set a second time, over what was just restored.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+class AsRestored:
+    """Weights, buffers and options of optimizers as they were before any hook of the start.
+
+    Args:
+        saved: the checkpoint's ``state_dict``.
+    """
+
+    def __init__(self, saved: Mapping[str, Any]) -> None:
+        self._weights = dict(saved)
+        self._options: list[list[dict[str, Any]]] = []
+
+    def note_weights(self, module: nn.Module) -> None:
+        """Call it when the module is restored, before the first hook."""
+        # Callbacks may save other weights than those of the training, and restore the latter by themselves.
+        now = module.state_dict()
+        self._weights = {
+            name: saved for name, saved in self._weights.items() if name in now and _are_equal(now[name], saved)
+        }
+
+    def note_options(self, optimizers: Sequence[Optimizer]) -> None:
+        """Call it when the optimizers are restored, before the first hook that comes then."""
+        self._options = [[_options(group) for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def put_back(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Call it when no hook of the start comes any more."""
+        now = module.state_dict()
+        for name, saved in self._weights.items():
+            if name in now and _are_alike(now[name], saved):
+                now[name].copy_(saved)  # in place: it is the module's own memory
+        for optimizer, groups in zip(optimizers, self._options, strict=False):
+            if len(groups) == len(optimizer.param_groups):
+                for group, options in zip(optimizer.param_groups, groups, strict=True):
+                    group.update(options)
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+
+
+def _are_alike(now: Any, saved: Any) -> bool:
+    are_tensors = isinstance(now, torch.Tensor) and isinstance(saved, torch.Tensor)
+    return are_tensors and now.shape == saved.shape and now.dtype == saved.dtype
+
+
+def _are_equal(now: Any, saved: Any) -> bool:
+    return _are_alike(now, saved) and torch.equal(now, saved.to(now.device))
