@@ -210,7 +210,8 @@ class Study:
         if self._journal is None or self._is_closed:
             return
         try:
-            self._commit()
+            if self._unwritten:
+                self._commit()
         finally:
             self._journal.close()
             self._is_closed = True

@@ -616,4 +616,13 @@ def test_a_study_whose_folder_was_deleted_takes_no_reports(tmp_path):
     shutil.rmtree(tmp_path / "study")
     with pytest.raises(StudyNotFound):
         study.tell(job.trial_id, 1, 0.5)
+    with pytest.raises(StudyNotFound):  # the report is still not written
+        study.close()
+    study.close()
+
+
+def test_a_study_whose_folder_was_deleted_is_closed_like_any_other_if_nothing_is_left_to_be_written(tmp_path):
+    study = Study.create({"x": uniform(0, 1)}, metric="m", algorithm="asha", max_t=9, path=tmp_path / "study")
+    study.ask()
+    shutil.rmtree(tmp_path / "study")
     study.close()
