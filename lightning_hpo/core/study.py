@@ -8,11 +8,11 @@ continued after a crash, simulated, and tested.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
 from lightning_hpo.core.dispatch import Dispatcher
+from lightning_hpo.core.error_texts import without_names, without_numbers
 from lightning_hpo.core.events import (
     AttemptEnded,
     AttemptStarted,
@@ -44,8 +44,6 @@ _MOST_LATE_FAILURES = 20
 Also of errors that differ in numbers: configurations may be named in them, and the next one may be a good one, but not
 when so many were not.
 """
-_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
-_NUMBER = re.compile(r"\d+")
 
 
 class StudyState(Dispatcher):
@@ -307,7 +305,7 @@ class StudyState(Dispatcher):
         self._give_up(trial, TrialStatus.FAILED)
         errors = self._errors_in_a_row
         error = (trial.error or "unknown error").strip().splitlines()[-1]
-        errors.append((trial.id, error, _ADDRESS.sub("*", _without_folder(error, trial.folder))))
+        errors.append((trial.id, error, without_names(error, trial.folder)))
         early = self.options.max_failures_in_a_row
         late = max(early, _MOST_LATE_FAILURES)
         same = [same for _, _, same in errors[-late:]]
@@ -391,16 +389,6 @@ class StudyState(Dispatcher):
         finals = [t.status for t in self.trials.values() if t.status.is_final]
         assert self.progress.finished == len(finals)
         assert self.progress.completed == sum(s is TrialStatus.COMPLETED for s in finals)
-
-
-def without_numbers(message: str) -> str:
-    """What messages of one kind have in common: they differ in figures, process ids and addresses."""
-    return _NUMBER.sub("#", _ADDRESS.sub("#", message))
-
-
-def _without_folder(error: str, folder: str | None) -> str:
-    """An error without the name of the trial's folder, by which the same error of two trials may differ."""
-    return error if folder is None else re.sub(rf"(?<=/){re.escape(folder)}(?![^/'\"\s:])", "*", error)
 
 
 def _latest_cost(trial: Trial, reported: float | None) -> float | None:

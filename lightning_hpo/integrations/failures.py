@@ -14,7 +14,9 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from lightning_hpo.core.events import Outcome
-from lightning_hpo.errors import ExecutionError, TrialError
+from lightning_hpo.core.study import StudyState
+from lightning_hpo.core.trial import TrialStatus
+from lightning_hpo.errors import AllFailed, ExecutionError, TrialError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LOADING_WORKER = re.compile(r"DataLoader worker \(pid")
@@ -145,4 +147,19 @@ def _is_cuda_out_of_memory(error: BaseException) -> bool:
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and _CPU_ALLOCATION.search(str(error)) is not None
+    )
+
+
+def refuse_failure(state: StudyState) -> None:
+    """Who waits for the study must not take it for a good one.
+
+    Raises:
+        AllFailed: if every trial failed.
+    """
+    if not state.trials or any(trial.status is not TrialStatus.FAILED for trial in state.trials.values()):
+        return
+    first = state.trials[min(state.trials)]
+    raise AllFailed(
+        f"Every trial of the study failed ({len(state.trials)}), the first with: {first.error or 'no error was told'}. "
+        "Correct the causes, and start again in another folder: trials that failed are not tried again."
     )

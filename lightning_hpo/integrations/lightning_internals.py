@@ -37,7 +37,6 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
     LearningRateFinder,
-    ModelPruning,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.plugins import DoublePrecision
@@ -304,38 +303,6 @@ def set_batch_sizes(trainer: Trainer, sizes: dict[str, int]) -> None:
     """Before any loader is made."""
     for name, size in sizes.items():
         lightning_setattr(trainer.lightning_module, name, size)
-
-
-def rewinds_to(trainer: Trainer) -> list[torch.Tensor | None]:
-    """The values to which ``ModelPruning`` sets parameters back, by the lottery ticket hypothesis.
-
-    None: they share the parameter's memory and are trained with it. So they do on the device where the parameters were
-    first, once they have been used, because Lightning does not copy them.
-    """
-    return [
-        None if value.data_ptr() == parameter.data_ptr() else value.detach().to("cpu", copy=True)
-        for value, parameter in _rewound(trainer)
-    ]
-
-
-def set_rewinds_to(trainer: Trainer, values: list[torch.Tensor | None]) -> None:
-    """What :func:`rewinds_to` has read."""
-    for (value, parameter), saved in zip(_rewound(trainer), values, strict=False):
-        value.data = parameter.data if saved is None else saved.to(value.device, copy=True)
-
-
-def _rewound(trainer: Trainer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What ``ModelPruning`` keeps of parameters, each with the parameter.
-
-    Relies on its ``_original_layers`` and ``_parameters_to_prune``.
-    """
-    for callback in trainer.callbacks:
-        kept = getattr(callback, "_original_layers", None) if isinstance(callback, ModelPruning) else None
-        for layer in (kept or {}).values():
-            for number, name in layer["names"]:
-                module, value = callback._parameters_to_prune[number][0], getattr(layer["data"], name)
-                if isinstance(value, torch.Tensor):
-                    yield value, getattr(module, f"{name}_orig" if hasattr(module, f"{name}_orig") else name)
 
 
 _METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")

@@ -11,6 +11,7 @@ from lightning_hpo.integrations import lightning_internals as internals
 from lightning_hpo.integrations.buffers import Digests, digests, restore_buffers, unsaved_buffers
 from lightning_hpo.integrations.lightning_loaders import Loaders
 from lightning_hpo.integrations.module_state import ModuleState, module_state, restore_module_state
+from lightning_hpo.integrations.pruning import rewinds_to, set_rewinds_to
 from lightning_hpo.integrations.random_state import RandomState
 from lightning_hpo.integrations.start_hooks import AsRestored
 
@@ -89,7 +90,7 @@ class RankState:
         _restore_gradients(pl_module, then.get("gradients", {}))
         restore_buffers(pl_module, then.get("buffers", {}))
         internals.set_syncs_forward(self._trainer, then.get("syncs_forward"))
-        internals.set_rewinds_to(self._trainer, then.get("rewinds_to", []))
+        set_rewinds_to(self._trainer, then.get("rewinds_to", []))
 
     def restore_before_batch(self, pl_module: LightningModule) -> None:
         """Call it before the first batch: after a pause inside an epoch the module's hooks of the start come first."""
@@ -115,7 +116,7 @@ class RankState:
             "metrics": internals.metrics_so_far(trainer),
             "syncs_forward": internals.syncs_forward(trainer),
             "module": module_state(pl_module),
-            "rewinds_to": internals.rewinds_to(trainer),
+            "rewinds_to": rewinds_to(trainer),
         }
         state["random"] = self._loaders.random_state() if inside_epoch else self._random_at_pause
         # Automatic optimisation uses up its gradients by the end of an epoch.

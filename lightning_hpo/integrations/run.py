@@ -16,11 +16,11 @@ from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher_options import DEFAULT_MODELS
 from lightning_hpo.core.space import SearchSpace
 from lightning_hpo.core.study import StudyState
-from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.core.unread import note_on_unread
 from lightning_hpo.core.view import StudyView
-from lightning_hpo.errors import AllFailed, StudyError, StudyMismatch
+from lightning_hpo.errors import StudyError, StudyMismatch
 from lightning_hpo.integrations.config import LauncherOptions
+from lightning_hpo.integrations.failures import refuse_failure
 from lightning_hpo.integrations.settings import Changed, changed_settings, note_on_settings, remark_on_settings
 from lightning_hpo.integrations.warm_up import warm_up
 from lightning_hpo.report.folder import continuing
@@ -112,23 +112,8 @@ def run_study(setup: StudySetup) -> StudyState:
         raise KeyboardInterrupt
     if by is not None:
         raise SystemExit(128 + by)
-    _refuse_failure(state)
+    refuse_failure(state)
     return state
-
-
-def _refuse_failure(state: StudyState) -> None:
-    """Who waits for the study must not take it for a good one.
-
-    Raises:
-        AllFailed: if every trial failed.
-    """
-    if not state.trials or any(trial.status is not TrialStatus.FAILED for trial in state.trials.values()):
-        return
-    first = state.trials[min(state.trials)]
-    raise AllFailed(
-        f"Every trial of the study failed ({len(state.trials)}), the first with: {first.error or 'no error was told'}. "
-        "Correct the causes, and start again in another folder: trials that failed are not tried again."
-    )
 
 
 def _run(

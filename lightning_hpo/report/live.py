@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from lightning_hpo.core.error_texts import without_numbers
 from lightning_hpo.core.events import Decision, Event
-from lightning_hpo.core.study import StudyState, without_numbers
+from lightning_hpo.core.study import StudyState
 from lightning_hpo.report import formats
 from lightning_hpo.report.afterwards import warning_of_failure_afterwards
 from lightning_hpo.report.decisions import DecisionLines

@@ -1,4 +1,4 @@
-"""What Lightning keeps beside its checkpoints is carried over."""
+"""The weights to which pruning goes back are carried over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelPruning
 from torch import nn
 
-from lightning_hpo.integrations.lightning_internals import rewinds_to, set_rewinds_to
+from lightning_hpo.integrations.pruning import rewinds_to, set_rewinds_to
 
 
 def pruner(module: nn.Module) -> Any:
