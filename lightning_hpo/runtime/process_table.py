@@ -24,13 +24,17 @@ class ProcessInfo(NamedTuple):
 
 
 def processes() -> Iterator[ProcessInfo]:
-    """Every process that is not a zombie."""
+    """Every process that runs: all but zombies.
+
+    One whose first thread has ended and another has not yet is called a zombie by the system too. It runs, and what it
+    has started is still its own: who takes it for gone finds its children neither as orphans nor through it.
+    """
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # After the command's name, which may contain anything: state, parent, group, session.
+                # After the command's name, which may contain anything: state, parent, group, session, ..., threads.
                 fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
-                if fields[0] not in (b"Z", b"X"):
+                if fields[0] not in (b"Z", b"X") or int(fields[17]) > 1:
                     yield ProcessInfo(int(entry.name), int(fields[1]), int(fields[3]))
 
 
