@@ -53,6 +53,7 @@ ALGORITHMS: list[dict[str, Any]] = [
     {"algorithm": "asha", "max_t": 9, "type": "promotion", "improvement_probability": 0.4},
     {"algorithm": "asha", "max_t": 9, "type": "promotion", "brackets": 2, "delayed_promotion": True},
     {"algorithm": "default", "max_t": 9},
+    {"algorithm": "default", "max_t": 9, "type": "stopping"},
     {"algorithm": "pasha", "max_t": 27},
     {"algorithm": "bohb", "max_t": 9, "type": "promotion"},
     {"algorithm": "sync_hyperband", "max_t": 9},

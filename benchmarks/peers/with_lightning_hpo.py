@@ -80,6 +80,7 @@ METHODS: dict[str, type[Tuner]] = {
     "default-by-rank": _by_rank(improvement_probability=0),
     "default-local": _by_rank(searcher={"input_warping": False, "skip_local_optimization": False}),
     "default-stopping": _method("default", is_model=True, type="stopping"),
+    "default-rank-stopping": _by_rank(type="stopping"),
     "random": _method("random"),
     "asha-promotion": _method("asha", type="promotion"),
     "asha-stopping": _method("asha", type="stopping"),

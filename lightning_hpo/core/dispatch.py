@@ -41,7 +41,10 @@ class Dispatcher(StudyRecord):
 
     def request(self, wanted: SuggestionWanted) -> SuggestRequest:
         """The request to the searcher that belongs to a decision."""
-        return SuggestRequest(wanted.trial_id, wanted.bracket, wanted.milestone, self.scheduler.slot())
+        scheduler = self.scheduler
+        return SuggestRequest(
+            wanted.trial_id, wanted.bracket, wanted.milestone, scheduler.slot(), scheduler.wants_limits
+        )
 
     def next_request(self) -> SuggestRequest | None:
         """The request that would come next, to be answered ahead of time; None if none can come."""

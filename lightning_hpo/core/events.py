@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from lightning_hpo.core.trial import Checkpoint, Config
 from lightning_hpo.errors import StudyCorrupt
@@ -28,6 +29,15 @@ class Verdict(str, enum.Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+class Limit(NamedTuple):
+    """The highest value with which a trial goes on past a rung (``type=stopping``, led by the searcher)."""
+
+    trial_id: int
+    level: int
+    value: float
+    """Minimised, and finite; of what :func:`~lightning_hpo.core.observations.settled_value` gives there."""
 
 
 class Outcome(str, enum.Enum):
@@ -78,6 +88,8 @@ class Suggested:
     """The paused trial that goes on instead of a new one."""
     milestone: int | None = None
     """Where the trial is judged next, if the searcher decides on that; None: at its first milestone."""
+    limits: tuple[Limit, ...] | None = None
+    """Of the new trial and those that run, for the rungs before them; None leaves what was said of them before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +317,8 @@ def from_json(data: dict[str, Any]) -> Event:
             values.setdefault("config", None)
             if values.get("bracket_weights") is not None:
                 values["bracket_weights"] = tuple(map(float, values["bracket_weights"]))
+            if values.get("limits") is not None:
+                values["limits"] = limits_of(values["limits"])
         event: Event = cls(**values)
         return event
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
@@ -312,6 +326,15 @@ def from_json(data: dict[str, Any]) -> Event:
             f"This is not an event of a study: {str(data)[:200]} ({problem}). "
             "Open the study with the version that wrote it, or restore its backup."
         ) from problem
+
+
+def limits_of(data: Iterable[Any]) -> tuple[Limit, ...]:
+    """Limits as JSON holds them.
+
+    Raises:
+        TypeError, ValueError: if they are none.
+    """
+    return tuple(Limit(int(trial_id), int(level), float(value)) for trial_id, level, value in data)
 
 
 def portable(value: Any) -> Any:

@@ -15,7 +15,8 @@ Source: Klein et al., arXiv:2003.10865, section 3 (pending evaluations are part 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 
 from lightning_hpo.core.searcher import Observation, Pending
 from lightning_hpo.errors import OptionError
@@ -28,6 +29,22 @@ LARGEST = 1e100
 def bounded(value: float) -> float:
     """The value, cut to +-:data:`LARGEST`."""
     return max(-LARGEST, min(value, LARGEST))
+
+
+def settled_value(curve: Mapping[int, float], level: int) -> float | None:
+    """What a trial reached at a rung: the median of the second half of its curve up to there. Single epochs are noisy.
+
+    Args:
+        curve: finite reports, resource -> value.
+        level: resource of the rung.
+
+    Returns:
+        None without a report in that half: a trial that ended by itself may have ended before.
+    """
+    # Where not every unit is reported, it may be a later report that counted for the rung.
+    until = min((resource for resource in curve if resource >= level), default=level)
+    late = [value for resource, value in curve.items() if level // 2 < resource <= until]
+    return statistics.median(late) if late else None
 
 
 class SearcherData:

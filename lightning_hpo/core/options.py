@@ -32,6 +32,7 @@ RESOURCE_CONSTANTS = ("epochs", "max_t", "max-t", "max_epochs", "max-epochs")
 """Constants of a space that are read for ``max_t``, in this order, if it is not set."""
 ADDITIVE_MODELS = ("gp_expdecay", "gp_issm")
 TYPES = ("stopping", "promotion", "pasha", "cost_promotion")
+_LED_TYPES = ("promotion", "stopping")
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class StudyOptions:
     """No more than the quantile of a rung ever go on, even if better ones keep coming; the algorithm default presets
     true."""
     promotion_rule: str = "rank"
-    """Who says which paused trials go on: rank, their place in the rung; or searcher, its model; the
-    algorithm default presets searcher for type=promotion."""
+    """Who says which trials go on past a rung: rank, their place in it; or searcher, its model; the algorithm default
+    presets searcher for type=promotion and type=stopping."""
     searcher_data: str | None = None
     """What the searcher learns from: rungs, all or rungs_and_last; default rungs, for gp_expdecay and gp_issm all."""
     register_pending_myopic: bool = False
@@ -250,10 +251,10 @@ class StudyOptions:
                 f"promotion_rule=searcher needs a searcher that knows paused trials, and that of {self.algorithm} does "
                 "not. Set promotion_rule=rank, or choose algorithm=default."
             )
-        if self.effective_type != "promotion":
+        if self.effective_type not in _LED_TYPES:
             raise OptionError(
-                f"promotion_rule=searcher contradicts type={self.effective_type}: nothing is paused there, or by rank "
-                "only. Set promotion_rule=rank, or type=promotion."
+                f"promotion_rule=searcher contradicts type={self.effective_type}, which goes by rank only. "
+                "Set promotion_rule=rank, or type=promotion or stopping."
             )
         if self.searcher.model not in (None, "gp_rungs") or self.searcher.approximation != "none":
             raise OptionError(
@@ -298,7 +299,7 @@ def _is_led(given: Mapping[str, Any]) -> bool:
         return bool(given["promotion_rule"] == "searcher")
     search = given.get("searcher")
     model = search.get("model") if isinstance(search, Mapping) else getattr(search, "model", None)
-    return given.get("type") in (None, "promotion") and model in (None, "gp_rungs")
+    return given.get("type") in (None, *_LED_TYPES) and model in (None, "gp_rungs")
 
 
 def max_t_among(constants: Mapping[str, Any], algorithm: str, named: str | None = None) -> int | None:

@@ -158,6 +158,9 @@ class Rung:
         self._by_trial[trial_id] = entry
 
     def mark_promoted(self, trial_id: int) -> None:
+        """The trial has gone on; twice is once."""
+        if trial_id in self._promoted:
+            return
         old = self._by_trial[trial_id]
         del self._entries[bisect.bisect_left(self._entries, old)]
         del self._waiting[bisect.bisect_left(self._waiting, old)]

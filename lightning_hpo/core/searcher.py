@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from lightning_hpo.core.events import Suggested
+from lightning_hpo.core.events import Limit, Suggested
 from lightning_hpo.core.trial import Config
 
 if TYPE_CHECKING:  # the options reach this module, and Hydra reads them in every program: no numpy then
@@ -46,6 +46,8 @@ class SuggestRequest:
     milestone: int = 1
     """First level at which the new trial will be judged."""
     slot: Slot | None = None
+    wants_limits: bool = False
+    """Trials are stopped at rungs where the searcher says so, ahead of their reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Suggestion:
     """A paused trial that is worth more than a new one; ``config`` is its configuration."""
     milestone: int | None = None
     """Rung or ``max_t`` at which the trial is to be judged next; None: the first one of its bracket."""
+    limits: tuple[Limit, ...] | None = None
+    """Of the new trial and those that run, if the request wants them."""
 
 
 def suggested(time: float, trial_id: int, suggestion: Suggestion | None) -> Suggested:
@@ -97,6 +101,7 @@ def suggested(time: float, trial_id: int, suggestion: Suggestion | None) -> Sugg
         suggestion.state,
         suggestion.resumes,
         suggestion.milestone,
+        suggestion.limits,
     )
 
 

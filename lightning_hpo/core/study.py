@@ -129,7 +129,7 @@ class StudyState(Dispatcher):
         if event.origin == "attached":
             self.ended = None  # that nothing was left to do holds no longer; a limit will say so again
         else:
-            self.scheduler.follow(event.origin)
+            self.scheduler.follow(event.origin, event.limits or ())
         if event.resumes is not None:
             resumed = self._resume_suggested(event, event.resumes)
             return [] if resumed is None else [resumed]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightning_hpo.core.events import Event, to_json
+from lightning_hpo.core.events import Event, limits_of, to_json
 from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, SuggestRequest
 from lightning_hpo.errors import HpoError, OptionError, SearcherFailed
 from lightning_hpo.runtime import process_table, processes
@@ -317,8 +317,12 @@ def suggestion_from_json(data: dict[str, Any] | None) -> Suggestion | None:
     """The suggestion in a server's answer."""
     if data is None:
         return None
-    weights = data.pop("bracket_weights")
-    return Suggestion(**data, bracket_weights=None if weights is None else tuple(weights))
+    weights, limits = data.pop("bracket_weights"), data.pop("limits", None)
+    return Suggestion(
+        **data,
+        bracket_weights=None if weights is None else tuple(weights),
+        limits=None if limits is None else limits_of(limits),
+    )
 
 
 def _raised(error: str, kind: str | None) -> HpoError:

@@ -32,7 +32,7 @@ class FreezeThawSearcher(GaussianProcessSearcher):
         model = self._fitted(view, request)
         # A resumed trial does not use up the request's: its candidates are not to come again and again.
         rng = generator(view.seed, Stream.SURROGATE, request.trial_id, _PROPOSAL, len(model.history))
-        found = choose(view, self._options, model, rng)
+        found = choose(view, self._options, model, rng, request)
         if found is None:
             return random_suggestion(view, request, self._options, "random: every candidate is known already")
         return found

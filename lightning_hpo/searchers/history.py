@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_hpo.core.observations import settled_value
 from lightning_hpo.core.searcher import SearchView
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.searchers.base import number_of_configurations
@@ -96,7 +96,7 @@ def multi_fidelity(view: SearchView, at_levels_only: bool) -> History:
 
 
 def rung_medians(view: SearchView, tells_diverged: bool = False) -> History:
-    """Per trial and rung the median of the reports in the second half up to there: single epochs are noisy.
+    """Per trial and rung its settled value (:func:`~lightning_hpo.core.observations.settled_value`).
 
     Args:
         view: of the study.
@@ -106,11 +106,9 @@ def rung_medians(view: SearchView, tells_diverged: bool = False) -> History:
     curves = {trial: view.curve(trial) for trial in dict.fromkeys(history.observed.trial_ids)}
     values = history.values.copy()
     for i, (trial, level) in enumerate(zip(history.observed.trial_ids, history.observed.resources, strict=True)):
-        # Where not every unit is reported, it may be a later report that counted for the rung.
-        until = min((resource for resource in curves[trial] if resource >= level), default=level)
-        late = [value for resource, value in curves[trial].items() if level // 2 < resource <= until]
-        if late:  # a trial that ended by itself may have ended before
-            values[i] = statistics.median(late)
+        settled = settled_value(curves[trial], level)
+        if settled is not None:
+            values[i] = settled
     history = dataclasses.replace(history, values=values)
     return _with_diverged(view, history) if tells_diverged else history
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Set
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_hpo.core.searcher import SearchView, Suggestion
+from lightning_hpo.core.events import Limit
+from lightning_hpo.core.observations import bounded
+from lightning_hpo.core.searcher import SearchView, Suggestion, SuggestRequest
 from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.searchers.base import number_of_configurations
 from lightning_hpo.searchers.candidates import Candidates
 from lightning_hpo.searchers.feasibility import Feasibility
 from lightning_hpo.searchers.gp_model import FittedModel
 from lightning_hpo.searchers.proposal import excluded_with_pending, place
-from lightning_hpo.surrogates.rate import improvement_rates
+from lightning_hpo.surrogates.rate import improvement_limits, improvement_rates
 from lightning_hpo.surrogates.rungs import RungPosterior
 
 
@@ -33,9 +36,16 @@ class _Option:
 
 
 def choose(
-    view: SearchView, options: SearcherOptions, model: FittedModel, rng: np.random.Generator
+    view: SearchView,
+    options: SearcherOptions,
+    model: FittedModel,
+    rng: np.random.Generator,
+    request: SuggestRequest,
 ) -> Suggestion | None:
     """The paused trial or the new configuration with the highest expected improvement per unit of resource.
+
+    If the request wants them, the values at the next rungs are named with which the trials that run, and the new one,
+    are worth more than the best new configuration: with those they are to go on.
 
     Returns:
         None if every configuration has been tried, so that nothing competes with the paused trials any more, or if no
@@ -55,14 +65,17 @@ def choose(
             *_paused(view, outlook, feasibility.waiting_in_vain),
         )
         best = max(could_be_done, key=lambda o: o.rate, default=None)
-    if best is None:
-        return None
+        if best is None:
+            return None
+        limits = _limits(view, options, model, outlook, best, request.trial_id) if request.wants_limits else None
     reason = (
         f"EI {best.rate * model.normalisation.scale:.3g} per unit of resource at max_t, "
         f"judged next {place(view, best.milestone)}, from {len(model.history)} observations{model.remark}"
     )
     state = model.state if model.is_refitted else None
-    return Suggestion(best.config, reason, "model", state=state, resumes=best.resumes, milestone=best.milestone)
+    return Suggestion(
+        best.config, reason, "model", state=state, resumes=best.resumes, milestone=best.milestone, limits=limits
+    )
 
 
 def _is_exhausted(view: SearchView, options: SearcherOptions) -> bool:
@@ -85,6 +98,29 @@ def _new(
         yield _Option(float(rate), outlook.levels[0], None, config)
 
 
+def _limits(
+    view: SearchView, options: SearcherOptions, model: FittedModel, outlook: _Outlook, best: _Option, new_trial: int
+) -> tuple[Limit, ...]:
+    """With which values trials are worth more than the best new one, where nothing else competes with it."""
+    pending = model.history.pending
+    next_level = dict(zip(pending.trial_ids, pending.resources, strict=True)) | {new_trial: outlook.levels[0]}
+    configs = [view.configs[trial] if trial != new_trial else best.config for trial in next_level]
+    inputs = torch.from_numpy(view.space.encode_many(configs)).to(model.device)
+    # What is expected of the trial itself is what is to be found out.
+    across = [_believing(model, options, without=trial).across(inputs[i : i + 1]) for i, trial in enumerate(next_level)]
+    mean, covariance = (torch.cat(parts) for parts in zip(*across, strict=True))
+    incumbents = torch.stack([outlook.incumbent(without=trial) for trial in next_level])
+    cost = torch.tensor(outlook.levels, dtype=mean.dtype, device=model.device)
+    limits = improvement_limits(mean, covariance, outlook.noise, cost, incumbents, best.rate)
+    values = model.normalisation.backward(limits.cpu().numpy())
+    return tuple(
+        Limit(trial, level, bounded(float(value)))
+        for (trial, first), row in zip(next_level.items(), values, strict=True)
+        for level, value in zip(outlook.levels, row, strict=False)  # there is none at the last rung
+        if level >= first
+    )
+
+
 def _paused(view: SearchView, outlook: _Outlook, in_vain: Set[int]) -> Iterator[_Option]:
     """The best paused trial of every rung, but for those that wait in vain."""
     by_rung: dict[int, list[int]] = {}
@@ -99,6 +135,17 @@ def _paused(view: SearchView, outlook: _Outlook, in_vain: Set[int]) -> Iterator[
         best = int(np.argmax(rates))
         trial = trials[best]
         yield _Option(float(rates[best]), outlook.levels[passed], trial, dict(view.configs[trial]))
+
+
+def _believing(model: FittedModel, options: SearcherOptions, without: int | None = None) -> RungPosterior:
+    """The posterior once every running trial has reported what is expected of it, but for one."""
+    posterior, pending = model.posterior, model.history.pending
+    assert isinstance(posterior, RungPosterior)
+    believed = [i for i, trial in enumerate(pending.trial_ids) if trial != without]
+    if not believed or options.no_fantasizing:
+        return posterior
+    resources = torch.tensor([pending.resources[i] for i in believed], device=model.device)
+    return posterior.believe(torch.from_numpy(pending.inputs[believed]).to(model.device), resources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,17 +164,12 @@ class _Outlook:
     """``(n, L)``"""
     covariance: Tensor
     """``(n, L, L)``"""
-    incumbent: Tensor
-    """Lowest mean at the last rung: where values rise with the resource, those of low rungs are out of reach. That of a
-    trial that diverged, or waits in vain, is out of reach too."""
+    reachable: tuple[int, ...]
+    """Rows of ``mean`` that are to be improved on: not those of trials that diverged, or wait in vain."""
 
     @classmethod
     def of(cls, view: SearchView, options: SearcherOptions, model: FittedModel, hopeless: Set[int]) -> _Outlook:
-        posterior, pending, observed = model.posterior, model.history.pending, model.history.observed
-        assert isinstance(posterior, RungPosterior)
-        if len(pending) and not options.no_fantasizing:
-            inputs = torch.from_numpy(pending.inputs).to(model.device)
-            posterior = posterior.believe(inputs, torch.tensor(pending.resources, device=model.device))
+        posterior, observed = _believing(model, options), model.history.observed
         levels = posterior.covariance.levels
         rows = {trial: row for row, trial in enumerate(observed.trial_ids)}
         numbers = {trial: number for number, trial in enumerate(rows)}
@@ -135,7 +177,14 @@ class _Outlook:
         noise = posterior.new_noise(torch.tensor(levels, device=model.device))
         seen = frozenset((observed.trial_ids[i], observed.resources[i]) for i in model.kept)
         reachable = [number for trial, number in numbers.items() if trial not in hopeless] or list(numbers.values())
-        return cls(posterior, levels, noise, seen, numbers, mean, covariance, mean[reachable, -1].min())
+        return cls(posterior, levels, noise, seen, numbers, mean, covariance, tuple(reachable))
+
+    def incumbent(self, without: int | None = None) -> Tensor:
+        """Lowest mean at the last rung, but for that of one trial; infinite without any. Where values rise with the
+        resource, those of low rungs are out of reach."""
+        own = self.numbers.get(without) if without is not None else None
+        rows = [row for row in self.reachable if row != own]
+        return self.mean[rows, -1].min() if rows else self.mean.new_tensor(math.inf)
 
     def rates_of_new(self, encoded: np.ndarray) -> np.ndarray:
         """Of new trials, ``(B,)``."""
@@ -150,4 +199,4 @@ class _Outlook:
     def _rates(self, mean: Tensor, covariance: Tensor, passed: int) -> np.ndarray:
         cost = torch.tensor(self.levels[passed:], dtype=mean.dtype, device=mean.device)
         cost -= self.levels[passed - 1] if passed else 0
-        return improvement_rates(mean, covariance, self.noise[passed:], cost, self.incumbent).cpu().numpy()
+        return improvement_rates(mean, covariance, self.noise[passed:], cost, self.incumbent()).cpu().numpy()

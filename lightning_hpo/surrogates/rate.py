@@ -17,6 +17,7 @@ for a trial of two stages: the best ratio of expected reward and expected cost o
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ _PROBABLE = 24
 """Values at a rung are represented by the mid-points of as many equally probable cells. So no luck rarer than theirs is
 counted on: among hundreds of candidates there is always one that would need it, and with an exact integral searches
 spend more on such and end worse (docs/decisions/default.md)."""
+_SPAN, _STEPS = 6.0, 97
+"""Values at a rung that are tried as limits: standard deviations on each side of the expected one, and their number."""
+_LEAST_RATE = 1e-300
 _LEAST_REST = 1e-6
 """Share of the variance at the last rung that no value below it explains."""
 
@@ -39,7 +43,7 @@ def improvement_rates(mean: Tensor, covariance: Tensor, noise: Tensor, cost: Ten
         covariance: ``(B, k, k)`` of the latent values at the ``k`` rungs to come.
         noise: ``(k,)`` noise variance of the values there.
         cost: ``(k,)`` of training to each of them, increasing.
-        incumbent: ``()`` value that is to be improved on.
+        incumbent: ``()`` or ``(B,)`` value that is to be improved on.
     """
     last = covariance.shape[-1] - 1
     variance = covariance[:, last, last].clamp_min(1e-12)
@@ -55,6 +59,48 @@ def improvement_rates(mean: Tensor, covariance: Tensor, noise: Tensor, cost: Ten
         ratios = kept / (cost[j] + share * (cost[last] - cost[j]))
         rate = torch.maximum(rate, ratios.amax(-1))
     return rate
+
+
+def improvement_limits(
+    mean: Tensor, covariance: Tensor, noise: Tensor, cost: Tensor, incumbent: Tensor, rate: float
+) -> Tensor:
+    """The value at each rung but the last with which a trial improves at a given rate from there: ``(B, L - 1)``.
+
+    With a lower value the trial improves at a higher rate, with a higher one at a lower rate. Values are looked for
+    within six standard deviations of what is expected at the rung.
+
+    Args:
+        mean: ``(B, L)`` of the latent values at all rungs.
+        covariance: ``(B, L, L)`` of them.
+        noise: ``(L,)`` noise variance of the values there.
+        cost: ``(L,)`` of training to each rung from the beginning, increasing.
+        incumbent: ``(B,)`` values that are to be improved on, or what the trial itself is expected to reach, if that is
+            better; may be infinite.
+        rate: improvement per unit of cost, in the units of the targets.
+    """
+    n, last = len(mean), mean.shape[-1] - 1
+    steps = torch.linspace(-_SPAN, _SPAN, _STEPS, dtype=mean.dtype, device=mean.device)
+    limits = mean.new_empty(n, last)
+    for j in range(last):
+        spread = (covariance[:, j, j] + noise[j]).sqrt()
+        told = covariance[:, :, j] / spread.unsqueeze(-1)  # what a standard deviation more there adds to each
+        means = mean[:, last].unsqueeze(-1) + told[:, last].unsqueeze(-1) * steps
+        rest = covariance - told.unsqueeze(-1) * told.unsqueeze(-2)
+        rates = improvement_rates(
+            means.flatten(),
+            rest[:, j + 1 :, j + 1 :].repeat_interleave(_STEPS, 0),
+            noise[j + 1 :],
+            cost[j + 1 :] - cost[j],
+            torch.minimum(means, incumbent.unsqueeze(-1)).flatten(),
+        ).unflatten(0, (n, _STEPS))
+        # Between the last step that is good enough, all before it being so, and the next one.
+        passes = (rates >= rate).long().cumprod(-1).sum(-1)
+        below, above = (passes - 1).clamp_min(0), passes.clamp_max(_STEPS - 1)
+        ends = rates.clamp_min(_LEAST_RATE).log().gather(-1, torch.stack([below, above], -1))
+        share = (ends[:, 0] - math.log(max(rate, _LEAST_RATE))) / (ends[:, 0] - ends[:, 1])
+        at = steps[below] + (steps[above] - steps[below]) * share.nan_to_num(0.0).clamp(0.0, 1.0)
+        limits[:, j] = mean[:, j] + spread * at
+    return limits
 
 
 @functools.cache

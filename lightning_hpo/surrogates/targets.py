@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import boxcox
+from scipy.special import boxcox, inv_boxcox
 
 from lightning_hpo.errors import ShapeError
 
@@ -55,6 +55,19 @@ class Normalisation:
         if self.box_cox_lambda is not None:
             transformed = boxcox(transformed / self.unit, self.box_cox_lambda)
         return np.asarray((transformed - self.mean) / self.scale)
+
+    def backward(self, y: Floats) -> Floats:
+        """Targets again; the inverse of :meth:`forward`. What no target is transformed to goes to the nearest one that
+        is: the Box-Cox transformation is bounded on one side."""
+        transformed = np.asarray(y) * self.scale + self.mean
+        if self.box_cox_lambda is not None:
+            power = self.box_cox_lambda
+            if power != 0.0:
+                bound = -1.0 / power
+                inside = np.nextafter(bound, math.copysign(math.inf, power))
+                transformed = np.maximum(transformed, inside) if power > 0.0 else np.minimum(transformed, inside)
+            transformed = inv_boxcox(transformed, power) * self.unit
+        return np.asarray(transformed - self.offset)
 
     def mean_and_std(self, mean: Floats, std: Floats) -> tuple[Floats, Floats]:
         """Moments of the model in units of the (transformed) targets."""

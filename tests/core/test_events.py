@@ -52,6 +52,8 @@ def test_fields_of_a_newer_version_are_passed_over():
         {"event": "Nonsense", "time": 1.0},
         {"event": "WorkerReady"},
         {"event": "AttemptEnded", "time": 1.0, "trial_id": 0, "attempt": 1, "outcome": "vanished"},
+        {"event": "Suggested", "time": 1.0, "trial_id": 0, "origin": "model", "reason": "", "limits": [[0, 1]]},
+        {"event": "Suggested", "time": 1.0, "trial_id": 0, "origin": "model", "reason": "", "limits": 3},
         {"event": "AttemptEnded", "time": 1.0, "trial_id": 0, "attempt": 1, "outcome": "lost", "error": 3},
         {"event": "AttemptStarted", "time": 1.0, "trial_id": [0], "attempt": 1},
         {"event": "AttemptStarted", "time": 1.0, "trial_id": 0, "attempt": 1, "folder": ["0"]},

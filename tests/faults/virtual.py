@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lightning_hpo.core.events import Event, Finish, Outcome, WorkerReady, from_json, to_json
+from lightning_hpo.core.events import Event, Finish, Limit, Outcome, WorkerReady, from_json, to_json
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.searcher import Searcher, SearchView, Suggestion, SuggestRequest
 from lightning_hpo.core.seeds import Stream, generator
@@ -195,7 +195,8 @@ class Disk(CheckpointStore):
 
 
 class LedByLot:
-    """Leads the study in place of a model: any paused trial goes on to any rung, any new one begins at any."""
+    """Leads the study in place of a model: any paused trial goes on to any rung, any new one begins at any, and running
+    ones are stopped with any value."""
 
     def suggest(self, view: SearchView, request: SuggestRequest) -> Suggestion | None:
         lot = generator(view.seed, Stream.CONFIGURATION, request.trial_id, len(view.observations))
@@ -204,7 +205,9 @@ class LedByLot:
             trial = int(lot.choice(list(view.paused)))
             return Suggestion(dict(view.configs[trial]), "EI by lot", "model", resumes=trial, milestone=milestone)
         config = view.space.draw(lot, view.taken)
-        return None if config is None else Suggestion(config, "EI by lot", "model", milestone=milestone)
+        limits = tuple(Limit(trial, rung, float(lot.uniform())) for trial, rung in view.pending)
+        limits = limits if request.wants_limits else None
+        return None if config is None else Suggestion(config, "EI by lot", "model", milestone=milestone, limits=limits)
 
 
 def searcher_of(options: StudyOptions) -> Searcher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -111,6 +112,24 @@ def test_what_runs_already_is_not_expected_to_surprise() -> None:
         assert suggestion is not None
         improvements.append(float(suggestion.reason.split()[1]))
     assert improvements[0] < 0.95 * improvements[1]
+
+
+def test_where_trials_are_stopped_it_names_the_values_with_which_those_that_run_and_the_new_one_go_on() -> None:
+    view = a_view()
+    view.paused.clear()
+    good = view.add({"x": 0.33, "y": 0.5}, *curve(0.33, 1), pending=3)
+    poor = view.add({"x": 0.95, "y": 0.5}, *curve(0.95, 1), pending=3)
+    request = dataclasses.replace(view.request(), wants_limits=True)
+    suggestion = searcher().suggest(view, request)
+    assert suggestion is not None and suggestion.limits is not None
+    named = {(limit.trial_id, limit.level): limit.value for limit in suggestion.limits}
+    new = request.trial_id
+    # not at the last rung, where all end, nor below what a trial has passed
+    assert named.keys() == {(good, 3), (poor, 3), (new, 1), (new, 3)}
+    # in units of the metric: what lies a little above its minimum of 0.1 + 0.5 / 3 goes on, what is far above it not
+    assert 0.1 + 0.5 / 3 < named[good, 3] < 0.6
+    assert 0.1 + 0.5 / 1 < named[new, 1] < 1.1
+    assert searcher().suggest(view, view.request()) == dataclasses.replace(suggestion, limits=None)
 
 
 def test_it_repeats_itself() -> None:

@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
-from lightning_hpo.surrogates.rate import improvement_rates
+from lightning_hpo.surrogates.data import Observations
+from lightning_hpo.surrogates.rate import improvement_limits, improvement_rates
+from lightning_hpo.surrogates.rungs import RungCovariance, RungModel
+from tests.surrogates.problems import LEVELS, random_theta, rungs
 
 # E[max(z, 0)] of a standard normal z
 HALF_NORMAL = 1.0 / math.sqrt(2.0 * math.pi)
@@ -84,3 +87,63 @@ def test_hopeless_trials_have_a_rate_of_zero_and_no_nan() -> None:
     )
     assert torch.isfinite(found).all() and (found >= 0.0).all()
     assert float(found[0]) == 0.0
+
+
+def limits(covariance, noise, cost, wanted, mean=(0.0, 0.0), incumbent=0.0):
+    """Of one trial."""
+    numbers = [torch.tensor(t, dtype=torch.float64) for t in ([mean], [covariance], noise, cost, [incumbent])]
+    return improvement_limits(*numbers, wanted)[0].tolist()
+
+
+def test_at_its_limit_a_trial_improves_at_the_rate_that_was_asked_for() -> None:
+    """By hand: with correlation 0.6 a value of 1 lowers the mean at the last rung by -0.6, and leaves 0.64 of its
+    variance, so the rate is that of a gap of -0.6 and a deviation of 0.8 over the 8 units that are left."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    z = torch.tensor(-0.6 / 0.8, dtype=torch.float64)
+    wanted = 0.8 * float(normal.log_prob(z).exp() + z * normal.cdf(z)) / 8.0
+    (found,) = limits([[1.0, 0.6], [0.6, 1.0]], [0.0, 0.0], [1.0, 9.0], wanted)
+    assert found == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_trial_that_is_its_own_best_is_to_improve_on_itself() -> None:
+    """All that lowers what is expected of it below the best leaves the same to be improved: any of these goes on."""
+    alone = 0.8 * HALF_NORMAL / 8.0
+    (found,) = limits([[1.0, 0.6], [0.6, 1.0]], [0.0, 0.0], [1.0, 9.0], 0.99 * alone)
+    assert 0.0 < found < 0.1
+    assert limits([[1.0, 0.6], [0.6, 1.0]], [0.0, 0.0], [1.0, 9.0], 1.01 * alone) == [-6.0]
+
+
+def test_limits_lie_within_six_deviations_of_what_is_expected() -> None:
+    given = ([[1.0, 0.6], [0.6, 1.0]], [3.0, 0.0], [1.0, 9.0])
+    assert limits(*given, 0.0, mean=(5.0, 0.0)) == [5.0 + 6.0 * 2.0]
+    assert limits(*given, 1e9, mean=(5.0, 0.0)) == [5.0 - 6.0 * 2.0]
+    assert limits(*given, 1e-3, incumbent=-1e6) == [-6.0 * 2.0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_limits_are_those_of_a_model_that_is_told_the_value(seed: int) -> None:
+    """The trial's value at each rung is added to the data of the process; its rate from there is the wanted one."""
+    model, data = RungModel(RungCovariance(3, LEVELS)), rungs()
+    theta = random_theta(model, seed)[0]
+    posterior = model.posterior(data, theta)
+    x = torch.tensor([[0.3, 0.6, 0.2]], dtype=torch.float64)
+    levels = torch.tensor(LEVELS)
+    noise, cost = posterior.new_noise(levels), levels.double()
+    mean, covariance = posterior.across(x)
+    incumbent = mean[:, -1] - 0.3 * covariance[:, -1, -1].sqrt()
+    start = improvement_rates(mean[:, -1], covariance, noise, cost, incumbent)
+    wanted = 0.8 * float(start)
+    found = improvement_limits(mean, covariance, noise, cost, incumbent, wanted)
+    span = 6.0 * (covariance.diagonal(dim1=-2, dim2=-1) + noise).sqrt()[:, :-1]
+    inside = ((found - mean[:, :-1]).abs() < 0.999 * span)[0]
+    for j in inside.nonzero()[:, 0].tolist():
+        told = Observations.from_rows(
+            torch.cat([data.rows, x]), torch.cat([data.y, found[:, j]]), torch.cat([data.resource, levels[j : j + 1]])
+        )
+        after, rest = model.posterior(told, theta).across(x)
+        rate = improvement_rates(
+            after[:, -1], rest[:, j + 1 :, j + 1 :], noise[j + 1 :], cost[j + 1 :] - cost[j],
+            torch.minimum(incumbent, after[:, -1]),
+        )  # fmt: skip
+        assert float(rate) == pytest.approx(wanted, rel=0.02)
+    assert inside.any()

@@ -45,6 +45,21 @@ def test_moments_go_back_to_units_of_the_targets(y: np.ndarray) -> None:
     assert std == normalisation.scale
 
 
+@given(arrays(np.float64, st.integers(2, 20), elements=st.floats(1e-3, 1e3)), st.booleans())
+def test_targets_come_back(y: np.ndarray, box_cox: bool) -> None:
+    normalisation = Normalisation.of(y, box_cox, offset=0.5)
+    np.testing.assert_allclose(normalisation.backward(normalisation.forward(y)), y, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("power", [-1.0, 2.0])
+def test_what_no_target_is_transformed_to_comes_back_as_the_nearest_that_is(power: float) -> None:
+    """By hand: (y^2 - 1) / 2 is above -1/2, which is that of y = 0; 1 - 1/y is below 1, that of an infinite y."""
+    normalisation = Normalisation(0.0, 1.0, power)
+    back = normalisation.backward(np.array([-3.0, 0.0, 3.0]))
+    assert back[1] == pytest.approx(1.0) and np.isfinite(back).all() and (np.diff(back) > 0.0).all()
+    assert back[0] == pytest.approx(0.0, abs=1e-6) if power > 0.0 else back[2] > 1e12
+
+
 def test_equal_targets_become_zero() -> None:
     assert Normalisation.of(np.full(4, 0.3)).forward(np.full(4, 0.3)).tolist() == [0.0] * 4
 

@@ -6,10 +6,10 @@ A scheduler knows nothing of workers, time or configurations. It sees values tha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lightning_hpo.core.events import Verdict
+from lightning_hpo.core.events import Limit, Verdict
 from lightning_hpo.core.searcher import Slot
 
 
@@ -53,7 +53,10 @@ class Scheduler(ABC):
     """True: the searcher learns from a trial's last report only (FIFO)."""
 
     is_searcher_led = False
-    """True: the searcher also decides which paused trial goes on, and may say at which rung a trial is judged."""
+    """True: the searcher also decides which trial goes on: which paused one, and at which rung it is judged next, or
+    with which value past which rung."""
+    wants_limits = False
+    """True: the searcher says with which values trials go on past rungs (``is_searcher_led``)."""
 
     @abstractmethod
     def start(self, trial_id: int, bracket: int) -> int:
@@ -86,8 +89,8 @@ class Scheduler(ABC):
         """The searcher wants this paused trial to go on; None if it cannot (``is_searcher_led``)."""
         raise AssertionError("this scheduler decides itself who goes on")
 
-    def follow(self, origin: str) -> None:  # noqa: B027 - most schedulers do not care
-        """Where the last suggestion came from: ``model``, ``random``, ..."""
+    def follow(self, origin: str, limits: Iterable[Limit]) -> None:  # noqa: B027 - most schedulers do not care
+        """Where the last suggestion came from (``model``, ``random``, ...), and what it says of running trials."""
 
     def may_start(self) -> bool:
         """May a new trial be started now?"""

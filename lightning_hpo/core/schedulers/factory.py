@@ -10,7 +10,7 @@ from lightning_hpo.core.schedulers.fifo import Fifo
 from lightning_hpo.core.schedulers.hyperband import AsynchronousHyperband, CostPromotion, PromotionAsha, StoppingAsha
 from lightning_hpo.core.schedulers.median import MedianStopping
 from lightning_hpo.core.schedulers.pasha import Pasha
-from lightning_hpo.core.schedulers.searcher_led import SearcherLedPromotion
+from lightning_hpo.core.schedulers.searcher_led import SearcherLedPromotion, SearcherLedStopping
 from lightning_hpo.core.schedulers.synchronous import (
     DifferentialEvolutionHyperband,
     SyncHyperband,
@@ -61,7 +61,7 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
         options.delayed_promotion,
     )
     if options.promotion_rule == "searcher":
-        return SearcherLedPromotion(*common)
+        return (SearcherLedStopping if options.effective_type == "stopping" else SearcherLedPromotion)(*common)
     if options.effective_type == "pasha":
         return Pasha(*common, mode=options.mode)
     return _HYPERBAND[options.effective_type](*common)

@@ -174,22 +174,29 @@ class StoppingAsha(AsynchronousHyperband):
         job.milestone = self._next_level(level)
         if not math.isfinite(value):
             return Ruling(Verdict.STOP, f"the metric is {value} at rung {level}", level=level)
-        place = f"rank {rung.rank(value)} of {len(rung)} at rung {level}"
+        goes_on, why = self._judge(trial_id, rung, value)
+        reason = f"rank {rung.rank(value)} of {len(rung)} at rung {level}: {why}"
+        if goes_on:
+            return Ruling(Verdict.CONTINUE, reason, job.milestone, level)
+        return Ruling(Verdict.STOP, reason, level=level)
+
+    def _judge(self, trial_id: int, rung: Rung, value: float) -> tuple[bool, str]:
+        """Whether the trial goes on past the rung that it has entered with this finite value, and why."""
         passed = rung.passes(value)
         if passed is None:
             if self._is_delayed:
                 rung.mark_promoted(trial_id)
-            return Ruling(Verdict.CONTINUE, f"{place}: too few trials to judge", job.milestone, level)
-        if passed:
-            if self._must_wait(trial_id, rung):
-                return Ruling(Verdict.STOP, f"{place}: the rung has sent on its share", level=level)
-            improvement = self._improvement(trial_id, rung)
-            if improvement < self._needed:
-                return Ruling(Verdict.STOP, f"{place}: improves with {improvement:.0%}", level=level)
-            if self._prospects is not None or self._is_delayed:
-                rung.mark_promoted(trial_id)
-            return Ruling(Verdict.CONTINUE, f"{place}: within the {rung.quantile:.0%} quantile", job.milestone, level)
-        return Ruling(Verdict.STOP, f"{place}: worse than the {rung.quantile:.0%} quantile", level=level)
+            return True, "too few trials to judge"
+        if not passed:
+            return False, f"worse than the {rung.quantile:.0%} quantile"
+        if self._must_wait(trial_id, rung):
+            return False, "the rung has sent on its share"
+        improvement = self._improvement(trial_id, rung)
+        if improvement < self._needed:
+            return False, f"improves with {improvement:.0%}"
+        if self._prospects is not None or self._is_delayed:
+            rung.mark_promoted(trial_id)
+        return True, f"within the {rung.quantile:.0%} quantile"
 
 
 class PromotionAsha(AsynchronousHyperband):

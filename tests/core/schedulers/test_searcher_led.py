@@ -1,4 +1,4 @@
-"""Promotion led by the searcher: it says who goes on and where trials are judged."""
+"""Promotion and stopping led by the searcher: it says who goes on, and where trials are judged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_hpo.core.events import Idle, Resume, Start, Suggested, SuggestionWanted, Verdict, WorkerReady, from_json
+from lightning_hpo.core.events import (
+    Idle,
+    Limit,
+    Resume,
+    Start,
+    Suggested,
+    SuggestionWanted,
+    Verdict,
+    WorkerReady,
+    from_json,
+)
 from lightning_hpo.core.events import to_json as event_to_json
 from lightning_hpo.core.options import StudyOptions
 from lightning_hpo.core.study import StudyState
@@ -36,14 +46,20 @@ class Led(Driven):
         return started.trial_id
 
 
-def test_default_is_led_by_the_searcher_at_promotion_only() -> None:
+def test_default_is_led_by_the_searcher_at_promotion_and_at_stopping() -> None:
     def parsed(**options) -> StudyOptions:
         return StudyOptions.from_mapping({"metric": "loss", "max_t": 27, **options})
 
-    assert parsed().promotion_rule == parsed(type="promotion").promotion_rule == "searcher"
-    assert parsed().searcher_name == "freeze_thaw"
+    for led in (parsed(), parsed(type="promotion"), parsed(type="stopping")):
+        assert (led.promotion_rule, led.searcher_name) == ("searcher", "freeze_thaw")
     assert parsed(searcher={"model": "gp_multitask"}).searcher_name == "bayesopt"
-    for by_rank in (parsed(type="stopping"), parsed(type="pasha"), parsed(promotion_rule="rank")):
+    by_rank_at_stopping = parsed(type="stopping", promotion_rule="rank")
+    for by_rank in (
+        parsed(type="cost_promotion"),
+        parsed(type="pasha"),
+        parsed(promotion_rule="rank"),
+        by_rank_at_stopping,
+    ):
         assert (by_rank.promotion_rule, by_rank.searcher_name) == ("rank", "bayesopt")
         assert by_rank.delayed_promotion and by_rank.searcher.model == "gp_independent"
 
@@ -53,7 +69,7 @@ def test_default_is_led_by_the_searcher_at_promotion_only() -> None:
     [
         ({"algorithm": "asha", "type": "promotion"}, "choose algorithm=default"),
         ({"algorithm": "random"}, "choose algorithm=default"),
-        ({"algorithm": "default", "type": "stopping"}, "Set promotion_rule=rank"),
+        ({"algorithm": "default", "type": "cost_promotion"}, "Set promotion_rule=rank, or type=promotion or stopping"),
         ({"algorithm": "default", "brackets": 2}, "Leave brackets out"),
         ({"algorithm": "default", "searcher": {"model": "gp_multitask"}}, "Leave searcher.model"),
         (
@@ -197,7 +213,7 @@ def test_confirmations_are_never_resumed_by_the_searcher() -> None:
 @given(st.data())
 def test_whatever_the_searcher_answers_the_study_is_consistent_and_replays(data) -> None:
     """Invariants hold after every event (``Driven`` checks), and the events, fed again, give the same study."""
-    study = Led(n_trials=data.draw(st.integers(3, 12)))
+    study = Led(n_trials=data.draw(st.integers(3, 12)), type=data.draw(st.sampled_from(["promotion", "stopping"])))
     values = st.one_of(st.floats(0.0, 1.0), st.sampled_from([float("nan"), float("inf")]))
     for _ in range(data.draw(st.integers(1, 25))):
         (decision,) = study.handle(WorkerReady(study.time))
@@ -208,7 +224,10 @@ def test_whatever_the_searcher_answers_the_study_is_consistent_and_replays(data)
             milestone = data.draw(st.one_of(st.none(), st.integers(1, 30)))
             origin = data.draw(st.sampled_from(["model", "model", "random"]))
             config = {"x": (1 + decision.trial_id) / 10_000}
-            study.handle(Suggested(study.time, decision.trial_id, config, origin, "", None, None, resumes, milestone))
+            named = data.draw(st.lists(st.tuples(st.integers(0, 12), st.sampled_from([1, 3, 9]), st.floats(0.0, 1.0))))
+            limits = tuple(Limit(*limit) for limit in named) or None
+            fields = (origin, "", None, None, resumes, milestone, limits)
+            study.handle(Suggested(study.time, decision.trial_id, config, *fields))
         for trial in sorted(study.state.live):
             if data.draw(st.booleans()):
                 told = study.tell(trial, study[trial].resource + 1, data.draw(values))
@@ -246,3 +265,123 @@ def test_where_none_can_the_study_ends() -> None:
     study = few(2)
     study.run(lambda trial_id, resource: 1.0 if resource == 1 else math.nan)
     assert study.state.ended == "all 2 trials are done" and all(t.resource < 27 for t in study.state.trials.values())
+
+
+# ---------------------------------------------------------------------------------------- stopping
+
+
+def stopping(**options) -> Led:
+    return Led(type="stopping", **options)
+
+
+def start_within(study: Led, *limits: tuple[int, float], of: int | None = None) -> int:
+    """A trial starts; the model names limits ``(rung, value)`` for it, or for another trial."""
+    trial_id = len(study.state.trials)
+    named = tuple(Limit(trial_id if of is None else of, level, value) for level, value in limits)
+    (started,) = study.answer(limits=named or None)
+    assert isinstance(started, Start)
+    return started.trial_id
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.49, Verdict.CONTINUE), (0.5, Verdict.CONTINUE), (0.51, Verdict.STOP)]
+)
+def test_a_trial_goes_on_past_a_rung_with_a_value_within_its_limit(value, verdict) -> None:
+    study = stopping()
+    for rank in range(6):  # whatever its rank: all others are better, or all are worse
+        trial = start_within(study, (1, 0.5))
+        assert study.tell(trial, 1, value + rank / 1e4 * (1 if value > 0.5 else -1)) is verdict
+        assert study[trial].status is (TrialStatus.RUNNING if verdict is Verdict.CONTINUE else TrialStatus.STOPPED)
+
+
+def test_limits_of_a_metric_that_is_maximised_are_those_of_its_negative() -> None:
+    study = stopping(mode="max")
+    good, bad = start_within(study, (1, -0.5)), start_within(study, (1, -0.5))
+    assert study.tell(good, 1, 0.51) is Verdict.CONTINUE
+    assert study.tell(bad, 1, 0.49) is Verdict.STOP
+
+
+def test_what_counts_at_a_rung_is_the_median_of_the_second_half_of_the_curve() -> None:
+    """At rung 3 of the reports after 2 and 3, at rung 9 of those after 5 to 9."""
+    study = stopping()
+    trial = start_within(study, (1, 1.0), (3, 0.5), (9, 0.3))
+    assert study.train(trial, 0.9, 0.3, 0.7) is Verdict.CONTINUE
+    assert study.train(trial, 9.0, 0.31, 0.29, 0.29, 0.31, 0.3) is Verdict.CONTINUE
+    other = start_within(study, (1, 1.0), (3, 0.5))
+    assert study.train(other, 0.9, 0.7, 0.31) is Verdict.STOP
+
+
+def test_the_latest_limit_counts() -> None:
+    study = stopping()
+    trial = start_within(study, (1, 0.5))
+    start_within(study, (1, 0.2), of=trial)
+    assert study.tell(trial, 1, 0.4) is Verdict.STOP
+
+
+def test_of_those_that_come_to_a_rung_after_the_same_suggestion_each_is_to_be_better_than_those_before() -> None:
+    """All are within their limits, but while no worker is free the model is not asked what it makes of the first."""
+    study = stopping()
+    trials = [start_within(study, (1, 1.0)) for _ in range(4)]
+    verdicts = [study.tell(trial, 1, value) for trial, value in zip(trials, (0.6, 0.7, 0.5, 0.6), strict=True)]
+    assert verdicts == [Verdict.CONTINUE, Verdict.STOP, Verdict.CONTINUE, Verdict.STOP]
+    trial = start_within(study, (1, 1.0))  # and now it has been asked
+    assert study.tell(trial, 1, 0.9) is Verdict.CONTINUE
+
+
+def test_nothing_is_ever_paused_and_a_complete_trial_ends() -> None:
+    study = stopping()
+    trial = start_within(study, (1, 1.0), (3, 1.0), (9, 1.0))
+    assert study.train(trial, *[0.5] * 27) is Verdict.STOP
+    assert study[trial].status is TrialStatus.COMPLETED
+    assert study.state.view().paused == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_diverged_trial_is_stopped_whatever_its_limit(value) -> None:
+    study = stopping()
+    trial = start_within(study, (1, 1e100))
+    assert study.tell(trial, 1, value) is Verdict.STOP
+
+
+def test_before_the_model_leads_one_trial_goes_to_the_end_and_a_rung_sends_on_no_more_than_its_share() -> None:
+    study = stopping()
+    goes_on = []
+    for trial, value in enumerate((0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)):
+        study.ready()
+        goes_on.append(study.tell(trial, 1, value) is Verdict.CONTINUE)
+    # each is the best so far; by rank alone all would go on
+    assert goes_on == [True, False, False, True, False, False, True, False, False]
+    assert study.train(0, *[0.9] * 25) is Verdict.CONTINUE
+    assert study.train(0, 0.9) is Verdict.STOP and study[0].status is TrialStatus.COMPLETED
+
+
+def test_a_trial_without_a_limit_is_judged_by_rank_and_so_are_all_when_the_model_fails() -> None:
+    study = stopping()
+    for value in (0.5, 0.6, 0.7):
+        study.tell(study.start(), 1, value)
+    assert study.tell(study.start(), 1, 0.1) is Verdict.CONTINUE
+    trial = start_within(study, (1, 1.0))
+    for _ in range(3):
+        study.ready()
+    assert study.tell(trial, 1, 0.9) is Verdict.STOP, "the limit is of a model that has failed since"
+
+
+def test_once_no_trial_may_be_started_rank_decides_at_stopping() -> None:
+    study = stopping(n_trials=4)
+    for value in (0.5, 0.6, 0.7):
+        study.tell(start_within(study, (1, 0.0)), 1, value)
+    assert study.tell(start_within(study, (1, 0.0)), 1, 0.4) is Verdict.CONTINUE
+
+
+def test_the_searcher_is_asked_for_limits_where_trials_are_stopped() -> None:
+    for study, wants in ((stopping(), True), (Led(), False)):
+        (wanted,) = study.handle(WorkerReady(0.0))
+        assert isinstance(wanted, SuggestionWanted)
+        assert study.state.request(wanted).wants_limits is wants
+
+
+def test_a_study_that_went_by_rank_at_stopping_goes_on_so() -> None:
+    """As the default did before the searcher led there."""
+    stored = StudyOptions.from_mapping({"metric": "loss", "max_t": 27, "type": "stopping", "promotion_rule": "rank"})
+    assert StudyOptions.from_json(stored.to_json()) == stored
+    assert stored.searcher_name == "bayesopt"
