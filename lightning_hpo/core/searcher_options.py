@@ -118,7 +118,7 @@ class SearcherOptions:
     opt_skip_num_max_resource: bool = False
     """Afterwards, refit only when another trial has reached max_t."""
     max_size_data_for_model: int | None = 500
-    """The model sees at most so many observations; null: all."""
+    """The model sees at most so many observations, those at rungs first; null: all."""
     max_size_top_fraction: float = 0.25
     """Share of the best among them (single fidelity)."""
     approximation: str = "none"

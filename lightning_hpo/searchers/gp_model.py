@@ -151,7 +151,7 @@ def fit_model(view: SearchView, options: SearcherOptions, name: str, rng: np.ran
             history, values=limit_outliers(history.values, np.array(history.observed.resources), far)
         )
     normalisation = normalise(history.values, options, options.reward_offset(view.mode))
-    kept = _kept(history, name, options, rng)
+    kept = _kept(view, history, name, options, rng)
     data = _observations(history, kept, normalisation, options)
     surrogate = make_surrogate(view, name, options, data)
     # Without rungs every value is that of a complete trial, so that there is nothing to tell apart.
@@ -187,18 +187,29 @@ def normalise(values: np.ndarray, options: SearcherOptions, offset: float) -> No
     return full if options.normalize_targets else Normalisation(0.0, 1.0, full.box_cox_lambda, offset)
 
 
-def _kept(history: History, name: str, options: SearcherOptions, rng: np.random.Generator) -> np.ndarray:
+def _kept(
+    view: SearchView, history: History, name: str, options: SearcherOptions, rng: np.random.Generator
+) -> np.ndarray:
     """Which observations the model sees."""
-    observed, values = history.observed, history.values
-    limit = options.max_size_data_for_model
+    values, limit = history.values, options.max_size_data_for_model
+    everything = np.arange(len(values))
     if name in ADDITIVE:
         # These models need whole curves, and their cost is that of the number of curves.
-        return np.arange(len(values))
+        return everything
     if name == SINGLE_FIDELITY:
         return subsample(values, limit, rng, options.max_size_top_fraction)
+    if limit is None or len(values) <= limit:
+        return everything
+    trials, resources = np.array(history.observed.trial_ids), np.array(history.observed.resources)
+    is_at_rung = np.isin(resources, (*view.rung_levels, view.max_t))
+    at_rungs = everything[is_at_rung]
+    if len(at_rungs) <= limit:
+        # What lies between rungs is left out first: the curve of a single trial may have as many values.
+        between = rng.choice(everything[~is_at_rung], limit - len(at_rungs), replace=False)
+        return np.sort(np.concatenate([at_rungs, between]))
     # A trial whose value is not kept cannot be compared with new ones, so the model of all rungs keeps the best.
-    best_first = (values, options.max_size_top_fraction) if name == RUNGS else None
-    return subsample_levels(np.array(observed.trial_ids), np.array(observed.resources), limit, rng, best_first)
+    best_first = (values[at_rungs], options.max_size_top_fraction) if name == RUNGS else None
+    return at_rungs[subsample_levels(trials[at_rungs], resources[at_rungs], limit, rng, best_first)]
 
 
 def _observations(

@@ -109,8 +109,10 @@ def _resource(view: SearchView, request: SuggestRequest, options: SearcherOption
         return 1
     if model.name in ADDITIVE:
         return view.max_t
+    # All data say which levels have enough values; but where the model has seen none, there is no incumbent.
+    seen = set(model.data.resource.tolist())
     return acquisition_resource(
-        model.history.counts(),
+        {resource: count for resource, count in model.history.counts().items() if resource in seen},
         options.resource_acq,
         options.resource_acq_bohb_threshold,
         request.milestone,

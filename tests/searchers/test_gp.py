@@ -488,6 +488,30 @@ def test_the_level_is_chosen_by_all_data_not_by_the_ones_the_model_sees():
     assert "at rung 3" in model_suggestion(rungs_with({1: 30, 3: 4}), max_size_data_for_model=2).reason
 
 
+def test_a_level_of_which_the_model_sees_nothing_is_passed_over():
+    """Or there would be no incumbent, and every proposal random."""
+    view = View(LINE, rung_levels=(1, 3))
+    for i in range(20):
+        view.add({"x": (i + 0.5) / 20}, *[(i - 7) ** 2 / 100] * 9)
+    suggestion = model_suggestion(view, max_size_data_for_model=15, resource_acq="first")
+    assert suggestion.reason.endswith(" at max_t, from 60 observations")
+
+
+@pytest.mark.parametrize("limit", [16, 20, 40, 70])
+def test_what_lies_between_rungs_is_left_out_first(limit):
+    """Or the curve of the first trial that was trained to the end would be all that the model sees."""
+    view = View(LINE, max_t=50, rung_levels=(1, 10))
+    for i, length in enumerate([50, 50, 10, 10, 10, 1, 1, 1, 1, 1]):
+        view.add({"x": (i + 0.5) / 10}, *[1.0 / r for r in range(1, length + 1)])
+    at_rungs = {(o.trial_id, o.resource) for o in view.observations}
+    view.observations = [Observation(i, r, value) for i, curve in view.curves.items() for r, value in curve.items()]
+    options = make_searcher("bayesopt", {**FEW, "max_size_data_for_model": limit})._options
+    fitted = fit_model(view, options, "gp_multitask", np.random.default_rng(0))
+    kept = {(fitted.history.observed.trial_ids[i], fitted.history.observed.resources[i]) for i in fitted.kept}
+    assert len(kept) == len(fitted.data) == limit
+    assert kept <= at_rungs or at_rungs <= kept
+
+
 def test_map_reward_lets_an_accuracy_be_transformed():
     options = SearcherOptions(boxcox_transform=True)
     negated = np.array([-0.9, -0.5, -0.2])
