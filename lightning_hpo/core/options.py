@@ -64,7 +64,7 @@ class StudyOptions:
     min_rung_entries: str = "ratio"
     """When a rung begins to judge: ratio (n >= eta) or two (n >= 2)."""
     late_reports: str = "count"
-    """A report that jumped over a rung: count for it, or lost."""
+    """A report that jumped over a rung: count for it, or lost (an error where trials pause)."""
     improvement_probability: float = 0.0
     """A trial goes past a rung only if it improves on the best value with at least this probability; 0: its rank
     decides alone; the algorithm default presets 0.4."""

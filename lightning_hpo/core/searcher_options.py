@@ -120,7 +120,7 @@ class SearcherOptions:
     max_size_data_for_model: int | None = 500
     """The model sees at most so many observations, those at rungs first; null: all."""
     max_size_top_fraction: float = 0.25
-    """Share of the best among them (single fidelity)."""
+    """Share of the best among them (single fidelity, gp_rungs)."""
     approximation: str = "none"
     """inducing: single fidelity and gp_multitask see more than num_inducing observations through inducing points."""
     num_inducing: int = 300

@@ -118,7 +118,10 @@ def _unread_by_the_searcher(options: StudyOptions, scheduler: str, searcher: str
     has_rungs = scheduler != "fifo"
     model = (search.model or DEFAULT_MODELS[searcher]) if has_rungs else None
     names |= {option for option, of in _OF_A_MODEL.items() if of != model}
-    names |= {"max_size_top_fraction"} if has_rungs else _WITH_RUNGS
+    if not has_rungs:
+        names |= _WITH_RUNGS
+    elif model != "gp_rungs":
+        names.add("max_size_top_fraction")
     if searcher == "freeze_thaw":
         names |= _NOT_LED
     if model in ADDITIVE_MODELS:

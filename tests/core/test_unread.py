@@ -123,6 +123,14 @@ class TestWhatIsNot:
     def test_nor_those_of_the_default_by_rank(self, given):
         assert unread(parsed(**given)) == []
 
+    def test_the_share_of_the_best_where_the_model_keeps_them(self):
+        given = {"searcher": {"max_size_top_fraction": 0.9}}
+        assert not unread(parsed(algorithm="default", **given))
+        assert not unread(parsed(algorithm="bayesopt", **given))
+        assert unread(parsed(algorithm="mobster", **given)) == ["searcher.max_size_top_fraction"]
+        none, best = ({"max_size_data_for_model": 6, "max_size_top_fraction": share} for share in (0.0, 1.0))
+        assert trials_of("default", 40, none) != trials_of("default", 40, best)
+
     def test_what_every_searcher_reads(self):
         for algorithm in ALGORITHMS:
             assert not unread(parsed(algorithm=algorithm, searcher={"allow_duplicates": True, "debug_log": True}))
