@@ -10,6 +10,7 @@ Stein's Estimator and its Generalizations*, JASA 70(350), 1975).
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -205,7 +206,8 @@ def _smooth_over_configurations(
         surrogate, data, FitOptions(options.opt_nstarts, options.opt_maxiter), generator(view.seed, Stream.SURROGATE)
     )
     parameters = surrogate.space.values(found.theta)
-    floor = float(np.sqrt(candidates.noise or 0.0) / normalisation.scale) ** 2
+    deviation = math.sqrt(candidates.noise or 0.0) / normalisation.scale
+    floor = deviation * deviation  # infinite where a power would raise; the model bounds it
     parameters["noise"] = [max(noise, floor) for noise in parameters["noise"]]
     with torch.no_grad():
         prediction = surrogate.posterior(data, surrogate.space.theta(parameters)).predict(x, 1)

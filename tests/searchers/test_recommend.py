@@ -136,6 +136,13 @@ def test_beside_a_diverged_trial_the_others_are_told_apart(diverged, state):
     assert found.std < 0.1
 
 
+def test_whatever_the_noise_of_the_reports_there_is_an_answer():
+    view = View(LINE, max_t=9, rung_levels=(1, 3), state={"parameters": {}})
+    for i in range(4):
+        view.add({"x": i / 4}, *[10.0 ** -(100 + i)] * 4, 1e100, 1.0, 1e100, 1.0, 1e100)
+    assert math.isfinite(recommend(view, OPTIONS).mean)
+
+
 def test_the_only_bad_trial_is_not_recommended_beside_equal_ones():
     view = View(LINE, max_t=27, rung_levels=(1, 3, 9))
     view.add({"x": 0.9}, *[0.9] * 27)
