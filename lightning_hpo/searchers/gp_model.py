@@ -183,6 +183,8 @@ def normalise(values: np.ndarray, options: SearcherOptions, offset: float) -> No
     Args:
         offset: what ``map_reward`` adds to the targets; it matters to the Box-Cox transformation only.
     """
+    # Where nothing is transformed it would only cost digits.
+    offset = offset if options.boxcox_transform else 0.0
     full = Normalisation.of(values, options.boxcox_transform, offset)
     return full if options.normalize_targets else Normalisation(0.0, 1.0, full.box_cox_lambda, offset)
 

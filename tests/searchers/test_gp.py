@@ -521,6 +521,17 @@ def test_map_reward_lets_an_accuracy_be_transformed():
     assert found.forward(negated).mean() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_without_a_transform_the_sense_of_the_metric_and_map_reward_change_nothing():
+    wanted = None
+    for given in ({"mode": "min"}, {"mode": "max"}, {"mode": "max", "map_reward": "1000_minus_x"}):
+        view = parabola(9)
+        view.mode = given.pop("mode")
+        view.observations = [o._replace(value=o.value * 1e-20) for o in view.observations]
+        suggestion = model_suggestion(view, **given)
+        wanted = wanted or suggestion
+        assert suggestion.config == wanted.config
+
+
 def cliff(n: int = 16) -> View:
     """At rung 9 values fall with x; but beyond 0.5 every trial is bad at rung 1, and none gets further."""
     view = View(LINE, max_t=27, rung_levels=(1, 3, 9))
