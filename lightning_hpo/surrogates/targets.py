@@ -132,11 +132,13 @@ def subsample_levels(
     n = len(trial)
     if max_size is None or n <= max_size:
         return np.arange(n)
-    reached = {int(t): int(resource[trial == t].max()) for t in np.unique(trial)}
-    top = np.array([reached[int(t)] for t in trial])
+    trials, row = np.unique(trial, return_inverse=True)
+    reached = np.zeros(len(trials), dtype=np.int64)
+    np.maximum.at(reached, row, resource)
+    top = reached[row]
     kept: list[Integers] = []
     room = max_size
-    for level in sorted(set(reached.values()), reverse=True):
+    for level in sorted(set(reached.tolist()), reverse=True):
         block = np.flatnonzero(top == level)
         if len(block) <= room:
             kept.append(block)
