@@ -156,8 +156,8 @@ class StudyOptions:
                     **{k: v for k, v in search.items() if v is not None or k not in algorithm.search},
                 }
         values["searcher"] = search if isinstance(search, SearcherOptions) else SearcherOptions.from_mapping(search)
-        stop = values.get("stop")
-        values["stop"] = stop if isinstance(stop, StopCriterion) else StopCriterion.from_mapping(stop or {})
+        stop = {} if values.get("stop") is None else values["stop"]
+        values["stop"] = stop if isinstance(stop, StopCriterion) else StopCriterion.from_mapping(stop)
         values["confirm"] = _confirm_options(values.get("confirm"))
         defaults = {f.name for f in dataclasses.fields(cls) if f.default is not None}
         return cls(**{k: v for k, v in values.items() if v is not None or k not in defaults})

@@ -290,4 +290,8 @@ class SearcherOptions:
         Raises:
             OptionError: for an unknown name, a wrong type or a value out of range.
         """
+        if not isinstance(given, Mapping):
+            raise OptionError(
+                f"searcher={given!r} is no mapping. Write an option by its name, e.g. searcher.num_init_random=8."
+            )
         return cls(**known(cls, given, "searcher."))

@@ -188,6 +188,12 @@ class TestRefusals:
         assert message in str(caught.value)
         assert str(caught.value).endswith(".")
 
+    @pytest.mark.parametrize("name", ["searcher", "stop", "confirm"])
+    @pytest.mark.parametrize("given", [3, "random", [], [1], False])
+    def test_what_is_no_mapping(self, name, given):
+        with pytest.raises(OptionError, match=f"{name}=.* is no mapping"):
+            parse(**{name: given})
+
     def test_whole_numbers_count_as_floats_and_booleans_as_neither(self):
         assert parse(reduction_factor=4).reduction_factor == 4
         with pytest.raises(OptionError):

@@ -235,6 +235,7 @@ class TestParse:
             ),
             ({"domain": "loguniform", "lower": 0, "upper": 2}, "'lr': loguniform: lower=0 has no logarithm"),
             ({"domian": "uniform", "lower": 1, "upper": 2}, "Did you mean 'domain'"),
+            ({"domain": ["uniform"], "lower": 1, "upper": 2}, "'lr': There is no domain \\['uniform'\\]"),
         ],
     )
     def test_mistakes_are_named(self, spelling, message):

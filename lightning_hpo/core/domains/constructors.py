@@ -133,7 +133,7 @@ def domain_from_json(data: Mapping[str, Any]) -> Domain:
     """
     arguments = dict(data)
     name = arguments.pop("domain", None)
-    if name not in _CONSTRUCTORS:
+    if name not in DOMAIN_NAMES:
         hint = did_you_mean(str(name), DOMAIN_NAMES)
         raise SpaceError(f"There is no domain {name!r}.{hint} Give 'domain' as one of: {', '.join(DOMAIN_NAMES)}.")
     parameters = inspect.signature(_CONSTRUCTORS[name]).parameters
