@@ -24,6 +24,9 @@ from lightning_hpo.core.trial import Config
 from lightning_hpo.errors import ReportError, SurrogateError
 from lightning_hpo.searchers.history import limit_outliers
 
+_BEST_SEEN = 0.5
+"""Share of the best among the candidates that a model sees, if it cannot see all."""
+
 
 class Recommended(NamedTuple):
     """A configuration and what to expect of it."""
@@ -189,27 +192,34 @@ def _shrink(values: np.ndarray, noise: np.ndarray | float | None) -> tuple[np.nd
 def _smooth_over_configurations(
     view: SearchView, options: SearcherOptions, candidates: _Candidates
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior moments of a single-fidelity Gaussian process, whose noise is at least that of the reports."""
+    """Posterior moments of a single-fidelity Gaussian process, whose noise is at least that of the reports.
+
+    Of more candidates than a model may see, it sees the best and some others; the rest has an infinite mean.
+    """
     import torch
 
     from lightning_hpo.core.seeds import Stream, generator
     from lightning_hpo.searchers.gp_model import SINGLE_FIDELITY, make_surrogate
     from lightning_hpo.surrogates.data import Observations
     from lightning_hpo.surrogates.fit import FitOptions, fit
-    from lightning_hpo.surrogates.targets import Normalisation
+    from lightning_hpo.surrogates.targets import Normalisation, subsample
 
-    normalisation = Normalisation.of(candidates.values)
-    x = torch.from_numpy(view.space.encode_many([view.configs[trial] for trial in candidates.trials]))
-    data = Observations.from_rows(x, torch.from_numpy(normalisation.forward(candidates.values)))
+    rng = generator(view.seed, Stream.SURROGATE)
+    limit = options.max_size_data_for_model
+    seen = subsample(candidates.values, limit and max(limit, 2), rng, _BEST_SEEN)
+    values = candidates.values[seen]
+    normalisation = Normalisation.of(values)
+    x = torch.from_numpy(view.space.encode_many([view.configs[candidates.trials[i]] for i in seen]))
+    data = Observations.from_rows(x, torch.from_numpy(normalisation.forward(values)))
     surrogate = make_surrogate(view, SINGLE_FIDELITY, options)
-    found = fit(
-        surrogate, data, FitOptions(options.opt_nstarts, options.opt_maxiter), generator(view.seed, Stream.SURROGATE)
-    )
+    found = fit(surrogate, data, FitOptions(options.opt_nstarts, options.opt_maxiter), rng)
     parameters = surrogate.space.values(found.theta)
     deviation = math.sqrt(candidates.noise or 0.0) / normalisation.scale
     floor = deviation * deviation  # infinite where a power would raise; the model bounds it
     parameters["noise"] = [max(noise, floor) for noise in parameters["noise"]]
     with torch.no_grad():
         prediction = surrogate.posterior(data, surrogate.space.theta(parameters)).predict(x, 1)
-    mean, std = normalisation.mean_and_std(prediction.mean[:, 0].numpy(), prediction.variance.sqrt().numpy())
-    return mean, std**2
+    means, variances = np.full((2, len(candidates.values)), np.inf)
+    means[seen], std = normalisation.mean_and_std(prediction.mean[:, 0].numpy(), prediction.variance.sqrt().numpy())
+    variances[seen] = std**2
+    return means, variances

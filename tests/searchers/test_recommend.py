@@ -11,6 +11,7 @@ from lightning_hpo.core.searcher_options import SearcherOptions
 from lightning_hpo.core.space import SearchSpace, uniform
 from lightning_hpo.errors import NumericalError, ReportError
 from lightning_hpo.searchers.recommend import recommend, report_noise
+from lightning_hpo.surrogates.data import Observations
 from tests.searchers.views import View
 
 LINE = SearchSpace({"x": uniform(0, 1)})
@@ -141,6 +142,21 @@ def test_whatever_the_noise_of_the_reports_there_is_an_answer():
     for i in range(4):
         view.add({"x": i / 4}, *[10.0 ** -(100 + i)] * 4, 1e100, 1.0, 1e100, 1.0, 1e100)
     assert math.isfinite(recommend(view, OPTIONS).mean)
+
+
+def test_of_many_candidates_the_model_sees_no_more_than_a_search_shows_it(monkeypatch):
+    """Its cost grows with their third power: two thousand would take minutes."""
+    view, rng = View(LINE, max_t=9, state={"parameters": {}}), np.random.default_rng(0)
+    for _ in range(120):
+        x = float(rng.uniform())
+        view.add({"x": x}, *(x - 0.3) ** 2 + 0.02 * rng.standard_normal(9))
+    sizes, rows = [], Observations.from_rows
+    monkeypatch.setattr(Observations, "from_rows", lambda x, y: sizes.append(len(y)) or rows(x, y))
+    found = recommend(view, SearcherOptions(max_size_data_for_model=40, max_size_top_fraction=0.0))
+    assert sizes == [40]
+    assert found.config["x"] == pytest.approx(0.3, abs=0.05)
+    assert found.config == view.configs[found.trial_id]
+    assert 0.0 < found.std < 0.02
 
 
 def test_the_only_bad_trial_is_not_recommended_beside_equal_ones():
