@@ -106,11 +106,11 @@ class SearcherOptions:
     weigh_promotion: bool = False
     """Weight the acquisition function by the probability that a trial gets past the rungs below its level."""
     opt_nstarts: int = 2
-    """Starts of the likelihood's optimisation."""
+    """Starts of a full optimisation of the likelihood, beside the last parameters."""
     opt_maxiter: int = 50
     """Iterations per start."""
     opt_warmstart: bool = False
-    """Begin at the last parameters instead of the initial ones."""
+    """Begin at and around the last parameters, and never at the initial ones."""
     opt_skip_init_length: int = 150
     """Refit every time below this many observations."""
     opt_skip_period: int = 1
