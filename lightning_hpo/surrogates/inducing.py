@@ -7,12 +7,14 @@ A few of the inputs, the inducing points, stand for all. The fit maximises a low
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from gpytorch.kernels import InducingPointKernel
 from linear_operator.operators import KernelLinearOperator
 from linear_operator.utils.errors import NanError, NotPSDError
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
 from lightning_hpo.errors import NumericalError
@@ -104,7 +106,8 @@ def negative_bound(
     for name, part in space.slices.items():
         raw[name].data = theta[part].reshape(raw[name].shape)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NumericalWarning)  # the jitter it adds is no news, as in cholesky()
             bound = gp.likelihood(gp(*gp.train_inputs)).log_prob(gp.train_targets)
             bound = bound + torch.stack([term.loss() for term in gp.added_loss_terms()]).sum()
             gradients = torch.autograd.grad(bound, [raw[name] for name in space.slices])

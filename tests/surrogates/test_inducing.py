@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -198,6 +201,16 @@ def test_a_fit_comes_close_to_the_exact_one_and_is_repeatable() -> None:
     x = torch.rand(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     ours, theirs = (m.posterior(data, f.theta).predict(x, 1) for m, f in ((model, first), (exact, best)))
     torch.testing.assert_close(ours.mean, theirs.mean, rtol=0.0, atol=0.05)
+
+
+def test_inducing_points_that_are_nearly_alike_are_no_news_to_the_user() -> None:
+    exact = single_fidelity(3)
+    data, theta = data_for(exact), exact.space.initial.clone()
+    theta[exact.space.slices["lengthscale"]] = math.log(1e4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        value, _ = inducing(exact, 5).objective(data)(theta[None])
+    assert torch.isfinite(value).all()
 
 
 def test_a_matrix_beyond_repair_is_named() -> None:
