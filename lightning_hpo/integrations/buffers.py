@@ -8,11 +8,13 @@ in training. And Lightning writes those of rank 0, while ranks whose buffers are
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 Digests = dict[str, str]
 
@@ -54,7 +56,7 @@ def restore_buffers(module: nn.Module, saved: Mapping[str, torch.Tensor]) -> Non
     for name, owner, attribute in _places(module):
         if name in saved:
             buffer = owner._buffers[attribute]
-            if buffer is not None and buffer.shape == saved[name].shape:
+            if buffer is not None and buffer.shape == saved[name].shape and buffer.layout is torch.strided:
                 buffer.detach().copy_(saved[name])  # in place: others may refer to it
             else:
                 setattr(owner, attribute, saved[name].to(_device(buffer, module)))
@@ -70,7 +72,8 @@ def make_room_when_loaded(module: nn.Module) -> None:
         hook.remove()
         for name, owner, attribute in _places(module):
             buffer = owner._buffers[attribute]
-            if name in state and (buffer is None or buffer.shape != state[name].shape):
+            # A lazy buffer finds its shape by itself.
+            if name in state and not is_lazy(buffer) and (buffer is None or buffer.shape != state[name].shape):
                 setattr(owner, attribute, torch.empty_like(state[name], device=_device(buffer, module)))
 
     hook = module._register_load_state_dict_pre_hook(make_room)
@@ -96,6 +99,18 @@ def _device(buffer: torch.Tensor | None, module: nn.Module) -> torch.device | No
 
 
 def _digest(buffer: torch.Tensor) -> str:
-    values = buffer.detach().to("cpu").contiguous()
-    content = values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
-    return hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode() + content).hexdigest()
+    """Of its values, shape and kind, whatever its layout: as it would be written."""
+    digest = hashlib.sha256()
+    torch.save(buffer.detach().to("cpu", copy=True), _Writing(digest.update))
+    return digest.hexdigest()
+
+
+class _Writing(io.RawIOBase):
+    """A file that hands on what is written to it."""
+
+    def __init__(self, take: Callable[[Any], None]) -> None:
+        self._take = take
+
+    def write(self, data: Any) -> int:
+        self._take(data)
+        return len(data)

@@ -55,8 +55,9 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _are_alike(now: Any, saved: Any) -> bool:
-    are_tensors = isinstance(now, torch.Tensor) and isinstance(saved, torch.Tensor)
-    return are_tensors and now.shape == saved.shape and now.dtype == saved.dtype
+    """Whether one can be copied into the other; of sparse tensors torch cannot tell whether they are equal."""
+    are_dense = all(isinstance(value, torch.Tensor) and value.layout is torch.strided for value in (now, saved))
+    return are_dense and now.shape == saved.shape and now.dtype == saved.dtype
 
 
 def _are_equal(now: Any, saved: Any) -> bool:

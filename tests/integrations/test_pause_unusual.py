@@ -29,6 +29,7 @@ BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
     "generators of a module and of a callback": {"model": "noisy", "callback": "jitter"},
     "a stream that goes on": {"endless": True, "limit_train_batches": 6},
     "buffers that are set and grow": {"model": "filling"},
+    "sparse buffers, lazy layers": {"model": "graph"},
     "what hooks of the start set": {"model": "starting"},
     "what was logged before": {"model": "looking"},
     "settings of the Trainer that a callback has changed": {"callback": "changes once"},

@@ -288,7 +288,7 @@ def digest(value: Any) -> str:
 
     def add(item: Any) -> None:
         if isinstance(item, torch.Tensor):
-            found.update(item.detach().cpu().numpy().tobytes())
+            found.update(item.detach().cpu().to_dense().numpy().tobytes())
         elif isinstance(item, dict):
             for key in sorted(item, key=str):
                 found.update(str(key).encode())

@@ -200,6 +200,20 @@ class Filling(Model):
         return super().training_step((x - self.mean + 0.1 * self.first + 0.1 * self.seen.mean(0), y), batch_idx)
 
 
+class Graph(Model):
+    """Has layers that find their shapes by themselves, and sparse buffers, one of which changes in each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Dropout(0.3), nn.LazyLinear(2))
+        self.register_buffer("edges", torch.eye(FEATURES).to_sparse(), persistent=False)
+        self.register_buffer("mixed", torch.eye(FEATURES).to_sparse())
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.edges = self.edges * 0.9
+        return super().training_step(((self.mixed @ (self.edges @ batch[0].T)).T, batch[1]), batch_idx)
+
+
 class Noisy(Model):
     def __init__(self) -> None:
         super().__init__()
@@ -322,6 +336,7 @@ MODELS = {
     "starting": Starting,
     "remembering": Remembering,
     "filling": Filling,
+    "graph": Graph,
     "noisy": Noisy,
     "fetching": Fetching,
     "accumulating": Accumulating,
