@@ -238,7 +238,10 @@ class Loaders:
         owners: dict[str, Any] = {name: _loaders(loop) for name, loop in self._loops.items()}
         owners["module"], owners["data module"] = self._trainer.lightning_module, self._trainer.datamodule
         owners["callbacks"] = self._trainer.callbacks
-        return generators_of(owners)
+        found: dict[str, Generator] = {}
+        for name, owner in owners.items():
+            found |= generators_of(owner, f"[{name!r}]")
+        return found
 
 
 def _loaders(loop: Any) -> list[Any]:

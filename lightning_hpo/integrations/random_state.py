@@ -95,22 +95,26 @@ def _set_generator_state(generator: Generator, state: Any) -> None:
     elif isinstance(generator, np.random.Generator):
         if isinstance(state, dict) and state["bit_generator"] == generator.bit_generator.state["bit_generator"]:
             generator.bit_generator.state = _numpy(state, generator.bit_generator.state)
-    elif isinstance(state, list):
-        if isinstance(generator, np.random.RandomState) and len(state) == 5:
+    elif isinstance(generator, np.random.RandomState):
+        if isinstance(state, dict) or (isinstance(state, list) and len(state) == 5):
             _set_legacy_state(generator, state)
-        elif isinstance(generator, random.Random) and len(state) == 3:
-            _set_python_state(generator, state)
+    elif isinstance(state, list) and len(state) == 3:
+        _set_python_state(generator, state)
 
 
-def _legacy_state(generator: Any) -> list[Any]:
+def _legacy_state(generator: Any) -> Any:
     """Of numpy's module of random numbers, or of one of its old generators."""
-    name, keys, position, has_gauss, gauss = generator.get_state(legacy=True)
-    return [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)]
+    return _plain(generator.get_state(legacy=False))
 
 
-def _set_legacy_state(generator: Any, state: list[Any]) -> None:
-    name, keys, position, has_gauss, gauss = state
-    generator.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
+def _set_legacy_state(generator: Any, state: Any) -> None:
+    now = generator.get_state(legacy=False)
+    if isinstance(state, list):  # as earlier versions have read it: the order of numpy's own tuple
+        name, key, position, has_gauss, gauss = state
+        bits = {"key": key.tolist(), "pos": position}
+        state = {"bit_generator": name, "state": bits, "has_gauss": has_gauss, "gauss": gauss}
+    if state.keys() == now.keys() and state["bit_generator"] == now["bit_generator"]:
+        generator.set_state(_numpy(state, now))
 
 
 def _python_state(generator: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, RandomSampler, StackDataset, Subset
@@ -31,6 +32,36 @@ class Proxy:
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError(f"unbound: {name}")
+
+
+class Unbound:
+    """As thread-local proxies of web frameworks: its attributes are those of another object, which is not there."""
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("working outside of a request")
+
+
+class FetchedList(list[Any]):
+    """Stores places, and opens what is there when it is asked for an item, or for their number."""
+
+    def __len__(self) -> int:
+        raise OSError("no such file")
+
+    def __iter__(self) -> Any:
+        raise OSError("no such file")
+
+
+class FetchedDict(dict[str, Any]):
+    def items(self) -> Any:
+        raise OSError("no such file")
+
+
+class Unusual(random.Random):
+    """What its state is made of only it knows."""
+
+    def getstate(self) -> Any:
+        return "a text"
 
 
 def augmented(transform: Any) -> Points:
@@ -80,8 +111,15 @@ def test_not_behind_what_belongs_to_others() -> None:
     assert generators_of(SimpleNamespace(trainer=trainer, module=random, kind=Augmentation, proxies=proxies)) == {}
 
 
-def test_not_those_of_the_system_which_have_no_state() -> None:
-    assert generators_of([random.SystemRandom()]) == {}
+def test_nothing_is_asked_that_might_open_a_file() -> None:
+    rng = random.Random(1)
+    assert generators_of([FetchedList([rng]), FetchedDict(a=rng)]) == {"[0][0]": rng, "[1]['a']": rng}
+    assert generators_of([Unbound()]) == {}
+
+
+@pytest.mark.parametrize("generator", [random.SystemRandom(), Unusual()])
+def test_not_those_that_have_no_state_or_one_of_their_own(generator: random.Random) -> None:
+    assert generators_of([generator]) == {}
 
 
 def test_not_among_data() -> None:

@@ -73,3 +73,26 @@ def test_generators_without_names_are_refused() -> None:
     restore_random_state(state | {"generators": []}, CPU)
     with pytest.raises(CheckpointError, match=r"earlier version .* start again from the beginning\.$"):
         restore_random_state(state | {"generators": [torch.Generator().get_state()]}, CPU)
+
+
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.PCG64, np.random.Philox])
+def test_old_generators_of_numpy_go_on_whatever_they_draw_their_bits_from(kind: Any) -> None:
+    generator: Any = np.random.RandomState(kind(1))
+    generator.randn()  # leaves a second one in store
+    state = through_a_file(random_state(CPU, {"old": generator}))
+    first = generator.randn(3).tolist()
+    restore_random_state(state, CPU, {"old": generator})
+    assert generator.randn(3).tolist() == first
+    another = random_state(CPU, {"old": np.random.default_rng(1)})
+    restore_random_state(another, CPU, {"old": generator})
+    assert generator.randn(3).tolist() != first, "a state of another kind is none for it"
+
+
+def test_the_state_of_numpy_is_understood_as_earlier_versions_have_read_it() -> None:
+    generator = np.random.RandomState(1)
+    name, key, position, has_gauss, gauss = generator.get_state()
+    earlier = [name, torch.from_numpy(key.astype(np.int64)), position, has_gauss, gauss]
+    first = np.random.RandomState(1).rand(3).tolist()
+    state = random_state(CPU)
+    restore_random_state(state | {"numpy": earlier, "generators": {"old": earlier}}, CPU, {"old": generator})
+    assert np.random.rand(3).tolist() == first == generator.rand(3).tolist()
