@@ -38,9 +38,10 @@ class Loaders:
     Args:
         trainer: its loops are watched until :meth:`leave_alone`.
         resumes: the fit restores a checkpoint of ours.
+        inside_epochs: it may be paused inside an epoch.
     """
 
-    def __init__(self, trainer: Trainer, *, resumes: bool) -> None:
+    def __init__(self, trainer: Trainer, *, resumes: bool, inside_epochs: bool) -> None:
         self._trainer = trainer
         self._loops = {_TRAINING: trainer.fit_loop, _VALIDATION: trainer.fit_loop.epoch_loop.val_loop}
         self._waits = resumes
@@ -52,11 +53,14 @@ class Loaders:
         self._streams: list[Any] = []
         self._at_epoch_start: RandomState | None = None
         self._data_at_epoch_start: dict[str, Any] = {}
+        self._iterated_anew = False
+        """The epoch has an iterator of its own, and not the one that was made with the loaders."""
         self._goes_on_inside = False
         self._watched: list[tuple[Any, str]] = []
         for name, loop in self._loops.items():
             self._watch(loop, "setup_data", lambda make, name=name: self._set_up(name, make))
-        self._watch(trainer.fit_loop.epoch_loop, "on_run_start", self._start_epoch)
+        if inside_epochs:
+            self._watch(trainer.fit_loop.epoch_loop, "on_run_start", self._start_epoch)
         if resumes:
             # The sanity check has passed in the first attempt.
             self._watch(trainer, "_run_sanity_check", lambda check: None)
@@ -90,6 +94,9 @@ class Loaders:
             elif before is None and name == _TRAINING:
                 make()
             return
+        if before is not None and not self._trainer.reload_dataloaders_every_n_epochs:
+            make()  # Lightning only looks whether there is something to do
+            return
         epoch, data = self._trainer.current_epoch, self._data_state()
         now = {"random": self.random_state(), "epoch": epoch, "data": data}
         make()
@@ -97,10 +104,17 @@ class Loaders:
             self._made[name] = now
 
     def _start_epoch(self, start: Callable[..., None], *arguments: Any) -> None:
-        if not self._goes_on_inside:
-            self._at_epoch_start, self._data_at_epoch_start = self.random_state(), self._data_state()
-        self._goes_on_inside = False
+        if self._goes_on_inside:
+            self._goes_on_inside = False
+            start(*arguments)
+            return
+        self._at_epoch_start, self._data_at_epoch_start = self.random_state(), self._data_state()
+        before = self._iterator()
         start(*arguments)
+        self._iterated_anew = self._iterator() is not before
+
+    def _iterator(self) -> Any:
+        return getattr(self._trainer.fit_loop._combined_loader, "_iterator", None)
 
     @property
     def _device(self) -> Any:
@@ -148,6 +162,7 @@ class Loaders:
             "iterated": [getattr(loader, "_iterator", None) is not None for loader in loaders],
             "random_at_epoch_start": self._at_epoch_start,
             "data_at_epoch_start": self._data_at_epoch_start,
+            "iterated_anew": self._iterated_anew,
         }
 
     def will_be_restored(self, state: dict[str, Any], streams: list[Any]) -> None:
@@ -199,12 +214,13 @@ class Loaders:
 
         Fetches and throws away the batches that were trained before the pause, so that samplers, workers and
         augmentation come to where they were. A loader that keeps its own state (``state_dict`` and
-        ``load_state_dict``) was restored by Lightning and is left alone. In epoch 0 Lightning has just made the
-        iterator, with the loaders.
+        ``load_state_dict``) was restored by Lightning and is left alone. The first epoch of a fit has the iterator
+        that was made with the loaders, and Lightning has just made it.
         """
         self._waits, self._goes_on_inside = False, True
         self._at_epoch_start = state["random_at_epoch_start"]
         self._data_at_epoch_start = state.get("data_at_epoch_start", {})
+        self._iterated_anew = state.get("iterated_anew", self._trainer.current_epoch > 0)
         fit_loop = self._trainer.fit_loop
         if all(map(_has_state, _loaders(fit_loop))):
             return
@@ -218,7 +234,7 @@ class Loaders:
         # Of a step that fetches for itself, the fetcher hands out what it fetches from.
         batches = getattr(fetcher, "iterator_wrapper", fetcher)
         with self._with_data(self._data_at_epoch_start):
-            if self._trainer.current_epoch > 0:
+            if self._iterated_anew:
                 iter(fetcher)
             for _ in range(trained):
                 next(batches)

@@ -22,11 +22,12 @@ class RankState:
     Args:
         trainer: of the fit that is being set up.
         resumes: it will restore a checkpoint of ours.
+        inside_epochs: it may be paused inside an epoch.
     """
 
-    def __init__(self, trainer: Trainer, *, resumes: bool) -> None:
+    def __init__(self, trainer: Trainer, *, resumes: bool, inside_epochs: bool) -> None:
         self._trainer = trainer
-        self._loaders = Loaders(trainer, resumes=resumes)
+        self._loaders = Loaders(trainer, resumes=resumes, inside_epochs=inside_epochs)
         self._then: dict[str, Any] | None = None
         """Of this rank before the pause, until it is restored."""
         self._buffers_at_start: Digests = {}

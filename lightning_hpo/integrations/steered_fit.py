@@ -118,7 +118,7 @@ class SteeredFit:
             self._check_pauses()
             internals.refuse_child_processes(trainer)
             self._have_checkpoint_loaded()
-        self._rank_state = RankState(trainer, resumes=self.resumes)
+        self._rank_state = RankState(trainer, resumes=self.resumes, inside_epochs=self._counts_validations)
 
     # --------------------------------------------------------------------------- called by the hooks
 

@@ -163,7 +163,7 @@ def test_checkpoints_know_nothing_of_the_callbacks_key(trials: Trials) -> None:
 def test_our_checkpoint_wins_over_the_users(trials: Trials) -> None:
     trials.pause_at(3, "own_checkpoint_path")
     resumed = trials.run("own_checkpoint_path")
-    assert resumed.returned == 4
+    assert resumed.returned["epoch"] == 4
     assert list(resumed.reports) == [4]
 
 

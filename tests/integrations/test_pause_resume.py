@@ -320,6 +320,16 @@ def test_pauses_inside_an_epoch_change_nothing(trials: Trials, name: str) -> Non
     assert list(uninterrupted.reports) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize("resource", ["epoch", "validation"])
+def test_a_fit_that_begins_with_a_checkpoint_of_the_scripts_goes_on_as_before(trials: Trials, resource: str) -> None:
+    # Validations are counted from 1, epochs by Lightning; with val_check_interval the pauses are inside of epochs.
+    epochs, validations = ((2, 3), {}, [2, 3, 4]), ((1, 3), {"val_check_interval": 0.5}, [1, 2, 3, 4, 5, 6])
+    pauses, options, reports = validations if resource == "validation" else epochs
+    trials.welcome = replace(trials.welcome, resource=resource, max_t=reports[-1])
+    uninterrupted = pauses_change_nothing(trials, pauses, "own_checkpoint_path", **options)
+    assert list(uninterrupted.reports) == reports
+
+
 def test_a_cut_epoch_does_not_end_for_other_callbacks(trials: Trials) -> None:
     # ModelCheckpoint would leave a file of the cut epoch, and early stopping would count it.
     trials.welcome = replace(trials.welcome, resource="validation", max_t=8)

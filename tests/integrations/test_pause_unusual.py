@@ -137,3 +137,9 @@ def test_a_fit_that_has_lost_its_checkpoint_does_not_train(trials: Trials) -> No
     assert attempt.problems == ["ResourceMismatch"]
     assert "begins at step 0" in attempt.results[0]["message"]
     assert attempt.reports == {}
+
+
+def test_what_a_pause_would_need_is_not_asked_for_in_every_epoch(trials: Trials) -> None:
+    trials.welcome = replace(trials.welcome, max_t=9)
+    # Only when the loaders are made, those of the training and those of the validation.
+    assert trials.run("asks_for_state", epochs=9).returned == {"asked": 2}

@@ -521,16 +521,17 @@ def find_settings_first(folder: str) -> dict[str, Any]:
     return outcome(trainer, model, checkpoint) | {"batch_size": size, "found": model.lr}
 
 
-def own_checkpoint_path(folder: str) -> int:
-    """A user who passes ``ckpt_path`` to ``fit``."""
-    trainer, model = _trainer(folder, HPOCallback()), Model()
+def own_checkpoint_path(folder: str, **options: Any) -> dict[str, Any]:
+    """A user who passes ``ckpt_path`` to ``fit``: the first epoch is trained already."""
     other = Path(folder) / "other.ckpt"
     if not other.exists():
         plain = _trainer(folder, max_epochs=1)
-        plain.fit(model, *_loaders())
+        plain.fit(Model(), *_loaders())
         plain.save_checkpoint(other)
+    checkpoint = ModelCheckpoint(Path(folder) / "best", monitor="val_loss")
+    trainer, model = _trainer(folder, HPOCallback(), checkpoint, enable_checkpointing=True, **options), Model()
     trainer.fit(model, *_loaders(), ckpt_path=str(other))
-    return trainer.current_epoch
+    return outcome(trainer, model, checkpoint)
 
 
 def checkpoints_beside_the_logs(folder: str, worsens: bool = False) -> dict[str, Any]:

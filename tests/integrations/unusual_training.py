@@ -407,3 +407,22 @@ def train_unusually(
         return outcome(trainer, made, checkpoint) | counting.state_dict()
     trainer.fit(made, train_loader, val_loader)
     return outcome(trainer, made, checkpoint) | {"shift": [float(b) for b in made.buffers() if b.numel() == 1]}
+
+
+class AskedData(CountingData):
+    """Counts how often it is asked for its state, which may be large."""
+
+    asked = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        self.asked += 1
+        return super().state_dict()
+
+
+def asks_for_state(folder: str, epochs: int) -> dict[str, int]:
+    """A whole fit in which nobody else saves anything."""
+    settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    data = AskedData(late=False)
+    trainer = Trainer(max_epochs=epochs, callbacks=[HPOCallback()], default_root_dir=folder, **settings)
+    trainer.fit(Model(), datamodule=data)
+    return {"asked": data.asked}
