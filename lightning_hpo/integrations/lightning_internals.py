@@ -292,17 +292,27 @@ def training_streams(checkpoint: dict[str, Any]) -> list[Any]:
 # ------------------------------------------------------------------------------- going on as before
 
 
-def found_batch_sizes(trainer: Trainer) -> dict[str, int]:
-    """Attribute -> the batch size that a ``BatchSizeFinder`` has found; it is in no checkpoint."""
-    names = [c._batch_arg_name for c in trainer.callbacks if isinstance(c, BatchSizeFinder)]
+def found_settings(trainer: Trainer) -> dict[str, float]:
+    """Attribute -> what a ``BatchSizeFinder`` or ``LearningRateFinder`` has found; it is in no checkpoint."""
     module = trainer.lightning_module
-    return {name: lightning_getattr(module, name) for name in names if lightning_hasattr(module, name)}
+    names = [next(filter(lambda n: lightning_hasattr(module, n), _names_set_by(c)), "") for c in trainer.callbacks]
+    found = {name: lightning_getattr(module, name) for name in names if name}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 
-def set_batch_sizes(trainer: Trainer, sizes: dict[str, int]) -> None:
-    """Before any loader is made."""
-    for name, size in sizes.items():
-        lightning_setattr(trainer.lightning_module, name, size)
+def set_found_settings(trainer: Trainer, found: dict[str, float]) -> None:
+    """Before any loader or optimizer is made."""
+    for name, value in found.items():
+        lightning_setattr(trainer.lightning_module, name, value)
+
+
+def _names_set_by(callback: Callback) -> tuple[str, ...]:
+    """The attribute that a finder sets: the first of these that the module has."""
+    if isinstance(callback, BatchSizeFinder):
+        return (callback._batch_arg_name,)
+    if isinstance(callback, LearningRateFinder) and callback._update_attr:
+        return (callback._attr_name,) if callback._attr_name else ("lr", "learning_rate")
+    return ()
 
 
 _METRICS = ("callback_metrics", "logged_metrics", "progress_bar_metrics")

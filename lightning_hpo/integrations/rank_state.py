@@ -39,7 +39,7 @@ class RankState:
     def take_up(self, ranks: list[dict[str, Any]], checkpoint: dict[str, Any]) -> None:
         """Our checkpoint is about to be restored; no loader is made yet."""
         self._then = ranks[self._trainer.global_rank % len(ranks)]
-        internals.set_batch_sizes(self._trainer, self._then.get("batch_sizes", {}))
+        internals.set_found_settings(self._trainer, self._then.get("found", self._then.get("batch_sizes", {})))
         if internals.has_whole_module(self._trainer):
             self._as_restored = AsRestored(checkpoint["state_dict"])
         self._loaders.will_be_restored(self._then.get("loaders", {}), internals.training_streams(checkpoint))
@@ -111,7 +111,7 @@ class RankState:
             on_rank_zero = trainer.strategy.broadcast(digests(pl_module, persistent_too=True), src=0)
         state: dict[str, Any] = {
             "loaders": self._loaders.state(),
-            "batch_sizes": internals.found_batch_sizes(trainer),
+            "found": internals.found_settings(trainer),
             "buffers": unsaved_buffers(pl_module, self._buffers_at_start, on_rank_zero),
             "settings": internals.changeable_settings(trainer),
             "metrics": internals.metrics_so_far(trainer),

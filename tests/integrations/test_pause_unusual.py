@@ -13,6 +13,7 @@ from tests.integrations.test_pause_resume import pauses_change_nothing
 
 BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
     "a batch size that was found": {"callback": "batch size", "sized_data": True},
+    "a learning rate that was found": {"callback": "learning rate"},
     "a search in the middle of the training": {"callback": "milestones"},
     "pruning masks": {"callback": "pruning"},
     "weights that are set back when they are pruned": {"callback": "lottery tickets"},

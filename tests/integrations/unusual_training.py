@@ -364,6 +364,7 @@ def train_unusually(
     made: Model = MODELS.get(model, Model)()
     callbacks: dict[str, Any] = {
         "batch size": lambda: BatchSizeFinder(steps_per_trial=2, init_val=2, max_trials=1),
+        "learning rate": lambda: LearningRateFinder(num_training_steps=30),
         "milestones": lambda: FindsAtMilestones(num_training_steps=4, mode="linear"),
         "pruning": lambda: ModelPruning("l1_unstructured", amount=0.3, apply_pruning=lambda epoch: epoch == 0),
         "lottery tickets": lambda: ModelPruning("l1_unstructured", amount=0.3),
@@ -406,7 +407,10 @@ def train_unusually(
         trainer.fit(made, datamodule=counting)
         return outcome(trainer, made, checkpoint) | counting.state_dict()
     trainer.fit(made, train_loader, val_loader)
-    return outcome(trainer, made, checkpoint) | {"shift": [float(b) for b in made.buffers() if b.numel() == 1]}
+    return outcome(trainer, made, checkpoint) | {
+        "lr": made.lr,
+        "shift": [float(b) for b in made.buffers() if b.numel() == 1],
+    }
 
 
 class AskedData(CountingData):
