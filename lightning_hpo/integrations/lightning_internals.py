@@ -26,7 +26,7 @@ import inspect
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -321,8 +321,16 @@ _SETTINGS = ("accumulate_grad_batches", "gradient_clip_val")
 
 def metrics_so_far(trainer: Trainer) -> dict[str, dict[str, Any]]:
     """What was logged last, as Lightning keeps it for schedulers, callbacks and modules. Each rank has its own."""
-    plain = (torch.Tensor, float, int)
-    return {kept: {n: v for n, v in getattr(trainer, kept).items() if isinstance(v, plain)} for kept in _METRICS}
+    return {kept: dict(_plain(getattr(trainer, kept))) for kept in _METRICS}
+
+
+def _plain(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in metrics.items():
+        if isinstance(value, torch.Tensor):
+            # Other ranks, which are sent it, may not see this rank's device.
+            yield name, value.detach().to("cpu", copy=True)
+        elif isinstance(value, (float, int)):
+            yield name, value
 
 
 def put_metrics_back(trainer: Trainer, metrics: dict[str, dict[str, Any]]) -> None:

@@ -42,7 +42,7 @@ def module_state(module: nn.Module) -> ModuleState:
     return {
         "requires_grad": {name: parameter.requires_grad for name, parameter in module.named_parameters()},
         "training": {name: inner.training for name, inner in submodules.items()},
-        _RUNNING: {name: getattr(inner, _RUNNING) for name, inner in submodules.items() if _keeps_statistics(inner)},
+        _RUNNING: {name: vars(inner)[_RUNNING] for name, inner in submodules.items() if _keeps_statistics(inner)},
         "trackers": {name: len(tracker) for name, tracker in _those_of_torchmetrics(module, "MetricTracker")},
         "metrics": {name: saved for name, metric in metrics if (saved := _metric_state(name, metric))},
         "pruned": {name: saved for name, inner in submodules.items() if (saved := _pruned(inner))},
@@ -64,7 +64,7 @@ def restore_module_state(module: nn.Module, state: ModuleState) -> None:
         # As Lightning does after a validation: train() would change what is inside too.
         inner.training = state["training"].get(name, inner.training)
         if _keeps_statistics(inner):
-            setattr(inner, _RUNNING, state[_RUNNING].get(name, getattr(inner, _RUNNING)))
+            setattr(inner, _RUNNING, state[_RUNNING].get(name, vars(inner)[_RUNNING]))
     for name, metric in _those_of_torchmetrics(module, "Metric"):
         if name in state["metrics"]:
             _restore_metric(metric, state["metrics"][name])
@@ -78,7 +78,8 @@ def _those_of_torchmetrics(module: nn.Module, kind: str) -> Iterator[tuple[str, 
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    return isinstance(getattr(module, _RUNNING, None), bool)
+    # Not asked for: a module may answer for another one, or by an error.
+    return isinstance(vars(module).get(_RUNNING), bool)
 
 
 def _pruned(module: nn.Module) -> dict[str, list[torch.Tensor]]:

@@ -133,7 +133,7 @@ class RankState:
 def _gradients(pl_module: LightningModule) -> dict[str, torch.Tensor]:
     """Gradients that were accumulated but not used yet; all others are zero or None."""
     return {
-        name: parameter.grad.detach().clone()
+        name: parameter.grad.detach().to("cpu", copy=True)
         for name, parameter in pl_module.named_parameters()
         if parameter.grad is not None and bool(parameter.grad.any())
     }

@@ -89,6 +89,20 @@ def test_parameters_and_modules_that_vanish_or_are_new_are_left_alone() -> None:
     assert new["new"].training and not new["same"].training
 
 
+class Answering(nn.Module):
+    """Answers for another module, which it has not loaded yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise OSError("no such file")
+
+
+def test_modules_are_not_asked_for_what_they_might_not_have() -> None:
+    module, new = (nn.ModuleList([Answering(), nn.BatchNorm1d(1)]) for _ in range(2))
+    module[1].track_running_stats = False  # type: ignore[assignment]
+    carried_over(module, new)
+    assert new[1].track_running_stats is False
+
+
 def test_without_torchmetrics_there_are_no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     module = nn.Linear(1, 1).requires_grad_(False)
     monkeypatch.delitem(sys.modules, "torchmetrics")
