@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -36,12 +37,16 @@ class RankState:
         self._module_inside_epoch: ModuleState | None = None
         """What is to be restored before the first batch, after a pause inside an epoch."""
 
-    def take_up(self, ranks: list[dict[str, Any]], checkpoint: dict[str, Any]) -> None:
-        """Our checkpoint is about to be restored; no loader is made yet."""
+    def take_up(self, ranks: list[dict[str, Any]], checkpoint: dict[str, Any], of_others: Collection[str]) -> None:
+        """Our checkpoint is about to be restored; no loader is made yet.
+
+        Args:
+            of_others: :func:`~lightning_hpo.integrations.start_hooks.weights_of_others` when it was saved.
+        """
         self._then = ranks[self._trainer.global_rank % len(ranks)]
         internals.set_found_settings(self._trainer, self._then.get("found", self._then.get("batch_sizes", {})))
         if internals.has_whole_module(self._trainer):
-            self._as_restored = AsRestored(checkpoint["state_dict"])
+            self._as_restored = AsRestored(checkpoint["state_dict"], of_others)
         self._loaders.will_be_restored(self._then.get("loaders", {}), internals.training_streams(checkpoint))
 
     def note_weights(self, pl_module: LightningModule) -> None:

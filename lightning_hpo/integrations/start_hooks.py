@@ -7,7 +7,7 @@ there, a codebook that it draws from the data, a learning rate would be set a se
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,22 @@ from torch import nn
 from torch.optim import Optimizer
 
 
+def weights_of_others(module: nn.Module, saved: Mapping[str, Any]) -> list[str]:
+    """Names in a ``state_dict`` under which a callback saves something else, averages say, than the training has."""
+    now = module.state_dict()
+    return [name for name, value in saved.items() if name not in now or not _are_equal(now[name], value)]
+
+
 class AsRestored:
     """Weights, buffers and options of optimizers as they were before any hook of the start.
 
     Args:
         saved: the checkpoint's ``state_dict``.
+        of_others: :func:`weights_of_others` when it was saved. The hooks of the start may restore the training's.
     """
 
-    def __init__(self, saved: Mapping[str, Any]) -> None:
-        self._weights = dict(saved)
+    def __init__(self, saved: Mapping[str, Any], of_others: Collection[str]) -> None:
+        self._weights = {name: value for name, value in saved.items() if name not in of_others}
         self._options: list[list[dict[str, Any]]] = []
 
     def note_weights(self, module: nn.Module) -> None:
@@ -61,4 +68,6 @@ def _are_alike(now: Any, saved: Any) -> bool:
 
 
 def _are_equal(now: Any, saved: Any) -> bool:
-    return _are_alike(now, saved) and torch.equal(now, saved.to(now.device))
+    if not _are_alike(now, saved):
+        return False
+    return now.data_ptr() == saved.data_ptr() or torch.equal(now, saved.to(now.device))

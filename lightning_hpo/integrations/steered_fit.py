@@ -51,6 +51,7 @@ from lightning_hpo.integrations.earlier_files import logged_rows, put_rows_back
 from lightning_hpo.integrations.metrics import as_number, freshly_logged, missing_metric, numbers
 from lightning_hpo.integrations.rank_state import RankState
 from lightning_hpo.integrations.saving import check_unpicklable, without_odd_hyperparameters, write_checkpoint
+from lightning_hpo.integrations.start_hooks import weights_of_others
 from lightning_hpo.integrations.trainer_classes import refuse_trainers
 from lightning_hpo.report.log_notes import note_for_the_log
 from lightning_hpo.report.shared_folders import lines_for_the_log
@@ -126,7 +127,7 @@ class SteeredFit:
         """Our checkpoint is about to be restored."""
         self.restored = checkpoint[STATE_KEY]
         self._steps_before = checkpoint["global_step"]
-        self._rank_state.take_up(self.restored["ranks"], checkpoint)
+        self._rank_state.take_up(self.restored["ranks"], checkpoint, self.restored.get("weights_of_others", ()))
         then, saving = self.restored.get("folders"), self.restored.get("saving")
         trainer_files.keep_checkpoint_folders(self._trainer, checkpoint, self._channel.directory, then, saving)
         put_rows_back(self._trainer, self._channel.directory, self.restored.get("rows", ()))
@@ -389,8 +390,10 @@ class SteeredFit:
         trainer = self._trainer
         ranks = self._rank_state.of_all_ranks(pl_module, inside_epoch=inside_epoch)
         checkpoint = without_odd_hyperparameters(internals.dump_checkpoint(trainer))
+        knows_weights = internals.has_whole_module(trainer)
         checkpoint[STATE_KEY] = {
             "ranks": ranks,
+            "weights_of_others": weights_of_others(pl_module, checkpoint["state_dict"]) if knows_weights else [],
             "inside_epoch": inside_epoch,
             "validations": self._validations,
             "should_stop": self._would_stop,

@@ -314,6 +314,33 @@ class Resets(Callback):
         trainer._checkpoint_connector._loaded_checkpoint = {}
 
 
+class Averages(Callback):
+    """Saves the mean of the weights in their place, and gives the training its own again when it begins."""
+
+    def __init__(self) -> None:
+        self.trained: dict[str, torch.Tensor] = {}
+        self.mean: dict[str, torch.Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.trained:
+            pl_module.load_state_dict(self.trained)
+        else:
+            self.mean = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        now = pl_module.state_dict()
+        self.mean = {
+            name: torch.lerp(value, now[name], 0.1) if value.is_floating_point() else now[name].clone()
+            for name, value in self.mean.items()
+        }
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["trained"], checkpoint["state_dict"] = checkpoint["state_dict"], self.mean
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.trained, self.mean = checkpoint["trained"], checkpoint["state_dict"]
+
+
 class LogsAtTheEnd(Callback):
     """Trusts in the logger that the script has made."""
 
@@ -370,6 +397,7 @@ def train_unusually(
         "lottery tickets": lambda: ModelPruning("l1_unstructured", amount=0.3),
         "accumulation": lambda: GradientAccumulationScheduler({0: 1, 1: 4, 3: 2}),
         "swa": lambda: StochasticWeightAveraging(5e-3),
+        "averages": Averages,
         "resets": Resets,
         "jitter": Jitter,
         "changes once": ChangesOnce,
