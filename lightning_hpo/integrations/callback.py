@@ -9,10 +9,10 @@ Outside a trial the callback does nothing at all. Inside one it
 
 What cannot be had: plain attributes of modules, callbacks and data modules (``self.best = 0``), unless they save them
 by ``on_save_checkpoint`` or ``state_dict``; metrics of torchmetrics that are no submodules of the LightningModule; the
-state of random generators inside persistent DataLoader workers; what samplers and datasets count, unless the data
-module saves it; inside an epoch, the global random numbers of a stream that draws them in the main process item by
-item; averages of *training* values over an epoch that was paused in its middle cover the part after the pause, unless a
-metric of torchmetrics makes them.
+state of random generators inside persistent DataLoader workers; what samplers, datasets and loaders with a length
+count, unless the data module saves it; inside an epoch, the global random numbers of a stream that draws them in the
+main process item by item; averages of *training* values over an epoch that was paused in its middle cover the part
+after the pause, unless a metric of torchmetrics makes them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class HPOCallback(EarlyStopping):
     one; where there is none it is this one, which has no ``best_score``.
 
     Raises:
-        ResourceMismatch: when the fit begins, if the Trainer does not train for ``max_t``; when it ends, if there was
-            nothing to train on.
+        ResourceMismatch: when the fit begins, if the Trainer does not train for ``max_t``, or if it may be paused
+            inside an epoch and could not go on there; when it ends, if there was nothing to train on.
         StrategyUnsupported: if the Trainer trains in child processes (``ddp_fork``, ``ddp_spawn``).
         MetricMissing: after the first epoch that should have logged the metric.
         MetricInvalid: if the metric is not one real number.

@@ -241,6 +241,10 @@ class Loaders:
         # The epoch loop adds the batches done to the counter by itself.
         fetcher.fetched -= trained
 
+    def only_some_have_states(self) -> bool:
+        """Whether some training loaders keep a state of their own and others do not."""
+        return len({_has_state(loader) for loader in _loaders(self._trainer.fit_loop)}) > 1
+
     def random_state(self) -> RandomState:
         """Of this process, with the generators that loaders and what is in them, the module, the data module and
         callbacks keep for themselves."""

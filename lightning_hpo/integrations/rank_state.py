@@ -59,6 +59,10 @@ class RankState:
         if self._as_restored is not None:
             self._as_restored.note_options(self._trainer.optimizers)
 
+    def cannot_pause_inside_epochs(self) -> bool:
+        """Call it when there are loaders: those with a state would be restored, and the others advanced with them."""
+        return self._loaders.only_some_have_states()
+
     def begin(self, pl_module: LightningModule, *, inside_epoch: bool) -> None:
         """Call it in ``on_train_start``."""
         self._buffers_at_start = digests(pl_module, persistent_too=False)

@@ -146,6 +146,7 @@ class SteeredFit:
         self._began_at = time.monotonic()
         with self._announcing_errors():
             self._check_validations()
+            self._check_loaders()
         self._say_where_it_writes()
         self._say_how_to_start_faster()
         restored, self.restored = self.restored, None
@@ -289,6 +290,14 @@ class SteeredFit:
             raise ResourceMismatch(
                 f"{changing} changes schedulers at the start of an epoch, and with resource=validation a trial may be "
                 "paused inside one. Set hydra.launcher.resource=epoch, or take EMAWeightAveraging."
+            )
+
+    def _check_loaders(self) -> None:
+        if self._counts_validations and self._rank_state.cannot_pause_inside_epochs():
+            raise ResourceMismatch(
+                "Some of the training loaders keep a state (state_dict, load_state_dict) and others do not, and with "
+                "resource=validation a trial may be paused inside an epoch, where they would not go on together. "
+                "Set hydra.launcher.resource=epoch, or take loaders that all keep a state, or none."
             )
 
     def _check_restored(self, restored: dict[str, Any] | None) -> None:

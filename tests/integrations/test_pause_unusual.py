@@ -29,6 +29,7 @@ BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
     "generators in transforms and in a collating function": {"augmented": True},
     "generators of a module and of a callback": {"model": "noisy", "callback": "jitter"},
     "a stream that goes on": {"endless": True, "limit_train_batches": 6},
+    "a stream beside a loader without a state": {"endless": True, "model": "both", "limit_train_batches": 6},
     "buffers that are set and grow": {"model": "filling"},
     "sparse buffers, lazy layers": {"model": "graph"},
     "what hooks of the start set": {"model": "starting"},
@@ -131,6 +132,14 @@ def test_averaging_of_weights_is_refused_where_pauses_may_be_inside_epochs(trial
     attempt = trials.run("train_unusually", callback="swa", val_check_interval=0.5)
     assert attempt.problems == ["ResourceMismatch"]
     assert attempt.results[0]["message"].endswith("Set hydra.launcher.resource=epoch, or take EMAWeightAveraging.")
+
+
+def test_loaders_of_which_only_some_keep_a_state_are_refused_where_pauses_may_be_inside_epochs(trials: Trials) -> None:
+    trials.welcome = replace(trials.welcome, resource="validation", max_t=8)
+    options = {"endless": True, "model": "both", "limit_train_batches": 6, "val_check_interval": 3}
+    attempt = trials.run("train_unusually", **options)
+    assert attempt.problems == ["ResourceMismatch"]
+    assert attempt.results[0]["message"].endswith("or take loaders that all keep a state, or none.")
 
 
 def test_a_fit_that_has_lost_its_checkpoint_does_not_train(trials: Trials) -> None:

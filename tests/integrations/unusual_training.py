@@ -162,6 +162,13 @@ class Endless:
         self.position = state["position"]
 
 
+class Both(Model):
+    """Trains with the batches of two loaders at a time."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step([torch.cat(parts) for parts in zip(*batch, strict=True)], batch_idx)
+
+
 class Remembering(Model):
     """Draws at the start of an epoch, and shifts its inputs by what is in no state_dict."""
 
@@ -358,6 +365,7 @@ class ChangesOnce(Callback):
 
 
 MODELS = {
+    "both": Both,
     "counting": Counting,
     "looking": Looking,
     "starting": Starting,
@@ -424,7 +432,7 @@ def train_unusually(
         points = ConcatDataset([Augmented(12, seed=1), Augmented(12, seed=5)])
         train_loader = DataLoader(points, 4, shuffle=True, collate_fn=Noise(7).collate)
     if endless:
-        train_loader = Endless()
+        train_loader = [Endless(), train_loader] if model == "both" else Endless()
     val_loader = DataLoader(Points(8, seed=2), 4, num_workers=int(persistent), persistent_workers=persistent)
     if sized_data:
         data = SizedData(grows)
