@@ -399,10 +399,10 @@ class SteeredFit:
         trainer = self._trainer
         ranks = self._rank_state.of_all_ranks(pl_module, inside_epoch=inside_epoch)
         checkpoint = without_odd_hyperparameters(internals.dump_checkpoint(trainer))
-        knows_weights = internals.has_whole_module(trainer)
+        weights = checkpoint.get("state_dict", {}) if internals.has_whole_module(trainer) else {}
         checkpoint[STATE_KEY] = {
             "ranks": ranks,
-            "weights_of_others": weights_of_others(pl_module, checkpoint["state_dict"]) if knows_weights else [],
+            "weights_of_others": weights_of_others(pl_module, weights),
             "inside_epoch": inside_epoch,
             "validations": self._validations,
             "should_stop": self._would_stop,

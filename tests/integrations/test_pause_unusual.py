@@ -33,6 +33,7 @@ BETWEEN_EPOCHS: dict[str, dict[str, Any]] = {
     "buffers that are set and grow": {"model": "filling"},
     "sparse buffers, lazy layers": {"model": "graph"},
     "what hooks of the start set": {"model": "starting"},
+    "weights that are saved under another name": {"model": "saves elsewhere"},
     "averages that are saved in the place of the weights": {"callback": "averages"},
     "what was logged before": {"model": "looking"},
     "settings of the Trainer that a callback has changed": {"callback": "changes once"},

@@ -221,6 +221,16 @@ class Graph(Model):
         return super().training_step(((self.mixed @ (self.edges @ batch[0].T)).T, batch[1]), batch_idx)
 
 
+class SavesElsewhere(Model):
+    """Saves its weights under a name of its own."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = checkpoint.pop("state_dict")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = checkpoint.pop("mine")
+
+
 class Noisy(Model):
     def __init__(self) -> None:
         super().__init__()
@@ -373,6 +383,7 @@ MODELS = {
     "filling": Filling,
     "graph": Graph,
     "noisy": Noisy,
+    "saves elsewhere": SavesElsewhere,
     "fetching": Fetching,
     "accumulating": Accumulating,
 }
