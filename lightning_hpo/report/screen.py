@@ -83,8 +83,14 @@ class PatientStream:
             self._number = -1
 
 
-def show(text: str, stream: TextIO) -> None:
-    """Write a text and a line's end, if somebody reads it soon: what is told here can be read elsewhere too."""
+def show(text: str, stream: TextIO | None) -> None:
+    """Write a text and a line's end, if somebody reads it soon: what is told here can be read elsewhere too.
+
+    Args:
+        stream: None, or one that is closed, as in a program that was started without standard output: nobody reads.
+    """
+    if stream is None or stream.closed:
+        return
     with contextlib.suppress(OSError):
         target = patient(stream)
         target.write(text + "\n")

@@ -96,3 +96,10 @@ def test_so_is_what_is_no_file_at_all() -> None:
     assert patient(stream) is stream
     show("shown", stream)
     assert stream.getvalue() == "shown\n"
+
+
+def test_a_program_that_has_no_standard_output_tells_nobody(tmp_path: Path) -> None:
+    show("shown", None)
+    with open(tmp_path / "log", "w") as stream:
+        pass
+    show("shown", stream)
