@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from lightning_hpo.core.brackets import draw_bracket
 from lightning_hpo.core.confirmation import Cost, leading
 from lightning_hpo.core.events import Decision, Finish, Idle, Resume, Start, SuggestionWanted, WorkerReady
@@ -90,10 +92,9 @@ class Dispatcher(StudyRecord):
 
         A metric that has reached its threshold ends the search only, if the best are to be confirmed.
         """
-        self.progress.time = max(self.progress.time, time)
         if self.ended is None or self.repeated_error is None:
-            stop = self.options.stop
-            reason = stop.limit_reason(self.progress) if self.confirmation else stop.reason(self.progress)
+            stop, now = self.options.stop, dataclasses.replace(self.progress, time=max(self.progress.time, time))
+            reason = stop.limit_reason(now) if self.confirmation else stop.reason(now)
             self.ended = reason or self.ended
         return self.ended
 

@@ -21,6 +21,8 @@ from lightning_hpo.core.events import (
     Decision,
     DropCheckpoint,
     Event,
+    Finish,
+    Idle,
     Outcome,
     PauseRequested,
     Reported,
@@ -76,7 +78,8 @@ class StudyState(Dispatcher):
     def handle(self, event: Event) -> list[Decision]:
         """Take in a fact; returns what is to be done about it.
 
-        A :class:`WorkerReady` that is answered by :class:`Idle` or :class:`Finish` need not be kept. Every other
+        A :class:`WorkerReady` that is answered by :class:`Idle` or :class:`Finish` need not be kept: no time has passed
+        by it. Every other
         event that does not raise must be, in this order, for the study to be the same when they are fed again.
 
         Raises:
@@ -87,7 +90,10 @@ class StudyState(Dispatcher):
         before = self.progress.time
         self.progress.time = max(before, event.time)
         if isinstance(event, WorkerReady):
-            return [self._next_job(event)]
+            job = self._next_job(event)
+            if isinstance(job, (Idle, Finish)):
+                self.progress.time = before
+            return [job]
         try:
             decisions = self._handlers[type(event)](event)
         except ReportError:

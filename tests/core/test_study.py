@@ -451,6 +451,15 @@ class TestContinuing:
         assert study.job() == "n2"
         assert snapshot(study.replayed()) == snapshot(study.state)
 
+    def test_time_passes_by_what_is_kept_only(self):
+        """Else a study that is read would be another one than that which was run."""
+        study = Driven(algorithm="random", max_t=1, n_trials=1)
+        study.run(lambda i, r: 0.5)
+        ended = study.time
+        study.state.closing_reason(ended + 1.0)
+        assert isinstance(study.state.handle(WorkerReady(ended + 2.0))[0], Finish)
+        assert study.state.progress.time == study.replayed().progress.time <= ended
+
     def test_time_goes_on_where_it_ended(self):
         study = Driven(algorithm="random", max_t=9, stop={"max_wallclock_time": 100.0})
         study.time = 99.0
