@@ -66,6 +66,9 @@ def fork(child: Callable[[], object]) -> int:
 
     Returns:
         Process id of the child.
+
+    Raises:
+        BackendError: if the system refuses another process, or the thread to fork it.
     """
     context = contextvars.copy_context()
     outcome: list[int | BaseException] = []
@@ -98,6 +101,8 @@ def fork(child: Callable[[], object]) -> int:
     try:
         thread = threading.Thread(target=run, name="MainThread")
         thread.start()
+    except RuntimeError as problem:
+        raise refused(problem) from problem
     finally:
         threading.stack_size(before)
     thread.join()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,9 +22,10 @@ from typing import Any
 import pytest
 
 from lightning_hpo.errors import BackendError, OptionError
+from lightning_hpo.runtime import processes
 from lightning_hpo.runtime.backends.base import Exit, Job
 from lightning_hpo.runtime.backends.local import LocalBackend
-from lightning_hpo.runtime.backends.trial_server import _new_scratch
+from lightning_hpo.runtime.backends.trial_server import TrialServer, _new_scratch
 from tests.runtime.launching import Launcher, wait_until
 
 METHODS = ("fork", "forkserver", "spawn")
@@ -491,6 +493,29 @@ def test_what_cannot_be_sent_is_refused_with_the_fix(tmp_path: Path) -> None:
 def test_an_unknown_start_method_is_refused_with_the_nearest() -> None:
     with pytest.raises(OptionError, match="Did you mean 'forkserver'"):
         LocalBackend(print, start_method="forkserve")  # type: ignore[arg-type]
+
+
+def test_a_trial_whose_process_is_refused_is_told_and_the_server_goes_on(tmp_path: Path) -> None:
+    def refuse(job: Job, threads: int | None) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    here, there = multiprocessing.Pipe()
+    me = os.getpid()
+
+    def serve() -> None:
+        here.close()
+        TrialServer(there, me, refuse).serve()
+
+    server = processes.fork(serve)
+    there.close()
+    for trial_id in (3, 4):
+        job = Job(trial_id, 1, tmp_path, tmp_path / "trial.log", ranks=2)
+        here.send_bytes(json.dumps({"op": "start", "job": job.to_json(), "environment": {}, "threads": None}).encode())
+        ended = json.loads(here.recv_bytes())
+        assert (ended["event"], ended["trial_id"]) == ("exited", trial_id)
+        assert ended["problem"].startswith("The system refuses a new process: [Errno 24] Too many open files.")
+    here.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(server, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("call", ["multiprocessing.Pipe", "subprocess.Popen"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextvars
+import errno
 import io
 import json
 import logging
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_hpo.errors import ChannelError, TrialStopped
+from lightning_hpo.errors import BackendError, ChannelError, TrialStopped
 from lightning_hpo.runtime import processes
 from lightning_hpo.runtime.backends.base import Job
 from lightning_hpo.runtime.processes import EXIT_UNHEARD
@@ -91,6 +92,24 @@ def test_the_stack_size_of_the_users_threads_is_left_alone() -> None:
     before = threading.stack_size()
     exit_code(lambda: None)
     assert threading.stack_size() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "refusal"),
+    [
+        ("os.fork", BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
+        ("threading.Thread.start", RuntimeError("can't start new thread")),
+    ],
+)
+def test_a_system_that_refuses_a_process_or_its_first_thread_is_named(
+    call: str, refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(call, refuse)
+    with pytest.raises(BackendError, match=r"refuses a new process: .*(unavailable|new thread)\. .* \(ulimit -u\)"):
+        processes.fork(lambda: None)
 
 
 # --------------------------------------------------------------------------------- when not to fork

@@ -40,7 +40,7 @@ from lightning_hpo.errors import BackendError
 from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Exit, Job
 from lightning_hpo.runtime.filesystems import open_own
-from lightning_hpo.runtime.processes import EXIT_NOT_BEGUN, SCRATCH_VARIABLE, STACK_DUMP_SIGNAL
+from lightning_hpo.runtime.processes import EXIT_NOT_BEGUN, SCRATCH_VARIABLE, STACK_DUMP_SIGNAL, refused
 from lightning_hpo.runtime.script import NO_MAIN_GUARD
 
 _DUMP_TIME_S = 0.2
@@ -163,6 +163,22 @@ class TrialServer:
 
     def _start(self, job: Job, environment: dict[str, str], threads: int | None) -> None:
         attempt = _Attempt(job, _new_scratch(environment.get(process_table.MARK, "")))
+        try:
+            self._launch_ranks(attempt, environment, threads)
+        except (BackendError, OSError) as refusal:
+            for started in attempt.running:
+                _signal_group(started, signal.SIGKILL)
+                self._by_pid.pop(started)
+            attempt.delete_scratch()
+            problem = str(refused(refusal) if isinstance(refusal, OSError) else refusal)
+            ended = Exit(job.trial_id, job.attempt, None, None, problem=problem)
+            self._send(event="exited", **dataclasses.asdict(ended))
+            return
+        self._attempts[attempt.key] = attempt
+        self._send(event="started", trial_id=job.trial_id, attempt=job.attempt, pids=attempt.groups)
+
+    def _launch_ranks(self, attempt: _Attempt, environment: dict[str, str], threads: int | None) -> None:
+        job = attempt.job
         port = str(_free_port()) if job.ranks > 1 else ""
         for rank in range(job.ranks):
             ranks = _rank_environment(rank, job.ranks, port) if job.ranks > 1 else {}
@@ -175,23 +191,10 @@ class TrialServer:
             own = dataclasses.replace(
                 job, rank=rank, environment={**environment, **ranks, **identity, **job.environment}
             )
-            try:
-                pid = self._launch(own, threads)
-            except BackendError as problem:
-                for started in attempt.running:
-                    _signal_group(started, signal.SIGKILL)
-                    self._by_pid.pop(started)
-                attempt.delete_scratch()
-                self._send(
-                    event="exited",
-                    **dataclasses.asdict(Exit(job.trial_id, job.attempt, None, None, problem=str(problem))),
-                )
-                return
+            pid = self._launch(own, threads)
             attempt.groups.append(pid)
             attempt.running.add(pid)
             self._by_pid[pid] = attempt
-        self._attempts[attempt.key] = attempt
-        self._send(event="started", trial_id=job.trial_id, attempt=job.attempt, pids=attempt.groups)
 
     def _stop(self, attempt: _Attempt, grace_s: float) -> None:
         now = time.monotonic()
