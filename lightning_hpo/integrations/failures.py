@@ -19,6 +19,9 @@ from lightning_hpo.core.trial import TrialStatus
 from lightning_hpo.errors import AllFailed, ExecutionError, TrialError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_FILES = (errno.EMFILE, errno.ENFILE)
+_FORKING = ("_launch", "_execute_child")
+"""Functions of ``multiprocessing`` and ``subprocess`` that start processes."""
 _LOADING_WORKER = re.compile(r"DataLoader worker \(pid")
 _CPU_ALLOCATION = re.compile(r"DefaultCPUAllocator|can't allocate memory|not enough memory")
 _GPU_ADVICE = (
@@ -55,6 +58,13 @@ def judge(error: BaseException) -> tuple[Outcome, str]:
             _is_loss_of_loading_process,
             causes,
             f"A process that loads data was killed (out of memory?). {_MEMORY_ADVICE.partition('. ')[2]}",
+        ),
+        (
+            Outcome.LOST,
+            _is_out_of_processes,
+            causes,
+            "The system had no process, thread or open file left. Lower hydra.launcher.n_workers or the number of "
+            "processes that load data, or raise the limits (ulimit -u, ulimit -n).",
         ),
         (Outcome.LOST, _is_trouble_of_the_study, causes, ""),
     ):
@@ -124,6 +134,15 @@ def end_by_exit(request: SystemExit) -> None:
 
 def _is_full_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
+def _is_out_of_processes(error: BaseException) -> bool:
+    """The rest is with other processes of the user, of the study or not: there may be some later."""
+    if isinstance(error, BlockingIOError):
+        return any(f.name in _FORKING for f in traceback.extract_tb(error.__traceback__))
+    if isinstance(error, OSError):
+        return error.errno in _NO_FILES
+    return isinstance(error, RuntimeError) and str(error) == "can't start new thread"
 
 
 def _is_trouble_of_the_study(error: BaseException) -> bool:

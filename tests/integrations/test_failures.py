@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +41,9 @@ KILLED_LOADER = (
         (OSError(errno.EDQUOT, "Disk quota exceeded"), Outcome.LOST, "Make room on it"),
         (OSError(errno.ENOENT, "No such file or directory"), Outcome.FAILED, "No such file"),
         (RuntimeError(KILLED_LOADER), Outcome.LOST, "out of memory?"),
+        (RuntimeError("can't start new thread"), Outcome.LOST, "ulimit -u"),
+        (OSError(errno.EMFILE, "Too many open files"), Outcome.LOST, "ulimit -n"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), Outcome.FAILED, "temporarily unavailable"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Outcome.FAILED, "mat1 and mat2"),
         (ChannelError("The launcher is gone. Start the study again."), Outcome.LOST, "Start the study again."),
     ],
@@ -48,6 +54,22 @@ def test_a_trial_whose_surroundings_failed_is_lost_and_one_whose_script_failed_i
     assert says in summary
     assert summary.startswith(type(error).__module__ if "." in summary.split(":")[0] else type(error).__name__)
     assert "\n" not in summary
+
+
+@pytest.mark.parametrize(
+    "start", [lambda: subprocess.run(["true"]), lambda: multiprocessing.get_context("fork").Process().start()]
+)
+def test_so_is_one_for_which_the_system_has_no_process_left(start, monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(subprocess, "_fork_exec", refuse)
+    monkeypatch.setattr(subprocess, "_USE_POSIX_SPAWN", False)
+    with pytest.raises(BlockingIOError) as refused:
+        start()
+    outcome, summary = judge(refused.value)
+    assert outcome is Outcome.LOST and "Lower hydra.launcher.n_workers" in summary
 
 
 def raised(error: BaseException, *, cause: BaseException | None = None, handling: BaseException | None = None):
