@@ -238,6 +238,18 @@ def test_ctrl_c_in_the_terminal_does_not_reach_trials(launch: MakeLauncher) -> N
             assert os.getpgid(pid) != os.getpgid(launcher.process.pid)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("method", METHODS)
+def test_nor_does_it_end_the_server_that_has_just_been_started(
+    launch: MakeLauncher, method: str, number: signal.Signals
+) -> None:
+    launcher = launch(start_method=method)
+    server = launcher.next("made")["server"]
+    os.kill(server, number)
+    launcher.run(0, do="describe")
+    assert server in launcher.processes(), "it has died, and another one has taken its place"
+
+
 # ------------------------------------------------------------------------------------- nothing is left
 
 

@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -359,7 +358,8 @@ class LocalBackend:
             here.close()
             zygote.serve_forked(there, launcher, self._entry, self._preload, self._warm_up, self._uses_gpu)
 
-        pid = processes.fork(child)
+        with processes.signals_held():
+            pid = processes.fork(child)
         there.close()
         return _Server(here, pid, lambda: _reaped(pid))
 
@@ -380,11 +380,7 @@ class LocalBackend:
         try:
             here, there = multiprocessing.Pipe()
             with there:
-                process = subprocess.Popen(
-                    zygote.interpreter("serve_fresh", there.fileno(), os.getpid()),
-                    pass_fds=[there.fileno()],
-                    stdin=subprocess.DEVNULL,
-                )
+                process = zygote.start_fresh(there)
         except OSError as problem:
             raise processes.refused(problem) from problem
         server = _Server(here, process.pid, lambda: process.poll() is not None)

@@ -29,11 +29,7 @@ class TrialHost:
     def __init__(self, setup: bytes) -> None:
         self._connection, there = multiprocessing.Pipe()
         with there:
-            self._server = subprocess.Popen(
-                zygote.interpreter("serve_fresh", there.fileno(), os.getpid()),
-                pass_fds=[there.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+            self._server = zygote.start_fresh(there)
         self._connection.send_bytes(setup)
 
     def place(self) -> dict[str, Any]:

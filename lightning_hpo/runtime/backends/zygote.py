@@ -18,6 +18,7 @@ import multiprocessing.util
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -55,6 +56,21 @@ def serve_forked(
         return
     _tell(connection, event="ready", start_method="fork", reason="the script has imported what trials need")
     _serve_by_fork(connection, launcher, entry)
+
+
+def start_fresh(connection: Connection[Any, Any]) -> subprocess.Popen[bytes]:
+    """Start a server that is a new interpreter, with its end of the connection.
+
+    What Ctrl-C or a batch system sends to everybody does not end it while it begins: signals wait until it ignores
+    them.
+    """
+    with processes.signals_held():
+        return subprocess.Popen(
+            interpreter("serve_fresh", connection.fileno(), os.getpid()),
+            pass_fds=[connection.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def serve_fresh(fd: int, launcher: int) -> NoReturn:
@@ -173,10 +189,12 @@ def _spawn(setup: bytes, job: Job, threads: int | None) -> int:
 
 
 def _become_server() -> None:
-    os.setsid()
+    with contextlib.suppress(PermissionError):  # a new interpreter has its session already
+        os.setsid()
     for number in _IGNORED:
         # They are meant for the launcher, which tells the server what to do about them.
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     process_table.adopt_orphans()
 
 
