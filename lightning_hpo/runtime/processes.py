@@ -120,13 +120,22 @@ def refused(problem: BaseException) -> BackendError:
     )
 
 
+def hold_signals() -> set[int]:
+    """Let signals wait from now on, in this thread and in children that are forked here until :func:`reset_signals`.
+
+    Returns:
+        What waited before.
+    """
+    return signal.pthread_sigmask(signal.SIG_BLOCK, _INHERITED_SIGNALS)
+
+
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Signals wait meanwhile, in this thread and in children that are forked here until :func:`reset_signals`.
+    """Signals wait meanwhile, see :func:`hold_signals`.
 
     A signal sent to a child that still has its parent's dispositions would be lost.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INHERITED_SIGNALS)
+    before = hold_signals()
     try:
         yield
     finally:

@@ -133,7 +133,8 @@ class ProcessHost:
     """A searcher in its own process.
 
     The process may fit a model for minutes and read nothing meanwhile. No method waits for it, but :meth:`recommend`
-    and :meth:`close`, as long as they say.
+    and :meth:`close`, as long as they say. Signals by which a batch system ends everybody are held there: at the end
+    the launcher wants a recommendation, and then closes the connection.
 
     Create it before the launcher has threads, if ``serve`` is given: the process is forked then.
 
@@ -380,21 +381,23 @@ def _forked(serve: Callable[[socket.socket], None], ours: socket.socket, theirs:
         processes.forget_parent()
         processes.limit_threads(_threads())
         ours.close()
+        processes.hold_signals()
         serve(theirs)
 
     return _Fork(processes.fork(child))
 
 
 def _spawned(module: str, theirs: socket.socket, output: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", module, str(theirs.fileno())],
-        pass_fds=(theirs.fileno(),),
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(_threads())},
-    )
+    with processes.signals_held():  # the program inherits that
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(_threads())},
+        )
 
 
 def _threads() -> int:

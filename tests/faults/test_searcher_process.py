@@ -141,6 +141,22 @@ def test_it_begins_when_it_has_looked_at_the_options_not_earlier(begin, method):
     assert host.poll() is None and host.has_begun and not host.is_busy
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("method", [serve, None], ids=["fork", "interpreter"])
+def test_a_batch_system_that_ends_everybody_leaves_it_to_the_launcher_to_end_it(begin, method, number):
+    before = set(children())
+    host = begin(method)
+    (pid,) = set(children()) - before
+    if method is serve:  # else while it begins
+        host.ask(REQUEST)
+        answer(host)
+    os.kill(pid, number)
+    host.ask(REQUEST)
+    assert answer(host).suggestion is not None
+    host.close()
+    assert host._process.poll() == 0
+
+
 def test_a_process_that_is_killed_is_told_apart_from_one_that_thinks(begin):
     before = set(children())
     host = begin(hang)
