@@ -28,7 +28,11 @@ def processes() -> Iterator[ProcessInfo]:
 
     One whose first thread has ended and another has not yet is called a zombie by the system too. It runs, and what it
     has started is still its own: who takes it for gone finds its children neither as orphans nor through it.
+
+    None at all in a container that has kept the ``/proc`` of the machine: there other processes have these numbers.
     """
+    if os.readlink("/proc/self") != str(os.getpid()):
+        return
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from lightning_hpo.runtime import process_table
 
 # One thread alone: a signal to a process may be taken by any of its threads that does not block it.
@@ -44,6 +46,12 @@ def test_a_process_whose_first_thread_has_ended_still_runs() -> None:
         process.stdin.write("\n")
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert process.pid not in {pid for pid, _, _ in process_table.processes()}
+
+
+def test_the_processes_of_another_container_are_taken_for_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their numbers are not those by which signals are sent here: who is killed would be somebody else."""
+    monkeypatch.setattr(os, "getpid", lambda: 1 << 22)  # as ``unshare --pid`` has it without ``--mount-proc``
+    assert list(process_table.processes()) == []
 
 
 def test_a_signal_is_pending_until_it_is_delivered() -> None:
