@@ -164,7 +164,7 @@ class Lock:
 
     Raises:
         StudyLocked: if somebody holds it.
-        StudyError: if the folder cannot be written.
+        StudyError: if the folder cannot be written, or its file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -174,8 +174,14 @@ class Lock:
             raise unwritable(folder, problem) from problem
         try:
             self._acquire(folder)
-        except BaseException:
+        except BaseException as problem:
             os.close(self._fd)
+            if isinstance(problem, OSError):
+                raise StudyError(
+                    f"The file system of the study folder {folder} has no locks ({problem.strerror}), so nothing would "
+                    "keep two launchers apart. Mount it with locks (flock), or choose a folder on another one "
+                    "(hydra.sweep.dir)."
+                ) from problem
             raise
         self._release = weakref.finalize(self, _unlock, self._fd, os.getpid())
         self._release.atexit = False  # a process that was forked from this one may still write
@@ -214,15 +220,21 @@ class Lock:
                 return _holder(fd)
             fcntl.flock(fd, fcntl.LOCK_UN)  # as in _unlock
             return None
+        except OSError:  # where there are no locks, nobody can hold one
+            return None
         finally:
             os.close(fd)
 
 
 def _flock(fd: int, kind: int) -> bool:
-    """Take a lock if it can be had at once."""
+    """Take a lock if it can be had at once.
+
+    Raises:
+        OSError: if the file system has no locks.
+    """
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True
 

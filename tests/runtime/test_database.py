@@ -144,6 +144,20 @@ def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path: Path, mon
     Lock(tmp_path).release()
 
 
+def test_a_file_system_without_locks_is_named_and_not_taken_for_another_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    Lock(tmp_path).release()
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(StudyError, match=r"has no locks \(No locks available\).* \(hydra\.sweep\.dir\)\.$") as refused:
+        Lock(tmp_path)
+    assert not isinstance(refused.value, StudyLocked)
+    assert Lock.holder(tmp_path) is None
+
+
 @contextlib.contextmanager
 def looked_at(folder: Path) -> Iterator[None]:
     """Somebody has just found that nobody works on the study, and not let go of the lock yet."""
