@@ -31,7 +31,7 @@ from lightning_hpo.report.writing import write_atomically
 from lightning_hpo.runtime.backends.base import Backend, Entry
 from lightning_hpo.runtime.backends.local import DEFAULT_PRELOAD, LocalBackend
 from lightning_hpo.runtime.backends.ray import RayBackend
-from lightning_hpo.runtime.channel_server import ChannelServer
+from lightning_hpo.runtime.channel_server import ChannelServer, refuse_too_many_trials
 from lightning_hpo.runtime.checkpoint_store import CheckpointStore, recorded_checkpoints
 from lightning_hpo.runtime.coordinator import Coordinator, JobFactory, RunResult
 from lightning_hpo.runtime.filesystems import network_filesystem, shortage
@@ -133,6 +133,7 @@ def _run(
         # Processes are forked before there are threads, sockets or databases, which do not survive a fork.
         backend = _backend(setup)
         closing.callback(backend.close)
+        refuse_too_many_trials(backend.capacity)
         study_options = options.study_options(seed, backend.capacity, setup.max_t)
         process = _searcher_process(setup.folder, study_options, backend)
         if process is not None:

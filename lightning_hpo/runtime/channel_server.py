@@ -48,6 +48,8 @@ MAX_UNIX_PATH_BYTES = 100
 """Portable limit of ``sun_path``, 104 bytes on some systems with the closing zero."""
 
 _READ_BYTES = 1 << 16
+_OWN_FILES = 32
+"""What the launcher opens besides: the study, the backend, the searcher, the script's own."""
 
 
 class ClientConnection:
@@ -406,6 +408,21 @@ def _refuse_every_interface(interface: str) -> None:
         raise ChannelError(
             f"{interface!r} is not one network interface but all of them. "
             "Name the address at which the nodes of the cluster reach this one."
+        )
+
+
+def refuse_too_many_trials(n_workers: int) -> None:
+    """
+    Raises:
+        ChannelError: if this process may not open a connection to each of so many trials: they would wait for ever.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if n_workers > MAX_CLIENTS:
+        raise ChannelError(f"{n_workers} trials at a time are too many. Lower n_workers, to {MAX_CLIENTS} at most.")
+    if n_workers > _most_clients() or (limit != resource.RLIM_INFINITY and n_workers + _OWN_FILES > limit):
+        raise ChannelError(
+            f"The launcher may open {limit} files, too few for {n_workers} trials at a time, each with a connection. "
+            f"Raise the limit (ulimit -n {2 * n_workers + _OWN_FILES}), or lower n_workers."
         )
 
 

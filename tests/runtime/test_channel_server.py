@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from lightning_hpo.errors import ChannelError
 from lightning_hpo.runtime import channel_server
-from lightning_hpo.runtime.channel_server import ChannelServer
+from lightning_hpo.runtime.channel_server import ChannelServer, refuse_too_many_trials
 from lightning_hpo.runtime.messages import Answer, Message, Report, encode
 from lightning_hpo.runtime.wire import MAX_MESSAGE_BYTES, frame, read_frame
 from tests.runtime.talking import WELCOME, Loop, admitted_at, polite, trial_of
@@ -259,3 +260,20 @@ def test_the_launcher_keeps_half_of_its_files_for_other_things(monkeypatch: pyte
     for limit, most in ((256, 128), (1 << 20, 1024), (channel_server.resource.RLIM_INFINITY, 1024)):
         monkeypatch.setattr(channel_server.resource, "getrlimit", lambda _, limit=limit: (limit, limit))
         assert channel_server._most_clients() == most
+
+
+@pytest.mark.parametrize(
+    ("limit", "n_workers", "fits"),
+    [(1024, 512, True), (1024, 513, False), (64, 32, True), (24, 2, False), (1 << 20, 1024, True), (-1, 1025, False)],
+)
+def test_more_trials_than_it_can_be_connected_to_are_refused_before_they_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch, limit: int, n_workers: int, fits: bool
+) -> None:
+    monkeypatch.setattr(channel_server.resource, "getrlimit", lambda _: (limit, limit))
+    told = (
+        contextlib.nullcontext()
+        if fits
+        else pytest.raises(ChannelError, match=rf"{n_workers} trials at a time.* n_workers")
+    )
+    with told:
+        refuse_too_many_trials(n_workers)
