@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
+"""By which a batch system can be asked to tell everybody, long before the end, that it is near."""
 TERM_LIMIT_S = 30.0
-"""After SIGTERM or SIGHUP: time for running trials to pause before they are killed."""
+"""After SIGTERM and the like: time for running trials to pause before they are killed."""
 
 
 class Interrupts:
@@ -81,21 +83,19 @@ class Interrupts:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Ctrl-C interrupts; SIGTERM and SIGHUP do so with a time limit. Only in the main thread.
+        """Ctrl-C interrupts; SIGTERM, SIGHUP and :data:`NOTICES` do so with a time limit. Only in the main thread.
 
-        A SIGHUP that is ignored, as under ``nohup``, stays so.
+        A SIGHUP that is ignored, as under ``nohup``, stays so, and notices that the script uses are left to it.
         """
 
-        def on_interrupt(number: int, frame: FrameType | None) -> None:
-            self.interrupt()
-
-        def on_terminate(number: int, frame: FrameType | None) -> None:
-            self.interrupt(TERM_LIMIT_S, signal.Signals(number))
-
         handlers: dict[signal.Signals, Any] = {}
-        wanted = {signal.SIGINT: on_interrupt, signal.SIGTERM: on_terminate, signal.SIGHUP: on_terminate}
+        wanted = {signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_notice, signal.SIGHUP: self._on_notice}
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             del wanted[signal.SIGHUP]
+        for number in NOTICES:
+            present = signal.getsignal(number)
+            if present is signal.SIG_DFL or isinstance(getattr(present, "__self__", None), Interrupts):
+                wanted[number] = self._on_notice
         try:
             for number, handler in wanted.items():
                 handlers[number] = signal.signal(number, handler)
@@ -106,3 +106,9 @@ class Interrupts:
         finally:
             for number, previous in handlers.items():
                 signal.signal(number, previous)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupt()
+
+    def _on_notice(self, number: int, frame: FrameType | None) -> None:
+        self.interrupt(TERM_LIMIT_S, signal.Signals(number))

@@ -32,6 +32,7 @@ from lightning_hpo.errors import BackendError, ChannelError, TrialInterrupted
 from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Entry, Job
 from lightning_hpo.runtime.filesystems import open_own
+from lightning_hpo.runtime.interrupts import NOTICES
 
 STACK_DUMP_SIGNAL = signal.SIGURG
 """Makes a trial write the stacks of its threads to its log. A signal that does nothing in a process which has not
@@ -221,6 +222,8 @@ def become_trial(job: Job, threads: int | None, server: int) -> None:
     process_table.adopt_orphans()
     faulthandler.enable()
     faulthandler.register(STACK_DUMP_SIGNAL, all_threads=True)
+    for number in NOTICES:  # the launcher hears them too, and lets the trial pause
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(server,), name="parent-watch", daemon=True).start()
     if any(name.startswith("SLURM_") for name in os.environ):
         # Otherwise Lightning takes the trial for a task that SLURM started, and the ranks for tasks it must find.

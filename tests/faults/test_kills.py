@@ -186,11 +186,14 @@ def test_sigterm_to_a_trial_does_not_make_it_complete(killed_study, gate):
     assert "SIGTERM" in (ends[0].error or "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_notice_to_the_launcher_pauses_what_runs(killed_study, gate, number):
+@pytest.mark.parametrize(
+    ("number", "to_everybody"), [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGUSR1, True)]
+)
+def test_a_notice_to_the_launcher_pauses_what_runs(killed_study, gate, number, to_everybody):
     killed_study.ensure_launched()
     killed_study.wait_for(lambda: gate.waiting() == {0, 1}, "two trials are in the middle of their training")
-    os.kill(killed_study.running.pid, number)
+    for pid in killed_study.processes() if to_everybody else [killed_study.running.pid]:
+        os.kill(pid, number)
     killed_study.wait_for(lambda: "Pausing 2 running trials" in killed_study.running.output, "it has noticed")
     gate.open()
     killed_study.wait_for(lambda: killed_study.running.poll() is not None, "the launcher ends")

@@ -52,16 +52,32 @@ def test_the_second_one_is_urgent(interrupts: Interrupts) -> None:
     assert interrupts.is_urgent
 
 
-def test_sigterm_is_urgent_when_its_time_is_over_and_is_named(interrupts: Interrupts, clock: Clock) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with interrupts.listening():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert (interrupts.count, interrupts.by) == (1, signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_notice_is_urgent_when_its_time_is_over_and_is_named(
+    interrupts: Interrupts, clock: Clock, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    after_the_run = Interrupts(clock)
+    with after_the_run.listening(), interrupts.listening():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+    assert (interrupts.count, interrupts.by, after_the_run.count) == (1, number, 0)
+    after_the_run.close()
     clock.now += TERM_LIMIT_S
     assert not interrupts.is_urgent
     clock.now += 0.1
     assert interrupts.is_urgent
+
+
+def test_a_signal_that_the_script_uses_itself_is_left_to_it(interrupts: Interrupts) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        with interrupts.listening():
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1] and interrupts.count == 0
 
 
 def test_what_no_trial_can_bring_about_is_not_waited_for_longer_after_ctrl_c(
