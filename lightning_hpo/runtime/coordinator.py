@@ -478,8 +478,8 @@ class Coordinator:
             first, error = self._state.repeated_error
             log = self._folders.of(self._state.trials[first]) / "trial.log"
             self._problem = RepeatedFailure(
-                f"One trial after the other failed with the same error, and none reported in between: {error}. "
-                f"The whole traceback is in {log}. Correct its cause and start again."
+                "One trial after the other failed with the same error, and none reported in between: "
+                f"{error.rstrip('. ')}. The whole traceback is in {log}. Correct its cause and start again."
             )
 
     # ----------------------------------------------------------------------------------------- work
