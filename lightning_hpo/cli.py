@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         options.run(options)
-        sys.stdout.flush()
+        print(end="", flush=True)  # also if there is no standard output
         return 0
     except HpoError as problem:
         print(f"lightning-hpo: {problem}", file=sys.stderr)
@@ -210,7 +211,8 @@ def _declare_export(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("FORMAT", "FILE"),
         required=True,
-        help=f"the format ({', '.join(KINDS)}) and the file to write; optuna writes an SQLite storage",
+        help=f"the format ({', '.join(KINDS)}) and the file to write, or - for standard output; "
+        "optuna writes an SQLite storage",
     )
 
 
@@ -221,8 +223,15 @@ def _export(options: argparse.Namespace) -> None:
     kind, target = options.to
     if kind not in KINDS:
         raise OptionError(f"{kind!r} is no format.{did_you_mean(kind, KINDS)} Use one of: {', '.join(KINDS)}.")
-    export(_folder(options), kind, Path(target))
-    print(target)
+    if target != "-":
+        export(_folder(options), kind, Path(target))
+        print(target)
+        return
+    with tempfile.TemporaryDirectory(prefix="lhpo-") as scratch:
+        content = Path(scratch) / "content"
+        export(_folder(options), kind, content)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content.read_bytes())
 
 
 def _declare_report(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -264,6 +265,23 @@ def test_export_writes_the_file_and_says_where(folder: Path, capsys: Output, tmp
     assert main(["export", str(folder), "--to", "csv", str(tmp_path / "r.csv")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'r.csv'}\n"
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 1 + 5
+
+
+def test_export_to_standard_output_writes_nothing_else(folder: Path, tmp_path: Path):
+    assert main(["export", str(folder), "--to", "csv", str(tmp_path / "r.csv")]) == 0
+    command = [sys.executable, "-m", "lightning_hpo.cli", "export", str(folder), "--to", "csv", "-"]
+    with open(tmp_path / "all", "w") as file:
+        file.write("before\n")
+        file.flush()
+        subprocess.run(command, stdout=file, check=True, cwd=tmp_path)
+    assert (tmp_path / "all").read_bytes() == b"before\n" + (tmp_path / "r.csv").read_bytes()
+    assert not (tmp_path / "-").exists()
+
+
+def test_a_command_needs_no_standard_output(folder: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "lightning_hpo.cli", "report", str(folder), "--output", str(tmp_path / "page")]
+    done = subprocess.run(f"exec {shlex.join(command)} >&-", shell=True, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"") and (tmp_path / "page").exists()
 
 
 def test_export_knows_its_formats(folder: Path, capsys: Output):
