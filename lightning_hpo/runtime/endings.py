@@ -101,18 +101,12 @@ class Endings:
         if self._interrupts.count and not self._is_interrupted:
             self._is_interrupted = True
             stuck = f" {len(self._without_room)} wait for room on the disk, for {TERM_LIMIT_S:.0f} s at most."
-            self._say(
-                f"Pausing {len(self._running())} running trials at their next report."
-                f"{stuck if self._without_room else ''} Press Ctrl-C again to stop now."
-            )
+            self._say(f"{self._told_to_pause()}{stuck if self._without_room else ''} Press Ctrl-C again to stop now.")
             self._ask_to_pause("the study was interrupted")
         if finish is not None and problem is None and self._ended_at is None:
             self._ended_at, self._asked_at = self._clock(), now
             if self._running() and not self._is_interrupted:
-                self._say(
-                    f"The study ends: {finish}. Pausing {len(self._running())} running trials at their next report. "
-                    "Press Ctrl-C twice to stop now."
-                )
+                self._say(f"The study ends: {finish}. {self._told_to_pause()} Press Ctrl-C twice to stop now.")
                 self._ask_to_pause(f"the study ended: {finish}")
         for attempt in self._attempts.values():
             why = None if attempt.is_sent_away else self._reason_to_end(attempt, now, finish, problem)
@@ -151,6 +145,12 @@ class Endings:
 
     def _running(self) -> list[Attempt]:
         return [a for a in self._attempts.values() if self._status(a) is TrialStatus.RUNNING]
+
+    def _told_to_pause(self) -> str:
+        number = len(self._running())
+        if number == 1:
+            return "Pausing the running trial at its next report."
+        return f"Pausing {number} running trials at their next report." if number else "No trial is in training."
 
     def _ask_to_pause(self, why: str) -> None:
         for attempt in self._running():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_hpo.core.events import AttemptEnded, CheckpointSaved, Outcome
-from tests.faults.virtual import Process
+from tests.faults.virtual import Faults, Process
 from tests.runtime.test_coordinator import Recorded
 
 HUNG = "(epoch_timeout)"
@@ -66,3 +66,12 @@ def test_what_never_ends_is_given_up(what: str, after: int):
     (ended,) = hung(made)
     assert (ended.trial_id, ended.outcome) == (stuck[0], Outcome.LOST)
     assert ended.error == f"no report for {after} s (epoch_timeout)"
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "told"), [(2, "Pausing 2 running trials at their next"), (1, "Pausing the running trial at its next")]
+)
+def test_how_many_are_paused_is_said(n_workers: int, told: str):
+    made = Recorded(Faults(interrupts_at=(4.0,)), algorithm="random", type=None, n_workers=n_workers, n_trials=4)
+    made.run()
+    assert made.said[0].startswith(told)
