@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +75,23 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def descendants(pids: Iterable[int]) -> set[int]:
+    """What these processes have started, what that has started, and so on, as far as it runs.
+
+    A process that has lost its parent counts as its next ancestor's that adopts orphans, see :func:`adopt_orphans`.
+    """
+    children: dict[int, list[int]] = {}
+    for process in processes():
+        children.setdefault(process.parent, []).append(process.pid)
+    found: set[int] = set()
+    unseen = list(pids)
+    while unseen:
+        new = set(children.get(unseen.pop(), ())) - found
+        found |= new
+        unseen += new
+    return found
+
+
 def kill(pids: Collection[int]) -> None:
     """SIGKILL to each that still exists."""
     for pid in pids:
@@ -86,7 +103,8 @@ def kill_marked(word: str) -> None:
     """Kill every program that was started with this mark, wherever it went, except the caller.
 
     A process that left its session and lost its parents can be found in no other way. One that was merely forked is
-    not found: its environment, as the system knows it, is that of an ancestor.
+    not found: its environment, as the system knows it, is that of an ancestor. :func:`descendants` has it as long as
+    an ancestor that adopts orphans lives.
     """
     for _ in range(_ROUNDS):  # they may start others while they are looked for
         found = [p.pid for p in processes() if p.pid != os.getpid() and f"{MARK}={word}" in environment_of(p.pid)]

@@ -352,6 +352,7 @@ def _watch(parent: int) -> None:
     """Kill this process, its group and what has left it once the process that started it is gone."""
     while os.getppid() == parent:
         time.sleep(_WATCH_PERIOD_S)
+    process_table.kill(process_table.descendants([os.getpid()]))
     word = os.environ.get(process_table.MARK)
     if word:
         process_table.kill_marked(word)

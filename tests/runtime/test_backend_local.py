@@ -298,10 +298,11 @@ def test_a_trial_that_can_have_no_log_is_told_apart_from_one_whose_script_fails(
     assert ended["problem"] == "its trial.log cannot be written: File exists"
 
 
-def test_trials_die_with_the_server_and_the_next_trial_runs(launch: MakeLauncher) -> None:
+@pytest.mark.parametrize("do", ["leave_processes", "leave_a_forked_daemon"])
+def test_trials_die_with_the_server_and_the_next_trial_runs(launch: MakeLauncher, do: str) -> None:
     launcher = launch()
     server = launcher.next("made")["server"]
-    folder = launcher.start(0, do="leave_processes", seconds=120)
+    folder = launcher.start(0, do=do, seconds=120)
     wait_until((folder / "runs").exists)
     os.kill(server, signal.SIGKILL)
     ended = launcher.next("Exit", timeout_s=5)
@@ -314,10 +315,11 @@ def test_trials_die_with_the_server_and_the_next_trial_runs(launch: MakeLauncher
     assert (state["free"], state["method"]) == (2, "forkserver")
 
 
-def test_nothing_is_left_when_launcher_and_server_are_killed_together(launch: MakeLauncher) -> None:
+@pytest.mark.parametrize("do", ["leave_processes", "leave_a_forked_daemon"])
+def test_nothing_is_left_when_launcher_and_server_are_killed_together(launch: MakeLauncher, do: str) -> None:
     launcher = launch()
     server = launcher.next("made")["server"]
-    folder = launcher.start(0, do="leave_processes", seconds=120)
+    folder = launcher.start(0, do=do, seconds=120)
     wait_until((folder / "runs").exists)
     os.kill(launcher.process.pid, signal.SIGSTOP)  # so that it cannot clean up after the server
     os.kill(server, signal.SIGKILL)

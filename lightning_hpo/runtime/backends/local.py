@@ -289,13 +289,16 @@ class LocalBackend:
 
     def _kill_all(self) -> None:
         """Without a server: kill the groups of all trials that are known, and what has left them."""
+        left = process_table.descendants(pid for running in self._running.values() for pid in running.pids)
         for running in self._running.values():
             for pid in running.pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
+        process_table.kill(left)
         for running in self._running.values():
             for pid in running.pids:
                 _wait_for(functools.partial(_group_is_gone, pid), 1.0)
+        _wait_for(lambda: left.isdisjoint(p.pid for p in process_table.processes()), 1.0)
         process_table.kill_marked(self._mark)
 
     # ---- bookkeeping
