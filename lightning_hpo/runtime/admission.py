@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from lightning_hpo.runtime.processes import refused
 from lightning_hpo.runtime.wire import RESPONSE_BYTES, LauncherHandshake, Refused
 
 MAX_STRANGERS = 64
@@ -41,6 +42,9 @@ class Admission:
         key: the study's key.
         timeout_s: for a whole handshake.
         admit: called in the thread with the connection of everybody who knows the key; it does not block.
+
+    Raises:
+        BackendError: if the system refuses the thread.
     """
 
     def __init__(
@@ -58,7 +62,10 @@ class Admission:
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._closing, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="lightning-hpo-admission", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as problem:
+            raise refused(problem) from problem
 
     def close(self) -> None:
         """Turn everybody away."""

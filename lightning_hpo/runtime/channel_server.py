@@ -186,6 +186,7 @@ class ChannelServer:
 
     Raises:
         ChannelError: if the server cannot listen.
+        BackendError: if the system refuses the thread that lets trials in.
     """
 
     def __init__(

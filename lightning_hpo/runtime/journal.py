@@ -328,9 +328,14 @@ class Backups:
         problem, self._problem = self._problem, None
         if self._clock() >= self._due and len(self._journal) > self._copied:
             self._due = self._clock() + self._every_s
-            self._copied = len(self._journal)
-            self._thread = threading.Thread(target=self._copy, name="journal-backup", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._copy, name="journal-backup", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as refusal:
+                return StudyError(
+                    f"No backup of the study was made: {refusal}. Raise the limit of processes (ulimit -u)."
+                )
+            self._thread, self._copied = thread, len(self._journal)
         return problem
 
     def _copy(self) -> None:

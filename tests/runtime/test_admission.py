@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_hpo.errors import BackendError
 from lightning_hpo.runtime import admission, wire
 from lightning_hpo.runtime.channel_server import ChannelServer
 from lightning_hpo.runtime.wire import GREETING_BYTES, RESPONSE_BYTES
@@ -42,6 +43,15 @@ def is_turned_away(stranger: socket.socket, within_s: float = 20.0) -> bool:
         return False
     assert len(heard) <= GREETING_BYTES
     return True
+
+
+def test_a_system_that_has_no_thread_for_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    with pytest.raises(BackendError, match=r"can't start new thread\. .* \(ulimit -u\)"):
+        ChannelServer(tmp_path)
 
 
 def test_silent_strangers_do_not_stall_the_launcher(tmp_path: Path) -> None:

@@ -458,6 +458,22 @@ class TestBackup:
             backups.tick()
             assert backup_size(tmp_path, backups) == 6
 
+    def test_waits_for_the_next_time_if_the_system_has_no_thread_left(self, tmp_path, monkeypatch):
+        def refuse(thread):
+            raise RuntimeError("can't start new thread")
+
+        now = 0.0
+        with Journal.create(tmp_path, HEADER) as journal:
+            backups = Backups(journal, every_s=600.0, clock=lambda: now)
+            journal.append(EVENTS)
+            now = 600.0
+            with monkeypatch.context() as full:
+                full.setattr("threading.Thread.start", refuse)
+                assert "new thread. Raise the limit" in str(backups.tick())
+                assert backups.tick() is None and not backup_size(tmp_path, backups)
+            now = 1200.0
+            assert backups.tick() is None and backup_size(tmp_path, backups) == 3
+
 
 def backup_size(folder: Path, backups: Backups) -> int:
     backups.wait()
