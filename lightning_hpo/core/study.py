@@ -79,8 +79,8 @@ class StudyState(Dispatcher):
         """Take in a fact; returns what is to be done about it.
 
         A :class:`WorkerReady` that is answered by :class:`Idle` or :class:`Finish` need not be kept: no time has passed
-        by it. Every other
-        event that does not raise must be, in this order, for the study to be the same when they are fed again.
+        by it. Every other event that does not raise must be, in this order, for the study to be the same when they are
+        fed again.
 
         Raises:
             ReportError: if the event speaks of a trial or an attempt that does not exist, or is a report that no trial

@@ -73,6 +73,8 @@ _LONGEST_TURN_S = 2.0
 """Of a turn that took longer, only this counts against the trials: the launcher was not there to listen."""
 _BACKUP_EVERY_S = 600.0
 """Between two copies of the journal."""
+_REFUSED_S = 10.0
+"""After the system has refused a trial its process, nothing is started for so long, unless a trial ends before."""
 _MOST_DRAINS = 100
 """Looks at what a process left in its socket; each takes as much as a socket usually holds."""
 
@@ -182,6 +184,8 @@ class Coordinator:
         """A clock that stands still while the launcher cannot listen: frozen, suspended, or waiting for the disk."""
         self._batch = _Batch()
         self._attempts: dict[int, Attempt] = {}
+        self._start_again_at = -math.inf
+        """When a trial may be started again, on the clock."""
         self._starting = 0
         """Jobs decided on in this turn; the backend does not count them yet."""
         self._finish: str | None = None
@@ -470,6 +474,11 @@ class Coordinator:
         self._room.not_wanted(end.trial_id)
         log = self._folders.of(self._state.trials[end.trial_id]) / "trial.log"
         outcome, error = attempt.judge(end, log, self._interrupts.count > 0)
+        self._start_again_at = self._clock() + _REFUSED_S if end.refused else -math.inf
+        if end.refused and outcome is Outcome.LOST and self._attempts:
+            # Those that run have what there is. This one is not to blame, and is tried again as often as need be.
+            outcome = Outcome.INTERRUPTED
+            self._warn(f"{error} The study goes on with what runs.")
         self._handle(AttemptEnded(self._now, end.trial_id, end.attempt, outcome, error))
         if outcome is not Outcome.COMPLETED:
             self._retention.sweep_after(end.trial_id)
@@ -486,6 +495,8 @@ class Coordinator:
 
     def _fill_workers(self) -> None:
         if self._is_ending or self._room.waiting or not self._proposals.has_begun:
+            return
+        if self._clock() < self._start_again_at:
             return
         # The slot for which a suggestion is being computed is taken; others may resume trials meanwhile.
         if self._backend.free_slots > self._starting + self._proposals.is_wanted and self._room.is_lacking():

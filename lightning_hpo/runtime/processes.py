@@ -44,6 +44,9 @@ SCRATCH_VARIABLE = "LIGHTNING_HPO_SCRATCH"
 EXIT_NOT_BEGUN = 75
 """Exit code of a trial's process that has no folder or no log (EX_TEMPFAIL of sysexits.h)."""
 
+EXIT_REFUSED = 71
+"""Exit code of a trial's process that was refused a thread (EX_OSERR of sysexits.h)."""
+
 EXIT_UNHEARD = 76
 """Exit code of a trial that could not tell its launcher how it ended (EX_PROTOCOL of sysexits.h)."""
 
@@ -113,7 +116,7 @@ def fork(child: Callable[[], object]) -> int:
     return result
 
 
-def refused(problem: BaseException) -> BackendError:
+def refused(problem: BaseException | str) -> BackendError:
     """What it means for a user that a process cannot be made."""
     return BackendError(
         f"The system refuses a new process: {problem}. "
@@ -224,7 +227,10 @@ def become_trial(job: Job, threads: int | None, server: int) -> None:
     faulthandler.register(STACK_DUMP_SIGNAL, all_threads=True)
     for number in NOTICES:  # the launcher hears them too, and lets the trial pause
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(server,), name="parent-watch", daemon=True).start()
+    try:
+        threading.Thread(target=_watch, args=(server,), name="parent-watch", daemon=True).start()
+    except RuntimeError:
+        os._exit(EXIT_REFUSED)
     if any(name.startswith("SLURM_") for name in os.environ):
         # Otherwise Lightning takes the trial for a task that SLURM started, and the ranks for tasks it must find.
         os.environ["SLURM_JOB_NAME"] = "interactive"

@@ -38,6 +38,7 @@ from lightning_hpo.errors import (
     StudyError,
     StudyNotFound,
 )
+from lightning_hpo.runtime.backends.base import Exit
 from lightning_hpo.runtime.coordinator import RunResult
 from lightning_hpo.runtime.messages import Answer, Ended, Hello, Problem, Report, Saved, Welcome
 from lightning_hpo.runtime.suggesting import Answered
@@ -631,3 +632,37 @@ def test_late_messages_without_an_answer_get_none(message):
     made.last_coordinator._receive([ghost.client])
     made.last_coordinator._commit()
     assert len(made.replies) == count
+
+
+def with_processes_for(number: int, **options: Any) -> Recorded:
+    """On a machine that has processes for so many trials, fewer than there are workers."""
+    made = Recorded(n_workers=4, n_trials=6, algorithm="random", type=None, **options)
+    start = made.start
+
+    def start_or_refuse(job: Any) -> None:
+        if len(made._processes) < number:
+            start(job)
+        else:
+            why = "The system refuses a new process. Raise the limit of processes."
+            made._happened.append(Exit(job.trial_id, job.attempt, None, None, problem=why, refused=True))
+
+    made.start = start_or_refuse  # type: ignore[method-assign]
+    return made
+
+
+def test_trials_for_which_no_process_is_left_wait_for_those_that_run_and_lose_nothing():
+    made = with_processes_for(2)
+    result = made.run()
+    assert result.problem is None
+    trials = made.durable.trials.values()
+    assert all(t.status is TrialStatus.COMPLETED and t.failures == 0 for t in trials) and len(trials) == 6
+    assert "Raise the limit of processes. The study goes on with what runs." in made.said[0]
+    assert len(made.logged(AttemptStarted)) == 6
+    refused = [e for e in made.logged(AttemptEnded) if e.outcome is Outcome.INTERRUPTED]
+    assert len(refused) < 30, "it was tried all the time"
+
+
+def test_if_there_is_none_at_all_the_study_ends():
+    made = with_processes_for(0)
+    result = made.run()
+    assert isinstance(result.problem, RepeatedFailure) and "refuses a new process" in str(result.problem)

@@ -23,7 +23,7 @@ import pytest
 from lightning_hpo.errors import BackendError, ChannelError, TrialStopped
 from lightning_hpo.runtime import processes
 from lightning_hpo.runtime.backends.base import Job
-from lightning_hpo.runtime.processes import EXIT_UNHEARD
+from lightning_hpo.runtime.processes import EXIT_REFUSED, EXIT_UNHEARD
 
 
 @pytest.fixture
@@ -110,6 +110,17 @@ def test_a_system_that_refuses_a_process_or_its_first_thread_is_named(
     monkeypatch.setattr(call, refuse)
     with pytest.raises(BackendError, match=r"refuses a new process: .*(unavailable|new thread)\. .* \(ulimit -u\)"):
         processes.fork(lambda: None)
+
+
+def test_a_trial_for_which_no_thread_is_left_has_not_begun(job: Job) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def begin() -> None:
+        threading.Thread.start = refuse  # type: ignore[method-assign]
+        processes.become_trial(job, None, os.getppid())
+
+    assert exit_code(begin) == EXIT_REFUSED
 
 
 # --------------------------------------------------------------------------------- when not to fork

@@ -88,6 +88,8 @@ class Exit:
     """CPU time of all ranks and of the children they waited for, seconds."""
     problem: str | None = None
     """Why it could not be started, or how the backend lost it."""
+    refused: bool = False
+    """It has not begun: the system had no process or thread left for it."""
 
     @property
     def description(self) -> str:

@@ -40,7 +40,7 @@ from lightning_hpo.errors import BackendError
 from lightning_hpo.runtime import process_table
 from lightning_hpo.runtime.backends.base import Exit, Job
 from lightning_hpo.runtime.filesystems import open_own
-from lightning_hpo.runtime.processes import EXIT_NOT_BEGUN, SCRATCH_VARIABLE, STACK_DUMP_SIGNAL, refused
+from lightning_hpo.runtime.processes import EXIT_NOT_BEGUN, EXIT_REFUSED, SCRATCH_VARIABLE, STACK_DUMP_SIGNAL, refused
 from lightning_hpo.runtime.script import NO_MAIN_GUARD
 
 _DUMP_TIME_S = 0.2
@@ -171,7 +171,7 @@ class TrialServer:
                 self._by_pid.pop(started)
             attempt.delete_scratch()
             problem = str(refused(refusal) if isinstance(refusal, OSError) else refusal)
-            ended = Exit(job.trial_id, job.attempt, None, None, problem=problem)
+            ended = Exit(job.trial_id, job.attempt, None, None, problem=problem, refused=True)
             self._send(event="exited", **dataclasses.asdict(ended))
             return
         self._attempts[attempt.key] = attempt
@@ -275,17 +275,23 @@ class TrialServer:
         status = attempt.failure or 0
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_NO_MAIN_GUARD:
             self._send(event="failed", message=NO_MAIN_GUARD)
-        has_begun = not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_NOT_BEGUN)
+        exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        problem = None
+        if exit_code == EXIT_NOT_BEGUN:
+            problem = why_no_log(attempt.job)
+        elif exit_code == EXIT_REFUSED:
+            problem = str(refused("no thread is left for it"))
         ended = Exit(
             attempt.job.trial_id,
             attempt.job.attempt,
             attempt.groups[0],
-            exit_code=os.WEXITSTATUS(status) if os.WIFEXITED(status) and has_begun else None,
+            exit_code=None if problem is not None else exit_code,
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
             requested=attempt.requested,
             peak_rss=attempt.peak_rss,
             cpu_s=attempt.cpu_s,
-            problem=None if has_begun else why_no_log(attempt.job),
+            problem=problem,
+            refused=exit_code == EXIT_REFUSED,
         )
         self._send(event="exited", **dataclasses.asdict(ended))
 
