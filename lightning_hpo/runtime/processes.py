@@ -305,6 +305,19 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def fill_standard_files() -> None:
+    """Open what is closed of standard input, output and error, on nothing.
+
+    In a program that was started without them (``<&- >&-``) other files and sockets get their numbers, and are taken
+    for them by whoever is started from here.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+
+
 def redirect_output(path: str) -> None:
     """Append stdout and stderr to a file, at the level of file descriptors: C++ and subprocesses write there too."""
     target = open_own(path, os.O_WRONLY | os.O_APPEND, 0o644)

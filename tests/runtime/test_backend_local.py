@@ -10,6 +10,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -446,6 +447,15 @@ def run_script(
 def test_a_plain_script_is_forked(tmp_path: Path) -> None:
     answer = run_script(tmp_path, "auto")
     assert "START METHOD fork BECAUSE the script has imported what trials need\nEXIT 0" in answer.stdout
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_script_that_was_started_without_standard_input_and_output_trains(tmp_path: Path, method: str) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT.format(top="", bottom=GUARDED + "sweep()"))
+    command = shlex.join([sys.executable, str(path), method, str(tmp_path / "out")])
+    subprocess.run(f"exec {command} <&- >&- 2>&-", shell=True, timeout=60, check=True)
+    assert (tmp_path / "out" / "trial.log").read_text() == "trained\n"
 
 
 def test_a_script_without_main_guard_can_be_forked(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ class LocalBackend:
         study: Path | None = None,
     ) -> None:
         refuse_nested_sweep()
+        processes.fill_standard_files()
         if start_method not in get_args(StartMethod):
             raise OptionError(
                 f"start_method cannot be {start_method!r}.{did_you_mean(str(start_method), get_args(StartMethod))} "
