@@ -449,10 +449,15 @@ def test_a_plain_script_is_forked(tmp_path: Path) -> None:
     assert "START METHOD fork BECAUSE the script has imported what trials need\nEXIT 0" in answer.stdout
 
 
+@pytest.mark.parametrize(
+    "top", ["", "kept = [open(__file__) for _ in range(3)]"], ids=["", "others have their numbers"]
+)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_script_that_was_started_without_standard_input_and_output_trains(tmp_path: Path, method: str) -> None:
+def test_a_script_that_was_started_without_standard_input_and_output_trains(
+    tmp_path: Path, method: str, top: str
+) -> None:
     path = tmp_path / "train.py"
-    path.write_text(SCRIPT.format(top="", bottom=GUARDED + "sweep()"))
+    path.write_text(SCRIPT.format(top=top, bottom=GUARDED + "sweep()"))
     command = shlex.join([sys.executable, str(path), method, str(tmp_path / "out")])
     subprocess.run(f"exec {command} <&- >&- 2>&-", shell=True, timeout=60, check=True)
     assert (tmp_path / "out" / "trial.log").read_text() == "trained\n"

@@ -195,6 +195,7 @@ def _become_server() -> None:
         # They are meant for the launcher, which tells the server what to do about them.
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    processes.fill_standard_files()  # what the launcher has at these numbers may be closed here
     process_table.adopt_orphans()
 
 
