@@ -107,7 +107,10 @@ def _limits(
     configs = [view.configs[trial] if trial != new_trial else best.config for trial in next_level]
     inputs = torch.from_numpy(view.space.encode_many(configs)).to(model.device)
     # What is expected of the trial itself is what is to be found out.
-    across = [_believing(model, options, without=trial).across(inputs[i : i + 1]) for i, trial in enumerate(next_level)]
+    posteriors = (
+        outlook.posterior if trial == new_trial else _believing(model, options, without=trial) for trial in next_level
+    )
+    across = [posterior.across(x[None]) for posterior, x in zip(posteriors, inputs, strict=True)]
     mean, covariance = (torch.cat(parts) for parts in zip(*across, strict=True))
     incumbents = torch.stack([outlook.incumbent(without=trial) for trial in next_level])
     cost = torch.tensor(outlook.levels, dtype=mean.dtype, device=model.device)
