@@ -401,6 +401,13 @@ class TestOnDisk:
         with pytest.raises(StudyMismatch, match="is a preset of the algorithm in this version"):
             create(algorithm="default", searcher={"opt_maxiter": 26}, path=tmp_path / "default")
 
+    def test_a_study_that_went_by_rank_where_the_model_leads_by_now_is_told_how_to_go_on(self, tmp_path):
+        by_rank = {"algorithm": "default", "type": "stopping", "promotion_rule": "rank"}
+        create(**by_rank, path=tmp_path).close()
+        with pytest.raises(StudyMismatch, match="are had by promotion_rule=rank"):
+            create(algorithm="default", type="stopping", path=tmp_path)
+        create(**by_rank, path=tmp_path).close()
+
     def test_the_same_settings_spelled_otherwise_are_the_same(self, tmp_path):
         create(rung_levels=(1, 3), path=tmp_path).close()
         create(rung_levels=[1, 3], stop={}, searcher={}, path=tmp_path).close()

@@ -193,6 +193,7 @@ class Dispatcher(StudyRecord):
             self._initial_used += 1
             return self._start(config, bracket, "initial", "one of the first configurations to evaluate")
         self._wanted = SuggestionWanted(len(self.trials), bracket, self.scheduler.first_milestone(bracket))
+        self.scheduler.asked()
         return self._wanted
 
     def _start(self, config: Config, bracket: int, origin: str, reason: str, aim: int | None = None) -> Start:

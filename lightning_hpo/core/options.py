@@ -235,7 +235,7 @@ class StudyOptions:
             self._check_searcher_led()
         elif self.searcher.model == "gp_rungs":
             raise OptionError(
-                "searcher.model=gp_rungs compares new and paused trials, which promotion by rank does not ask for. "
+                "searcher.model=gp_rungs says which trial goes on, which promotion by rank does not ask for. "
                 "Leave searcher.model out, or set promotion_rule=searcher."
             )
         for name in ("improvement_probability", "delayed_promotion"):
@@ -248,7 +248,7 @@ class StudyOptions:
     def _check_searcher_led(self) -> None:
         if self.searcher_name != "freeze_thaw":
             raise OptionError(
-                f"promotion_rule=searcher needs a searcher that knows paused trials, and that of {self.algorithm} does "
+                f"promotion_rule=searcher needs a searcher that says who goes on, and that of {self.algorithm} does "
                 "not. Set promotion_rule=rank, or choose algorithm=default."
             )
         if self.effective_type not in _LED_TYPES:
@@ -263,8 +263,8 @@ class StudyOptions:
             )
         if (self.brackets or 1) > 1:
             raise OptionError(
-                f"brackets={self.brackets} would do nothing: with promotion_rule=searcher the searcher chooses where "
-                "each trial is judged first. Leave brackets out, or set promotion_rule=rank."
+                f"brackets={self.brackets} would do nothing: with promotion_rule=searcher the first rung judges every "
+                "trial first. Leave brackets out, or set promotion_rule=rank."
             )
 
     def limits(self) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def check_same_study(header: Mapping[str, Any], space: SearchSpace, options: Stu
     hint = ""
     if not can_be_preset.isdisjoint(changed):
         hint = "What you did not set is a preset of the algorithm in this version. "
+        if "promotion_rule" in changed and "algorithm" not in changed:
+            hint += f"Those of the study are had by promotion_rule={old['promotion_rule']}. "
     changes += _changes_of_space(header["space"], space.to_json())
     if changes:
         raise StudyMismatch(

@@ -103,7 +103,8 @@ def _limits(
 ) -> tuple[Limit, ...]:
     """With which values trials are worth more than the best new one, where nothing else competes with it."""
     pending = model.history.pending
-    next_level = dict(zip(pending.trial_ids, pending.resources, strict=True)) | {new_trial: outlook.levels[0]}
+    ahead = {t: r for t, r in zip(pending.trial_ids, pending.resources, strict=True) if r < outlook.levels[-1]}
+    next_level = ahead | {new_trial: outlook.levels[0]}
     configs = [view.configs[trial] if trial != new_trial else best.config for trial in next_level]
     inputs = torch.from_numpy(view.space.encode_many(configs)).to(model.device)
     # What is expected of the trial itself is what is to be found out.
@@ -114,7 +115,11 @@ def _limits(
     mean, covariance = (torch.cat(parts) for parts in zip(*across, strict=True))
     incumbents = torch.stack([outlook.incumbent(without=trial) for trial in next_level])
     cost = torch.tensor(outlook.levels, dtype=mean.dtype, device=model.device)
-    limits = improvement_limits(mean, covariance, outlook.noise, cost, incumbents, best.rate)
+
+    def rate_of_new(best_of_others: Tensor) -> Tensor:
+        return improvement_rates(mean[-1, -1], covariance[-1], outlook.noise, cost, best_of_others)
+
+    limits = improvement_limits(mean, covariance, outlook.noise, cost, incumbents, rate_of_new)
     values = model.normalisation.backward(limits.cpu().numpy())
     return tuple(
         Limit(trial, level, bounded(float(value)))

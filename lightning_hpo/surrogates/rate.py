@@ -17,7 +17,7 @@ for a trial of two stages: the best ratio of expected reward and expected cost o
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,19 +39,19 @@ def improvement_rates(mean: Tensor, covariance: Tensor, noise: Tensor, cost: Ten
     """Improvement per unit of cost, in the units of the targets, ``(B,)``, of trials with the same rungs before them.
 
     Args:
-        mean: ``(B,)`` of the latent value at the last rung.
+        mean: ``(B,)`` of the latent value at the last rung; other batch shapes will do.
         covariance: ``(B, k, k)`` of the latent values at the ``k`` rungs to come.
         noise: ``(k,)`` noise variance of the values there.
         cost: ``(k,)`` of training to each of them, increasing.
         incumbent: ``()`` or ``(B,)`` value that is to be improved on.
     """
     last = covariance.shape[-1] - 1
-    variance = covariance[:, last, last].clamp_min(1e-12)
+    variance = covariance[..., last, last].clamp_min(1e-12)
     gap = incumbent - mean
     nodes, share = _cells(mean.dtype, mean.device)
     rate = _expected_improvement(gap, variance.sqrt()) / cost[last]
     for j in range(last):
-        told = covariance[:, last, j].square() / (covariance[:, j, j] + noise[j])
+        told = covariance[..., last, j].square() / (covariance[..., j, j] + noise[j])
         told = torch.minimum(told, variance * (1.0 - _LEAST_REST))
         expected = gap.unsqueeze(-1) - told.sqrt().unsqueeze(-1) * nodes
         improvement = _expected_improvement(expected, (variance - told).sqrt().unsqueeze(-1))
@@ -62,44 +62,44 @@ def improvement_rates(mean: Tensor, covariance: Tensor, noise: Tensor, cost: Ten
 
 
 def improvement_limits(
-    mean: Tensor, covariance: Tensor, noise: Tensor, cost: Tensor, incumbent: Tensor, rate: float
+    mean: Tensor,
+    covariance: Tensor,
+    noise: Tensor,
+    cost: Tensor,
+    incumbent: Tensor,
+    rival: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The value at each rung but the last with which a trial improves at a given rate from there: ``(B, L - 1)``.
+    """The value at each rung but the last with which a trial improves at the rate of a rival: ``(B, L - 1)``.
 
-    With a lower value the trial improves at a higher rate, with a higher one at a lower rate. Values are looked for
-    within six standard deviations of what is expected at the rung.
+    With a lower value the trial is worth more than the rival, with a higher one less. Where it is expected to be better
+    than all others, both are to improve on the trial itself. Values are looked for within six standard deviations of
+    what is expected at the rung.
 
     Args:
         mean: ``(B, L)`` of the latent values at all rungs.
         covariance: ``(B, L, L)`` of them.
         noise: ``(L,)`` noise variance of the values there.
         cost: ``(L,)`` of training to each rung from the beginning, increasing.
-        incumbent: ``(B,)`` values that are to be improved on, or what the trial itself is expected to reach, if that is
-            better; may be infinite.
-        rate: improvement per unit of cost, in the units of the targets.
+        incumbent: ``(B,)`` values that are to be improved on, of others than the trial; may be infinite.
+        rival: from values that are to be improved on, of any shape, to the rates at which the rival improves on them.
     """
-    n, last = len(mean), mean.shape[-1] - 1
+    last = mean.shape[-1] - 1
     steps = torch.linspace(-_SPAN, _SPAN, _STEPS, dtype=mean.dtype, device=mean.device)
-    limits = mean.new_empty(n, last)
+    limits = mean.new_empty(len(mean), last)
     for j in range(last):
         spread = (covariance[:, j, j] + noise[j]).sqrt()
         told = covariance[:, :, j] / spread.unsqueeze(-1)  # what a standard deviation more there adds to each
-        means = mean[:, last].unsqueeze(-1) + told[:, last].unsqueeze(-1) * steps
-        rest = covariance - told.unsqueeze(-1) * told.unsqueeze(-2)
-        rates = improvement_rates(
-            means.flatten(),
-            rest[:, j + 1 :, j + 1 :].repeat_interleave(_STEPS, 0),
-            noise[j + 1 :],
-            cost[j + 1 :] - cost[j],
-            torch.minimum(means, incumbent.unsqueeze(-1)).flatten(),
-        ).unflatten(0, (n, _STEPS))
+        means = mean[:, last, None] + told[:, last, None] * steps
+        rest = (covariance - told.unsqueeze(-1) * told.unsqueeze(-2))[:, None, j + 1 :, j + 1 :]
+        best = torch.minimum(means, incumbent.unsqueeze(-1))
+        rates = improvement_rates(means, rest, noise[j + 1 :], cost[j + 1 :] - cost[j], best)
+        lead = rates.clamp_min(_LEAST_RATE).log() - rival(best).clamp_min(_LEAST_RATE).log()
         # Between the last step that is good enough, all before it being so, and the next one.
-        passes = (rates >= rate).long().cumprod(-1).sum(-1)
+        passes = (lead >= 0.0).long().cumprod(-1).sum(-1)
         below, above = (passes - 1).clamp_min(0), passes.clamp_max(_STEPS - 1)
-        ends = rates.clamp_min(_LEAST_RATE).log().gather(-1, torch.stack([below, above], -1))
-        share = (ends[:, 0] - math.log(max(rate, _LEAST_RATE))) / (ends[:, 0] - ends[:, 1])
-        at = steps[below] + (steps[above] - steps[below]) * share.nan_to_num(0.0).clamp(0.0, 1.0)
-        limits[:, j] = mean[:, j] + spread * at
+        ends = lead.gather(-1, torch.stack([below, above], -1))
+        share = (ends[:, 0] / (ends[:, 0] - ends[:, 1])).nan_to_num(0.0).clamp(0.0, 1.0)
+        limits[:, j] = mean[:, j] + spread * (steps[below] + (steps[above] - steps[below]) * share)
     return limits
 
 

@@ -89,10 +89,15 @@ def test_hopeless_trials_have_a_rate_of_zero_and_no_nan() -> None:
     assert float(found[0]) == 0.0
 
 
+def rival_of(rate):
+    """One that improves at the same rate whatever is to be improved on."""
+    return lambda best: torch.full_like(best, rate)
+
+
 def limits(covariance, noise, cost, wanted, mean=(0.0, 0.0), incumbent=0.0):
     """Of one trial."""
     numbers = [torch.tensor(t, dtype=torch.float64) for t in ([mean], [covariance], noise, cost, [incumbent])]
-    return improvement_limits(*numbers, wanted)[0].tolist()
+    return improvement_limits(*numbers, rival_of(wanted))[0].tolist()
 
 
 def test_at_its_limit_a_trial_improves_at_the_rate_that_was_asked_for() -> None:
@@ -133,7 +138,7 @@ def test_limits_are_those_of_a_model_that_is_told_the_value(seed: int) -> None:
     incumbent = mean[:, -1] - 0.3 * covariance[:, -1, -1].sqrt()
     start = improvement_rates(mean[:, -1], covariance, noise, cost, incumbent)
     wanted = 0.8 * float(start)
-    found = improvement_limits(mean, covariance, noise, cost, incumbent, wanted)
+    found = improvement_limits(mean, covariance, noise, cost, incumbent, rival_of(wanted))
     span = 6.0 * (covariance.diagonal(dim1=-2, dim2=-1) + noise).sqrt()[:, :-1]
     inside = ((found - mean[:, :-1]).abs() < 0.999 * span)[0]
     for j in inside.nonzero()[:, 0].tolist():
@@ -147,3 +152,17 @@ def test_limits_are_those_of_a_model_that_is_told_the_value(seed: int) -> None:
         )  # fmt: skip
         assert float(rate) == pytest.approx(wanted, rel=0.02)
     assert inside.any()
+
+
+def test_a_value_far_better_than_expected_is_worth_more_than_any_rival_that_has_to_beat_it() -> None:
+    """An equal one that has not begun has its luck before it, and costs an eighth more: what is two deviations better
+    than expected at the first rung is worth more than that, and what is a little worse than expected less."""
+    given = [[1.0, 0.95], [0.95, 1.0]], [0.0, 0.0], [1.0, 9.0]
+    tensors = [torch.tensor(t, dtype=torch.float64) for t in given]
+    both = torch.zeros(1, 2, dtype=torch.float64), tensors[0][None]
+
+    def equal(best):
+        return improvement_rates(both[0][0, -1], both[1][0], tensors[1], tensors[2], best)
+
+    (found,) = improvement_limits(*both, *tensors[1:], torch.zeros(1, dtype=torch.float64), equal)[0].tolist()
+    assert -2.0 < found < 0.0

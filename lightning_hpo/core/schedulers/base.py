@@ -89,6 +89,9 @@ class Scheduler(ABC):
         """The searcher wants this paused trial to go on; None if it cannot (``is_searcher_led``)."""
         raise AssertionError("this scheduler decides itself who goes on")
 
+    def asked(self) -> None:  # noqa: B027 - most schedulers do not care
+        """The searcher was asked for a suggestion; it has not answered yet."""
+
     def follow(self, origin: str, limits: Iterable[Limit]) -> None:  # noqa: B027 - most schedulers do not care
         """Where the last suggestion came from (``model``, ``random``, ...), and what it says of running trials."""
 

@@ -61,7 +61,9 @@ def make_scheduler(options: StudyOptions) -> Scheduler:
         options.delayed_promotion,
     )
     if options.promotion_rule == "searcher":
-        return (SearcherLedStopping if options.effective_type == "stopping" else SearcherLedPromotion)(*common)
+        if options.effective_type == "stopping":
+            return SearcherLedStopping(*common, in_batches=not options.asynchronous)
+        return SearcherLedPromotion(*common)
     if options.effective_type == "pasha":
         return Pasha(*common, mode=options.mode)
     return _HYPERBAND[options.effective_type](*common)

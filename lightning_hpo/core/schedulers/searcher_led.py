@@ -104,8 +104,8 @@ class SearcherLedStopping(_SearcherLed, StoppingAsha):
     """A trial goes on past a rung if its value there is within the limit that the searcher has set for it.
 
     While all that run go on, no worker is free, nothing is suggested, and limits grow old: so what is worse than a
-    trial that went on from the rung since the last suggestion does not go on. Its worker gets a new trial, and those
-    that run get new limits with it.
+    trial that went on from the rung, of which the searcher did not know when it was last asked, does not go on. Its
+    worker gets a new trial, and those that run get new limits with it. Not so in batches, where it would get none.
 
     The rank of a trial within its rung decides, as in :class:`StoppingAsha`, where there is no limit: before the first
     suggestion of a model, if it fails, and for what the searcher did not choose. While new trials are started, no more
@@ -114,22 +114,29 @@ class SearcherLedStopping(_SearcherLed, StoppingAsha):
 
     Args:
         args, options: as for :class:`StoppingAsha`.
+        in_batches: new trials are started in batches.
     """
 
     wants_limits = True
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, in_batches: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._in_batches = in_batches
         self._limits: dict[int, dict[int, float]] = {}
         """Trial -> rung -> the highest value with which it goes on."""
         self._curves: dict[int, dict[int, float]] = {}
         """Finite reports of the trials that run."""
-        self._sent_on: dict[int, float] = {}
-        """Rung -> the lowest value with which a trial went on since the last suggestion."""
+        self._unknown: dict[int, float] = {}
+        """Rung -> the lowest value with which a trial went on, of which the searcher's last answer knows nothing."""
+        self._since_asked: dict[int, float] = {}
+        """The same since the searcher was asked."""
+
+    def asked(self) -> None:
+        self._since_asked = {}
 
     def follow(self, origin: str, limits: Iterable[Limit]) -> None:
         super().follow(origin, limits)
-        self._sent_on.clear()
+        self._unknown = dict(self._since_asked)
         for trial_id, level, value in limits:
             self._limits.setdefault(trial_id, {})[level] = value
 
@@ -160,11 +167,11 @@ class SearcherLedStopping(_SearcherLed, StoppingAsha):
             goes_on, why = self._judge_by_rank(trial_id, rung, value)
         elif settled > limit:
             goes_on, why = False, "promises less than a new trial"
-        elif settled > self._sent_on.get(rung.level, math.inf):
+        elif settled > self._unknown.get(rung.level, math.inf) and not self._in_batches:
             goes_on, why = False, "another has just done better, and its limit is older than that"
         else:
             goes_on, why = True, "promises more than a new trial"
-            self._sent_on[rung.level] = settled
+            self._unknown[rung.level] = self._since_asked[rung.level] = settled
         if goes_on:
             rung.mark_promoted(trial_id)
         return goes_on, why

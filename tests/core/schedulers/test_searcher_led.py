@@ -328,6 +328,24 @@ def test_of_those_that_come_to_a_rung_after_the_same_suggestion_each_is_to_be_be
     assert study.tell(trial, 1, 0.9) is Verdict.CONTINUE
 
 
+def test_what_happened_while_the_model_computed_is_unknown_to_its_answer() -> None:
+    study = stopping()
+    first, second, third = (start_within(study, (1, 1.0)) for _ in range(3))
+    (wanted,) = study.handle(WorkerReady(study.time))
+    assert isinstance(wanted, SuggestionWanted)
+    assert study.tell(first, 1, 0.5) is Verdict.CONTINUE
+    study.handle(Suggested(study.time, wanted.trial_id, {"x": 0.9}, "model", "EI"))
+    assert study.tell(second, 1, 0.6) is Verdict.STOP
+    assert study.tell(third, 1, 0.4) is Verdict.CONTINUE
+
+
+def test_in_batches_nothing_is_stopped_for_a_new_trial_that_would_not_be_started() -> None:
+    study = stopping(asynchronous=False)
+    trials = [start_within(study, (1, 1.0)) for _ in range(4)]
+    for trial, value in zip(trials, (0.5, 0.6, 0.7, 0.8), strict=True):
+        assert study.tell(trial, 1, value) is Verdict.CONTINUE
+
+
 def test_nothing_is_ever_paused_and_a_complete_trial_ends() -> None:
     study = stopping()
     trial = start_within(study, (1, 1.0), (3, 1.0), (9, 1.0))
